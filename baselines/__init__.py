@@ -1,0 +1,1 @@
+"""The baselines, each written as a departure from `cdrl`."""

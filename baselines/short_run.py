@@ -1,0 +1,133 @@
+"""Short-run EBM (Nijkamp et al. 2019): one noise level, and chains that start from uniform noise every time.
+
+    x⁺ = x + δ ε        y ← y + ∇f(y) + ω z   (K times, from uniform(−1, 1))        loss = mean f(ỹ) − f(x⁺)
+
+The energy network is CDRL's, told one constant log-SNR; there is nothing to propose, nothing to tether to, and sampling is the same
+chain as training.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cdrl import langevin, randomness
+from cdrl.conditions import Condition
+from cdrl.errors import UserError
+from cdrl.langevin import Coefficients, Stepper
+from cdrl.learner import Learner, Optimisation
+from cdrl.method import Meters, Method
+from cdrl.networks import EnergyNet, FrozenEnergy
+from cdrl.networks.energy import evaluate
+from cdrl.networks.spectral import iterate_all
+
+
+@dataclass(frozen=True)
+class ShortRunSettings:
+    """The defaults are the published ones.
+
+    Attributes:
+        steps: K.
+        gain: the step's factor on the gradient.
+        step_noise: ω, standard deviation of the noise of a step.
+        data_noise: δ, standard deviation of the noise on the data.
+        energy_weight: factor on the squared energies added to the loss, which keeps their size in bounds (Du & Mordatch 2019); 0 is off.
+    """
+
+    steps: int = 100
+    gain: float = 1.0
+    step_noise: float = 0.01
+    data_noise: float = 0.03
+    energy_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.data_noise <= 0:
+            raise UserError("a short-run chain needs at least one step and positive data_noise")
+
+
+class ShortRun(Method):
+    """See the module's docstring; arguments as in `cdrl.cooperative.Cooperative`."""
+
+    METERS = ("energy_gap", "displacement", "gradient_norm", "energy_grad")
+
+    def __init__(
+        self,
+        energy_net: EnergyNet,
+        settings: ShortRunSettings,
+        optimisation: Optimisation,
+        seed: int = 0,
+        iterations: int = 100_000,
+        stepper: Stepper = langevin.step,
+    ) -> None:
+        self.energy_net, self.settings = energy_net, settings
+        self.learners = {"energy": Learner(energy_net, optimisation)}
+        self.seed, self.iterations, self.stepper = seed, iterations, stepper
+        self.meters = Meters(self.METERS, 1, self.device)
+        self.logsnr = -2.0 * math.log(settings.data_noise)
+        self.shape = (energy_net.channels, energy_net.image_size, energy_net.image_size)
+
+    @property
+    def training_cost(self) -> int:
+        return self.settings.steps + 2
+
+    @property
+    def sampling_cost(self) -> int:
+        return self.settings.steps
+
+    def train_step(self, x0: Tensor, label: Tensor | None, iteration: int) -> None:
+        index = torch.arange(len(x0), device=x0.device)
+        key = randomness.key(self.seed, "train/data", iteration)
+        positive = x0 + self.settings.data_noise * randomness.normal(key, index, self.shape)
+        iterate_all(self.energy_net)
+        start = self._start(randomness.key(self.seed, "train/start", iteration), index)
+        refined = self._chain(self.energy_net, start, index, "train/chain", iteration)
+
+        weights = self.energy_net.weights()
+        context = self.energy_net.context(weights, self._logsnr(2 * len(x0)))
+        values = evaluate(torch.cat((positive, refined.y)), weights, context)
+        gap = values[: len(x0)] - values[len(x0) :]
+        loss = -gap.mean() + self.settings.energy_weight * values.square().mean()
+        norm = self.learners["energy"].descend(loss, iteration, self.iterations)
+        displacement = (refined.y - start).square().mean(dim=(1, 2, 3)).sqrt()
+        gradient = refined.gradient.square().mean(dim=(1, 2, 3)).sqrt()
+        self.meters.add(torch.zeros_like(index), (gap, displacement, gradient, norm.expand(len(x0))))
+
+    @torch.no_grad()
+    def sample(
+        self, n: int, seed: int, condition: Condition | None = None, batch_size: int = 256, first: int = 0
+    ) -> Iterator[Tensor]:
+        if condition is not None:
+            raise UserError("the short-run EBM is unconditional; use a CDRL or DRL run")
+        network = self.learners["energy"].ema.synchronised()
+        assert isinstance(network, EnergyNet)
+        for begin in range(first, n, batch_size):
+            index = torch.arange(begin, min(begin + batch_size, n), device=self.device)
+            start = self._start(randomness.key(seed, "sample/start"), index)
+            yield self._chain(network, start, index, "sample/chain", 0, seed).y.clamp(-1.0, 1.0)
+
+    def _start(self, key: int, index: Tensor) -> Tensor:
+        return 2.0 * randomness.uniform(key, index, self.shape) - 1.0
+
+    def _chain(
+        self, network: EnergyNet, start: Tensor, index: Tensor, purpose: str, counter: int, seed: int | None = None
+    ) -> langevin.Refined:
+        energy: FrozenEnergy = network.frozen(network.weights(), self._logsnr(len(start)))
+        zero = torch.zeros(len(start), 1, 1, 1, device=start.device)
+        return langevin.refine(
+            energy=energy,
+            start=start,
+            anchor=start,
+            constants=Coefficients(self.settings.gain, zero, zero + self.settings.step_noise),
+            streams=randomness.keys(
+                self.seed if seed is None else seed, purpose, counter, count=self.settings.steps, device=start.device
+            ),
+            index=index,
+            stepper=self.stepper,
+        )
+
+    def _logsnr(self, n: int) -> Tensor:
+        return torch.full((n,), self.logsnr, device=self.device)

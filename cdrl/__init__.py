@@ -1,0 +1,1 @@
+"""Cooperative diffusion recovery likelihood."""

@@ -1,0 +1,103 @@
+"""What a sample is conditioned on: labels, their linear combinations, and known pixels.
+
+All of label conditioning, classifier-free guidance (Ho & Salimans 2022; Zhu et al. 2024, section 3.4) and composition (Du et al. 2020;
+Zhu et al. 2024, section 4.4) is one thing, a linear combination of concepts with weights that sum to one:
+
+    f = Σ_j w_j f(y, c_j)        label:        w = (1)                 c = (c)
+    ĝ = Σ_j w_j g(x, c_j)        guidance:     w = (1 + w, −w)         c = (c, ∅)
+                                 composition:  w = (1 − Σ w_i, w_1, …)  c = (∅, c_1, …)
+
+The tether and the noise are common to all concepts and are not scaled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from cdrl.errors import UserError
+
+NULL_LABEL = 0
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A combination of concepts for each of n images, and perhaps pixels that are known.
+
+    Attributes:
+        labels: int64 ``(J, n)`` in 0 … C, or ``(J, 1)``: the same for every image.
+        weights: J numbers that sum to one.
+        image: clean images in [−1, 1] whose pixels are known in part, ``(n, C, H, W)`` or ``(1, C, H, W)``, or None.
+        mask: true where a pixel is known, bool, broadcastable to ``image``; None without an image.
+        repeats: times each level is gone through again from re-noised samples, to harmonise the seam.
+    """
+
+    labels: Tensor
+    weights: tuple[float, ...] = (1.0,)
+    image: Tensor | None = None
+    mask: Tensor | None = None
+    repeats: int = 0
+
+    def __post_init__(self) -> None:
+        if self.labels.ndim != 2 or len(self.labels) != len(self.weights):
+            raise UserError(
+                f"a condition needs labels (J, n) for its {len(self.weights)} weights, not {tuple(self.labels.shape)}"
+            )
+        if (self.image is None) != (self.mask is None):
+            raise UserError("known pixels need both an image and a mask")
+
+    def batch(self, positions: Tensor, device: torch.device | str) -> Condition:
+        """The conditions of the images at ``positions`` (int64 ``(B,)``), on ``device``."""
+
+        def pick(values: Tensor | None, dim: int) -> Tensor | None:
+            if values is None:
+                return None
+            single = values.shape[dim] == 1
+            chosen = values if single else values.index_select(dim, positions.to(values.device))
+            return chosen.to(device)
+
+        labels = pick(self.labels, 1)
+        assert labels is not None
+        return replace(
+            self,
+            labels=labels.expand(-1, len(positions)).contiguous(),
+            image=pick(self.image, 0),
+            mask=pick(self.mask, 0),
+        )
+
+    def inpainting(self, image: Tensor, mask: Tensor, repeats: int = 0) -> Condition:
+        """The same concepts with the pixels of ``image`` known where ``mask`` is true."""
+        return replace(self, image=image, mask=mask, repeats=repeats)
+
+    @property
+    def mix(self) -> Tensor | None:
+        """The weights as a tensor, or None when there is one concept only."""
+        return None if len(self.weights) == 1 else torch.tensor(self.weights, device=self.labels.device)
+
+
+def unconditional() -> Condition:
+    """The null label for every image."""
+    return Condition(torch.tensor([[NULL_LABEL]]))
+
+
+def labelled(labels: Tensor | Sequence[int]) -> Condition:
+    """One class in 1 … C per image, ``(n,)``."""
+    return Condition(torch.as_tensor(labels)[None])
+
+
+def guided(labels: Tensor | Sequence[int], weight: float) -> Condition:
+    """Classifier-free guidance towards one class in 1 … C per image, ``(n,)``, with strength ``weight`` ≥ 0."""
+    labels = torch.as_tensor(labels)
+    if weight == 0:
+        return labelled(labels)
+    return Condition(torch.stack((labels, torch.zeros_like(labels))), (1.0 + weight, -weight))
+
+
+def composed(concepts: Tensor | Sequence[Sequence[int]], weights: Sequence[float]) -> Condition:
+    """A product of concepts ``(J, n)`` in 1 … C with one weight each; a negative weight negates its concept."""
+    concepts = torch.as_tensor(concepts)
+    labels = torch.cat((torch.zeros_like(concepts[:1]), concepts))
+    return Condition(labels, (1.0 - sum(weights), *weights))

@@ -1,0 +1,138 @@
+"""One Langevin chain at one level: the hot loop.
+
+With the step size inside the energy's parameterisation, ``log p(y | x_t) = f(y)/s² − |y − x_t|²/(2β)``, a step of size
+``m·s`` is (Gao et al. 2021, eq. 16 and appendix; Zhu et al. 2024, eq. 6)
+
+    y ← y + ½ m² ∇f(y) − m² (b²/2)(σ_{t−1}/σ_0)(y − x_t) + m s_t z
+
+so that the drift through ``f`` does not depend on the level, and nothing is divided by a small number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cdrl import randomness
+from cdrl.errors import UserError
+from cdrl.networks.energy import FrozenEnergy, input_gradient
+from cdrl.noise import NoiseSchedule, per_image
+
+
+@dataclass(frozen=True)
+class Langevin:
+    """How long and how wide a chain walks.
+
+    Attributes:
+        steps: K, Langevin steps a level; 0 leaves the proposal as it is.
+        step_variance: b², sets the step size ``s_t² = b² (σ_{t−1}/σ_0) β_t``; also part of the energy's scale.
+        step_multiplier: m, the step becomes ``m·s_t`` while the energy keeps its scale: the knob when K is lowered.
+        noise_scale: factor on the noise alone (DRL samples with 0.99).
+    """
+
+    steps: int = 15
+    step_variance: float = 4e-4
+    step_multiplier: float = 1.0
+    noise_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.steps < 0:
+            raise UserError(f"a chain cannot have {self.steps} steps; use 0 or more")
+        if self.step_variance <= 0 or self.step_multiplier <= 0:
+            raise UserError("step_variance and step_multiplier must be positive")
+
+
+class Coefficients(NamedTuple):
+    """The constants of a chain: ``y + gain ∇f − tether (y − anchor) + noise z``."""
+
+    gain: float
+    tether: Tensor
+    """``(B, 1, 1, 1)``."""
+    noise: Tensor
+    """``(B, 1, 1, 1)``."""
+
+
+class Refined(NamedTuple):
+    """Where a chain ended, and the last energy gradient it followed (zeros after no step); both like ``y``."""
+
+    y: Tensor
+    gradient: Tensor
+
+
+class KnownPixels(NamedTuple):
+    """Pixels that a chain must leave as they are: ``mask`` is true where ``y`` is pinned to ``value``."""
+
+    mask: Tensor
+    value: Tensor
+
+    def pin(self, y: Tensor) -> Tensor:
+        return torch.where(self.mask, self.value, y)
+
+
+Stepper = Callable[[FrozenEnergy, Tensor, Tensor, Coefficients, Tensor, Tensor], Refined]
+"""(energy, y, anchor, coefficients, noise key, image indices) → the next state."""
+
+
+def coefficients(schedule: NoiseSchedule, level: Tensor, settings: Langevin) -> Coefficients:
+    """The constants of chains that end at levels ``level − 1``; ``level`` is int64 ``(B,)`` in 1 … T."""
+    square = settings.step_multiplier**2
+    deviation = settings.step_multiplier * settings.noise_scale * settings.step_variance**0.5
+    return Coefficients(
+        gain=0.5 * square,
+        tether=per_image(0.5 * square * settings.step_variance * schedule.tether[level]),
+        noise=per_image(deviation * schedule.unit_step[level]),
+    )
+
+
+def step(
+    energy: FrozenEnergy,
+    y: Tensor,
+    anchor: Tensor,
+    constants: Coefficients,
+    stream: Tensor,
+    index: Tensor,
+    gradient_of: Callable[[FrozenEnergy, Tensor], Tensor] = input_gradient,
+) -> Refined:
+    """One Langevin step: the plain path, and the truth for all others."""
+    gradient = gradient_of(energy, y)
+    noise = randomness.normal(stream, index, tuple(y.shape[1:]))
+    moved = y + constants.gain * gradient - constants.tether * (y - anchor) + constants.noise * noise
+    return Refined(moved, gradient)
+
+
+@torch.no_grad()
+def refine(
+    energy: FrozenEnergy,
+    start: Tensor,
+    anchor: Tensor,
+    constants: Coefficients,
+    streams: Tensor,
+    index: Tensor,
+    stepper: Stepper = step,
+    known: KnownPixels | None = None,
+) -> Refined:
+    """Run one chain.
+
+    Args:
+        energy: the frozen energy at the level's log-SNR.
+        start: the proposal ŷ ``(B, C, H, W)``.
+        anchor: x_t, which the tether pulls to; the shape of ``start``.
+        constants: see `coefficients`.
+        streams: noise keys, int64 ``(K,)``, one a step.
+        index: global image indices, int64 ``(B,)``.
+        stepper: `step`, or a faster form of it with the same numbers.
+        known: pixels pinned before the first and after every step.
+
+    Returns:
+        The refined sample ỹ, detached, and the last gradient.
+    """
+    state = Refined(start.detach() if known is None else known.pin(start.detach()), torch.zeros_like(start))
+    for stream in streams.unbind():
+        state = stepper(energy, state.y, anchor, constants, stream, index)
+        if known is not None:
+            state = Refined(known.pin(state.y), state.gradient)
+    return state

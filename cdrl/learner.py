@@ -1,0 +1,102 @@
+"""One network and what trains it: optimiser, warm-up, gradient clip, moving average."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from cdrl.ema import EMA
+from cdrl.errors import UserError
+
+DECAYS = ("none", "linear", "cosine")
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """How one network is trained.
+
+    Attributes:
+        learning_rate: of Adam, after the warm-up.
+        betas: Adam's.
+        weight_decay: decoupled (AdamW).
+        warm_up: iterations of linear warm-up.
+        decay: "none", "linear" or "cosine": the learning rate's way to ``final`` · learning_rate at the last iteration.
+        final: the share of the learning rate that is left at the end of the decay.
+        clip: largest gradient norm, or None.
+        ema: decay of the moving average.
+    """
+
+    learning_rate: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    warm_up: int = 10_000
+    decay: str = "none"
+    final: float = 0.0
+    clip: float | None = 1.0
+    ema: float = 0.9999
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0:
+            raise UserError(f"learning_rate must be positive, not {self.learning_rate}")
+        if self.decay not in DECAYS:
+            raise UserError(f"unknown decay '{self.decay}'; choose one of {', '.join(DECAYS)}")
+
+    def rate(self, iteration: int, iterations: int) -> float:
+        """The learning rate of iteration 0, 1, …, out of ``iterations``."""
+        warm = min(1.0, (iteration + 1) / max(1, self.warm_up))
+        progress = min(1.0, iteration / max(1, iterations))
+        left = {"none": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1.0 + math.cos(math.pi * progress))}[self.decay]
+        return self.learning_rate * warm * (self.final + (1.0 - self.final) * left)
+
+
+class Learner:
+    """A network in training. ``network`` is live, ``ema.average`` is what samples are drawn from."""
+
+    def __init__(self, network: nn.Module, settings: Optimisation) -> None:
+        self.network, self.settings = network, settings
+        self.parameters = list(network.parameters())
+        self.optimizer = torch.optim.AdamW(
+            self.parameters,
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+        self.ema = EMA(network, settings.ema)
+
+    def descend(self, loss: Tensor, iteration: int, iterations: int) -> Tensor:
+        """One optimiser step down ``loss``; returns the gradient's norm before clipping, a scalar left on the device."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        limit = math.inf if self.settings.clip is None else self.settings.clip
+        norm = nn.utils.clip_grad_norm_(self.parameters, limit, foreach=True)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.rate(iteration, iterations)
+        self.optimizer.step()
+        self.ema.update(iteration)
+        return norm
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything needed to go on, as named tensors."""
+        tensors = {f"live.{name}": value for name, value in self.network.state_dict().items()}
+        tensors |= {f"ema.{name}": value for name, value in self.ema.average.state_dict().items()}
+        for number, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{name}": value for name, value in moments.items()}
+        return tensors
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """The inverse of `state`. Raises KeyError or RuntimeError when the tensors belong to another network."""
+        self.network.load_state_dict(_below(tensors, "live."))
+        self.ema.average.load_state_dict(_below(tensors, "ema."))
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in _below(tensors, "optimizer.").items():
+            number, moment = name.split(".")
+            state.setdefault(int(number), {})[moment] = value
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

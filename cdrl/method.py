@@ -1,0 +1,86 @@
+"""What the trainer and the suite know of a method: it takes training steps, reports, and samples."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from cdrl.conditions import Condition
+from cdrl.learner import Learner
+
+
+class Meters:
+    """Means of named quantities per level, gathered on the device and synchronised only when read.
+
+    Args:
+        names: the quantities.
+        rows: number of levels + 1 (row 0 stands for "no level").
+    """
+
+    def __init__(self, names: tuple[str, ...], rows: int, device: torch.device) -> None:
+        self.names = names
+        self._sums = torch.zeros(len(names) + 1, rows, device=device)
+
+    def add(self, level: Tensor, values: tuple[Tensor, ...]) -> None:
+        """Add one value per image to each quantity; ``level`` is int64 ``(B,)``, each of ``values`` is ``(B,)``."""
+        table = torch.stack([torch.ones_like(values[0]), *(value.detach() for value in values)])
+        self._sums.index_add_(1, level, table)
+
+    def read(self) -> dict[str, list[float | None]]:
+        """Means per level since the last reading (None where there was no image); one synchronisation."""
+        counts, *sums = self._sums.tolist()
+        self._sums.zero_()
+        return {
+            name: [value / count if count else None for value, count in zip(row, counts, strict=True)]
+            for name, row in zip(self.names, sums, strict=True)
+        }
+
+
+class Method(ABC):
+    """A generative method in training.
+
+    Subclasses set ``learners`` (the networks by name) and ``meters``, and are told the run's ``seed`` and ``iterations``.
+    """
+
+    learners: dict[str, Learner]
+    meters: Meters
+    seed: int
+    iterations: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return next(next(iter(self.learners.values())).network.parameters()).device
+
+    @property
+    @abstractmethod
+    def training_cost(self) -> int:
+        """Energy-gradient evaluations per image and iteration: the chain's, and two for the learning gradient."""
+
+    @property
+    @abstractmethod
+    def sampling_cost(self) -> int:
+        """Energy-gradient evaluations per sampled image."""
+
+    @abstractmethod
+    def train_step(self, x0: Tensor, label: Tensor | None, iteration: int) -> None:
+        """One iteration on images ``(B, C, H, W)`` in [−1, 1] with labels in 1 … C ``(B,)`` or None."""
+
+    @abstractmethod
+    def sample(
+        self, n: int, seed: int, condition: Condition | None = None, batch_size: int = 256, first: int = 0
+    ) -> Iterator[Tensor]:
+        """Images number ``first`` … ``n − 1`` from the averaged weights, in batches ``(B, C, H, W)`` in [−1, 1]."""
+
+    def state(self) -> dict[str, Tensor]:
+        """All learners' states as named tensors."""
+        return {f"{name}/{key}": value for name, part in self.learners.items() for key, value in part.state().items()}
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """The inverse of `state`."""
+        for name, learner in self.learners.items():
+            prefix = f"{name}/"
+            learner.load_state({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})

@@ -1,0 +1,252 @@
+"""The energy network ``f_θ(y; λ)``: one scalar per image, a log-density up to a scale and a constant.
+
+A stack of residual blocks without normalisation, told the log-SNR of the level by a bias in every block and by its
+read-out vector (Gao et al. 2021, appendix; Zhu et al. 2024, appendix). Evaluation is split in three, because within one
+training iteration or one chain only the last part changes:
+
+    weights()            spectrally normalised kernels      once an iteration
+    context(weights, λ)  time biases and read-out vector    once a chain
+    evaluate(y, …)       the convolutions                   every Langevin step
+
+All three are differentiable; a chain runs on their detached values (`EnergyNet.frozen`).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cdrl.errors import UserError
+from cdrl.networks.embedding import logsnr_embedding
+from cdrl.networks.spectral import SpectralNorm
+
+_SLOPE = 0.2
+
+
+class BlockKernels(NamedTuple):
+    """What one residual block convolves with; ``second`` has the learned gain folded in."""
+
+    first: Tensor
+    second: Tensor
+    second_bias: Tensor
+    shortcut: Tensor | None
+    shortcut_bias: Tensor | None
+    pool: bool
+
+
+class Weights(NamedTuple):
+    """The effective weights of an energy network: normalised, gains folded in."""
+
+    stem: Tensor
+    stem_bias: Tensor
+    blocks: tuple[BlockKernels, ...]
+    embedding: tuple[Tensor, Tensor]
+    label: Tensor | None
+    time: tuple[Tensor, ...]
+
+
+class Context(NamedTuple):
+    """All that the level and the label contribute: a bias ``(B, C)`` per block, and the read-out vector ``(B, C)``."""
+
+    biases: tuple[Tensor, ...]
+    readout: Tensor
+
+    def repeat(self, times: int) -> Context:
+        """The same context for ``times`` batches laid one after the other."""
+        return Context(tuple(bias.repeat(times, 1) for bias in self.biases), self.readout.repeat(times, 1))
+
+
+class ResidualBlock(nn.Module):
+    """The parameters of one block: leaky ReLU → 3×3 conv → + time bias → leaky ReLU → 3×3 conv × gain → + shortcut."""
+
+    def __init__(self, inputs: int, outputs: int, embedding: int, kernel: int, pool: bool) -> None:
+        super().__init__()
+        self.first = _conv(inputs, outputs, kernel)
+        self.second = _conv(outputs, outputs, kernel)
+        self.time = SpectralNorm(nn.Linear(embedding, outputs))
+        self.gain = nn.Parameter(torch.ones(outputs))
+        self.shortcut = _conv(inputs, outputs, kernel) if inputs != outputs else None
+        self.pool = pool
+
+    def kernels(self) -> BlockKernels:
+        return BlockKernels(
+            first=self.first.normalized(),
+            second=self.second.normalized() * self.gain[:, None, None, None],
+            second_bias=self.second.bias * self.gain,
+            shortcut=self.shortcut.normalized() if self.shortcut is not None else None,
+            shortcut_bias=self.shortcut.bias if self.shortcut is not None else None,
+            pool=self.pool,
+        )
+
+
+class EnergyNet(nn.Module):
+    """The energy network; see the module's docstring.
+
+    Args:
+        image_size: height and width of the images in pixels; divisible by 2 to the number of resolutions − 1.
+        channels: image channels.
+        width: channels of the first resolution, and half-width of the log-SNR embedding; even, at least 4.
+        multipliers: channels at each resolution in units of ``width``; resolutions are joined by 2×2 average pooling.
+        blocks: residual blocks at each resolution.
+        classes: number of classes C, or 0 for an unconditional network. Label 0 is the null label, classes are 1 … C.
+        kernel: height and width of the convolutions, odd; 1 for points, which are images of one pixel.
+
+    Raises:
+        UserError: the sizes do not fit together.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 32,
+        channels: int = 3,
+        width: int = 128,
+        multipliers: tuple[int, ...] = (1, 2, 2, 2),
+        blocks: int = 8,
+        classes: int = 0,
+        kernel: int = 3,
+    ) -> None:
+        super().__init__()
+        check_sizes(image_size, channels, width, multipliers, blocks, classes)
+        self.image_size, self.channels, self.width, self.classes = image_size, channels, width, classes
+        embedding = 4 * width
+        self.embed_in = SpectralNorm(nn.Linear(width, embedding))
+        self.embed_out = SpectralNorm(nn.Linear(embedding, embedding))
+        self.embed_label = SpectralNorm(nn.Linear(classes + 1, embedding)) if classes else None
+        self.stem = _conv(channels, width, kernel)
+        outputs = [width * multiplier for multiplier in multipliers for _ in range(blocks)]
+        self.blocks = nn.ModuleList(
+            ResidualBlock(before, after, embedding, kernel, pool=(number % blocks == 0 and number < len(outputs)))
+            for number, (before, after) in enumerate(itertools.pairwise([width, *outputs]), start=1)
+        )
+        self.readout = nn.Linear(embedding, outputs[-1], bias=False)
+
+    def forward(self, y: Tensor, logsnr: Tensor, label: Tensor | None = None) -> Tensor:
+        """``f(y; λ)``, ``(B,)``.
+
+        Args:
+            y: scaled images ``a_t x_{t−1}``, ``(B, C, H, W)``.
+            logsnr: λ_{t−1}, the log-SNR of the *lower* level, ``(B,)``.
+            label: int64 ``(B,)`` in 0 … C, or None for the null label; ignored by an unconditional network.
+        """
+        weights = self.weights()
+        return evaluate(y, weights, self.context(weights, logsnr, label))
+
+    def weights(self) -> Weights:
+        """The effective weights at the present ``u`` and ``v`` (no power iteration), differentiable."""
+        blocks = self._blocks()
+        return Weights(
+            stem=self.stem.normalized(),
+            stem_bias=self.stem.bias,
+            blocks=tuple(block.kernels() for block in blocks),
+            embedding=(self.embed_in.normalized(), self.embed_out.normalized()),
+            label=self.embed_label.normalized() if self.embed_label is not None else None,
+            time=tuple(block.time.normalized() for block in blocks),
+        )
+
+    def context(self, weights: Weights, logsnr: Tensor, label: Tensor | None = None) -> Context:
+        """What the level (``logsnr`` ``(B,)``) and the label (``(B,)`` or None) contribute; see `forward`."""
+        into, out = weights.embedding
+        h = F.leaky_relu(F.linear(logsnr_embedding(logsnr, self.width), into, self.embed_in.bias), _SLOPE)
+        h = F.linear(h, out, self.embed_out.bias)
+        if self.embed_label is not None and weights.label is not None:
+            label = torch.zeros_like(logsnr, dtype=torch.long) if label is None else label
+            h = h + F.embedding(label, weights.label.T) + self.embed_label.bias
+        h = F.leaky_relu(h, _SLOPE)
+        biases = tuple(
+            F.leaky_relu(F.linear(h, kernel, block.time.bias), _SLOPE) + block.first.bias
+            for block, kernel in zip(self._blocks(), weights.time, strict=True)
+        )
+        return Context(biases, self.readout(h))
+
+    @torch.no_grad()
+    def frozen(
+        self, weights: Weights, logsnr: Tensor, label: Tensor | None = None, mix: Tensor | None = None
+    ) -> FrozenEnergy:
+        """The network as a chain sees it: constants computed once, parameters not tracked.
+
+        With ``mix`` ``(J,)``, ``logsnr`` and ``label`` are ``(J · B,)``; see `FrozenEnergy`.
+        """
+        weights = detach(weights)
+        return FrozenEnergy(weights, self.context(weights, logsnr, label), mix)
+
+    def _blocks(self) -> list[ResidualBlock]:
+        return [block for block in self.blocks if isinstance(block, ResidualBlock)]
+
+
+class FrozenEnergy(NamedTuple):
+    """An energy network at fixed weights, levels and labels: a function of ``y`` alone.
+
+    ``mix`` ``(J,)`` combines J concepts: the context then holds J·B rows, and f is ``Σ_j mix_j f(y, label_j)``.
+    """
+
+    weights: Weights
+    context: Context
+    mix: Tensor | None = None
+
+    def __call__(self, y: Tensor) -> Tensor:
+        """``f(y)``, ``(B,)``."""
+        if self.mix is None:
+            return evaluate(y, self.weights, self.context)
+        concepts = len(self.mix)
+        values = evaluate(y.repeat(concepts, 1, 1, 1), self.weights, self.context)
+        return self.mix @ values.reshape(concepts, -1)
+
+    def gradient(self, y: Tensor) -> Tensor:
+        """``∇_y f(y)``, the shape of ``y``."""
+        return input_gradient(self, y)
+
+
+def input_gradient(energy: Callable[[Tensor], Tensor], y: Tensor) -> Tensor:
+    """``∇_y Σ energy(y)``, the shape of ``y``, not tracked further."""
+    with torch.enable_grad():
+        y = y.detach().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(energy(y).sum(), y)
+    return gradient
+
+
+def evaluate(y: Tensor, weights: Weights, context: Context) -> Tensor:
+    """``f(y)``, ``(B,)``, from effective weights and a context; ``y`` is ``(B, C, H, W)``."""
+    h = F.conv2d(y, weights.stem, weights.stem_bias, padding="same")
+    for block, bias in zip(weights.blocks, context.biases, strict=True):
+        inner = F.conv2d(F.leaky_relu(h, _SLOPE), block.first, padding="same") + bias[:, :, None, None]
+        inner = F.conv2d(F.leaky_relu(inner, _SLOPE), block.second, block.second_bias, padding="same")
+        h = inner + (h if block.shortcut is None else F.conv2d(h, block.shortcut, block.shortcut_bias, padding="same"))
+        if block.pool:
+            h = F.avg_pool2d(h, 2)
+    return (F.relu(h).sum(dim=(2, 3)) * context.readout).sum(dim=1)
+
+
+def detach(weights: Weights) -> Weights:
+    """The same weights without their history."""
+
+    def bare(value: Tensor | None) -> Tensor | None:
+        return None if value is None else value.detach()
+
+    return torch.utils._pytree.tree_map_only(Tensor, bare, weights)
+
+
+def check_sizes(
+    image_size: int, channels: int, width: int, multipliers: tuple[int, ...], blocks: int, classes: int
+) -> None:
+    """Raises `UserError` unless a network of these sizes can be built."""
+    sizes = {"image_size": image_size, "channels": channels, "width": width, "blocks": blocks}
+    for name, value in [*sizes.items(), *(("multipliers", m) for m in multipliers)]:
+        if value < 1:
+            raise UserError(f"{name} must be positive, not {value}")
+    if not multipliers:
+        raise UserError("multipliers must name at least one resolution")
+    if classes < 0:
+        raise UserError(f"classes must be 0 (unconditional) or positive, not {classes}")
+    if width % 2 or width < 4:
+        raise UserError(f"width must be even and at least 4, not {width}")
+    if image_size % 2 ** (len(multipliers) - 1):
+        raise UserError(f"image_size {image_size} cannot be halved {len(multipliers) - 1} times; use fewer multipliers")
+
+
+def _conv(inputs: int, outputs: int, kernel: int) -> SpectralNorm:
+    return SpectralNorm(nn.Conv2d(inputs, outputs, kernel))

@@ -1,0 +1,62 @@
+"""Spectral normalisation whose one power iteration is an explicit act.
+
+A layer's weight ``W`` (as a matrix, outputs × inputs) is divided by ``σ = uᵀ W v``, an estimate of its largest singular
+value (Miyato et al. 2018). ``u`` and ``v`` move only when `iterate` is called: once a training iteration, so that the
+chain, the positive and the negative pass all see the same function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_WARM_UP_ITERATIONS = 15
+
+
+class SpectralNorm(nn.Module):
+    """A weight and a bias for a convolution or a linear map, the weight to be used divided by its spectral norm.
+
+    Args:
+        layer: a fresh ``nn.Conv2d`` or ``nn.Linear`` whose initial values are taken over.
+    """
+
+    u: Tensor
+    v: Tensor
+
+    def __init__(self, layer: nn.Conv2d | nn.Linear) -> None:
+        super().__init__()
+        assert layer.bias is not None
+        self.weight = nn.Parameter(layer.weight.detach().clone())
+        self.bias = nn.Parameter(layer.bias.detach().clone())
+        matrix = self.weight.detach().flatten(1)
+        self.register_buffer("u", F.normalize(torch.randn(matrix.shape[0]), dim=0))
+        self.register_buffer("v", F.normalize(torch.randn(matrix.shape[1]), dim=0))
+        for _ in range(_WARM_UP_ITERATIONS):
+            self.iterate()
+
+    @torch.no_grad()
+    def iterate(self) -> None:
+        """One power iteration: better ``u`` and ``v``, in place."""
+        matrix = self.weight.detach().flatten(1)
+        self.v.copy_(F.normalize(matrix.T @ self.u, dim=0, eps=1e-12))
+        self.u.copy_(F.normalize(matrix @ self.v, dim=0, eps=1e-12))
+
+    def normalized(self) -> Tensor:
+        """``W / σ`` in the weight's own shape, differentiable in ``W`` (σ included), ``u`` and ``v`` held fixed."""
+        # Clones: `iterate` overwrites the vectors in place, perhaps before this value's backward pass.
+        matrix = self.weight.flatten(1)
+        return self.weight / (self.u.clone() @ (matrix @ self.v.clone()))
+
+
+def iterate_all(module: nn.Module) -> None:
+    """One power iteration in every spectrally normalised layer of ``module``."""
+    for layer in spectral_layers(module):
+        layer.iterate()
+
+
+def spectral_layers(module: nn.Module) -> Iterable[SpectralNorm]:
+    """All spectrally normalised layers below ``module``, in order."""
+    return (layer for layer in module.modules() if isinstance(layer, SpectralNorm))

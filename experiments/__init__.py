@@ -1,0 +1,1 @@
+"""The suite: manifests, data, metrics and reports."""

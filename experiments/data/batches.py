@@ -1,0 +1,142 @@
+"""Training batches made on the device: a pure function of (seed, iteration), almost free in the hot loop.
+
+The images form one endless stream: position p shows image ``order(p // n)[p % n]``, where ``order(e)`` is a permutation
+drawn from (seed, e). Iteration i takes positions i·B … (i + 1)·B − 1, so that a batch runs over an epoch's border, no
+image is left out, and the stream does not depend on the batch size. The flip of position p depends on (seed, p).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cdrl import randomness
+from cdrl.errors import UserError
+from experiments.data.images import ImageSet
+from experiments.data.pixels import scale
+
+_SHARE_OF_FREE_MEMORY = 0.5  # the rest is for networks, activations and the chain
+_EPOCHS_KEPT = 2
+
+
+class DeviceBatches:
+    """Batches of one image set on one device.
+
+    On CUDA the pixels live on the device when they fit, else rows are read from the (mapped) array, staged in pinned
+    memory and copied asynchronously. Either way the batch is the same, and no call waits for the device.
+
+    Args:
+        image_set: what to train on.
+        batch_size: images in one batch; may exceed the size of the set.
+        seed: decides order and flips.
+        device: where batches are made.
+        flip: mirror each image horizontally with probability 1/2.
+        label_from: an attribute's name to use as a two-class label (1 absent, 2 present); None for the set's labels.
+        resident: keep all pixels on the device; None decides by free memory.
+
+    Raises:
+        UserError: for an empty set, a batch size below one or an unknown attribute.
+    """
+
+    def __init__(
+        self,
+        image_set: ImageSet,
+        batch_size: int,
+        seed: int,
+        device: torch.device | str = "cpu",
+        *,
+        flip: bool = False,
+        label_from: str | None = None,
+        resident: bool | None = None,
+    ) -> None:
+        _check(image_set, batch_size, label_from)
+        self.image_set, self.batch_size, self.seed, self.flip = image_set, batch_size, seed, flip
+        self.device = torch.device(device)
+        self.resident = fits(image_set, self.device) if resident is None else resident
+        rows = _tensor(image_set.images)
+        self._images = _to_device(rows, self.device) if self.resident else rows
+        labels = image_set.labels_from(label_from)
+        self._labels = None if labels is None else torch.from_numpy(labels + 1).to(self._images.device)
+        self._orders: OrderedDict[int, Tensor] = OrderedDict()
+
+    def batch(self, iteration: int, first: int = 0, count: int | None = None) -> tuple[Tensor, Tensor | None]:
+        """The batch of one iteration, or ``count`` of its rows from row ``first`` on (one process's share).
+
+        Returns:
+            images float32 ``(B, C, H, W)`` in [−1, 1], and labels int64 ``(B,)`` in 1 … C (None without labels).
+        """
+        start = iteration * self.batch_size + first
+        count = self.batch_size - first if count is None else count
+        chosen = self.indices(start, count)
+        labels = None if self._labels is None else self._move(self._labels[chosen])
+        if self.resident:
+            stored = self._images[chosen]
+        else:
+            stored = self._move(self._images[chosen]).permute(0, 3, 1, 2)
+        images = scale(stored).contiguous()
+        return (self._flipped(images, start) if self.flip else images), labels
+
+    def indices(self, start: int, count: int) -> Tensor:
+        """Which images stand at stream positions ``start`` … ``start + count − 1``; int64, beside the pixels."""
+        pieces, size = [], len(self.image_set)
+        while count > 0:
+            epoch, offset = divmod(start, size)
+            piece = self._order(epoch)[offset : offset + count]
+            pieces.append(piece)
+            start, count = start + len(piece), count - len(piece)
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def _order(self, epoch: int) -> Tensor:
+        """The permutation of an epoch; the latest few are kept, so that a batch only slices."""
+        if epoch not in self._orders:
+            order = randomness.permutation(randomness.key(self.seed, "data/order", epoch), len(self.image_set))
+            self._orders[epoch] = order.to(self._images.device)
+            while len(self._orders) > _EPOCHS_KEPT:
+                self._orders.popitem(last=False)
+        return self._orders[epoch]
+
+    def _flipped(self, images: Tensor, start: int) -> Tensor:
+        positions = torch.arange(start, start + len(images), device=images.device)
+        chance = randomness.uniform(randomness.key(self.seed, "data/flip"), positions, ())
+        return torch.where(chance[:, None, None, None] < 0.5, images.flip(-1), images)
+
+    def _move(self, rows: Tensor) -> Tensor:
+        """To the training device without waiting; torch's pinned allocator guards the buffer until the copy is done."""
+        if rows.device == self.device or self.device.type != "cuda":
+            return rows.to(self.device)
+        return rows.pin_memory().to(self.device, non_blocking=True)
+
+
+def fits(image_set: ImageSet, device: torch.device) -> bool:
+    """Whether the pixels may live on ``device``. Only CUDA has memory of its own; elsewhere the array is read in place."""
+    if device.type != "cuda":
+        return False
+    free, _ = torch.cuda.mem_get_info(device)
+    return image_set.images.nbytes < _SHARE_OF_FREE_MEMORY * free
+
+
+def _check(image_set: ImageSet, batch_size: int, label_from: str | None) -> None:
+    if batch_size < 1:
+        raise UserError(f"batch size {batch_size} is not positive; give at least 1")
+    if len(image_set) == 0:
+        raise UserError(f"data set {image_set.name} ({image_set.split}) holds no image; check its folder")
+    if label_from is not None and label_from not in image_set.attribute_names:
+        known = ", ".join(image_set.attribute_names) or "it has none"
+        raise UserError(f"data set {image_set.name} has no attribute {label_from!r}; attributes: {known}")
+
+
+def _tensor(images: np.ndarray) -> Tensor:
+    """The array as a tensor that shares its memory (torch demands a writable array; nothing here writes)."""
+    return torch.from_numpy(images if images.flags.writeable and images.flags.c_contiguous else images.copy())
+
+
+def _to_device(rows: Tensor, device: torch.device, chunk: int = 8192) -> Tensor:
+    """uint8 NHWC on the host -> uint8 NCHW on the device, in pieces so that only one piece is held twice."""
+    count, height, width, channels = rows.shape
+    images = torch.empty((count, channels, height, width), dtype=torch.uint8, device=device)
+    for start in range(0, count, chunk):
+        images[start : start + chunk] = rows[start : start + chunk].to(device).permute(0, 3, 1, 2)
+    return images
