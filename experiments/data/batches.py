@@ -105,7 +105,9 @@ class DeviceBatches:
 
     def _move(self, rows: Tensor) -> Tensor:
         """To the training device without waiting; torch's pinned allocator guards the buffer until the copy is done."""
-        if rows.device == self.device or self.device.type != "cuda":
+        if rows.device.type == self.device.type:
+            return rows
+        if self.device.type != "cuda":
             return rows.to(self.device)
         return rows.pin_memory().to(self.device, non_blocking=True)
 
@@ -130,7 +132,7 @@ def _check(image_set: ImageSet, batch_size: int, label_from: str | None) -> None
 
 def _tensor(images: np.ndarray) -> Tensor:
     """The array as a tensor that shares its memory (torch demands a writable array; nothing here writes)."""
-    return torch.from_numpy(images if images.flags.writeable and images.flags.c_contiguous else images.copy())
+    return torch.from_numpy(images if images.flags.writeable else images.copy())
 
 
 def _to_device(rows: Tensor, device: torch.device, chunk: int = 8192) -> Tensor:
