@@ -2,8 +2,8 @@
 
     x⁺ = x + δ ε        y ← y + ∇f(y) + ω z   (K times, from uniform(−1, 1))        loss = mean f(ỹ) − f(x⁺)
 
-The energy network is CDRL's, told one constant log-SNR; there is nothing to propose, nothing to tether to, and sampling is the same
-chain as training.
+The energy network is CDRL's, told one constant log-SNR; there is nothing to propose, nothing to tether to, and sampling
+is the same chain as training.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class ShortRunSettings:
         gain: the step's factor on the gradient.
         step_noise: ω, standard deviation of the noise of a step.
         data_noise: δ, standard deviation of the noise on the data.
-        energy_weight: factor on the squared energies added to the loss, which keeps their size in bounds (Du & Mordatch 2019); 0 is off.
+        energy_weight: factor on the squared energies added to the loss, which keeps their size in bounds
+            (Du & Mordatch 2019); 0 is off.
     """
 
     steps: int = 100

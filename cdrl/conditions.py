@@ -1,7 +1,7 @@
 """What a sample is conditioned on: labels, their linear combinations, and known pixels.
 
-All of label conditioning, classifier-free guidance (Ho & Salimans 2022; Zhu et al. 2024, section 3.4) and composition (Du et al. 2020;
-Zhu et al. 2024, section 4.4) is one thing, a linear combination of concepts with weights that sum to one:
+All of label conditioning, classifier-free guidance (Ho & Salimans 2022; Zhu et al. 2024, section 3.4) and composition
+(Du et al. 2020; Zhu et al. 2024, section 4.4) is one thing, a linear combination of concepts whose weights sum to one:
 
     f = Σ_j w_j f(y, c_j)        label:        w = (1)                 c = (c)
     ĝ = Σ_j w_j g(x, c_j)        guidance:     w = (1 + w, −w)         c = (c, ∅)
@@ -31,7 +31,7 @@ class Condition:
         labels: int64 ``(J, n)`` in 0 … C, or ``(J, 1)``: the same for every image.
         weights: J numbers that sum to one.
         image: clean images in [−1, 1] whose pixels are known in part, ``(n, C, H, W)`` or ``(1, C, H, W)``, or None.
-        mask: true where a pixel is known, bool, broadcastable to ``image``; None without an image.
+        mask: true where a pixel is known, bool, ``(n or 1, C or 1, H, W)``; None without an image.
         repeats: times each level is gone through again from re-noised samples, to harmonise the seam.
     """
 
@@ -48,6 +48,12 @@ class Condition:
             )
         if (self.image is None) != (self.mask is None):
             raise UserError("known pixels need both an image and a mask")
+        if self.image is not None and self.mask is not None and not self.image.ndim == self.mask.ndim == 4:
+            raise UserError("known pixels need an image and a mask of four dimensions (n, C, H, W)")
+        if self.mask is not None and self.mask.dtype != torch.bool:
+            raise UserError(f"the mask of known pixels must be boolean, not {self.mask.dtype}")
+        if self.repeats < 0:
+            raise UserError(f"levels cannot be repeated {self.repeats} times; use 0 or more")
 
     def batch(self, positions: Tensor, device: torch.device | str) -> Condition:
         """The conditions of the images at ``positions`` (int64 ``(B,)``), on ``device``."""
@@ -55,9 +61,11 @@ class Condition:
         def pick(values: Tensor | None, dim: int) -> Tensor | None:
             if values is None:
                 return None
-            single = values.shape[dim] == 1
-            chosen = values if single else values.index_select(dim, positions.to(values.device))
-            return chosen.to(device)
+            if (rows := values.shape[dim]) == 1:
+                return values.to(device)
+            if int(positions.max()) >= rows:
+                raise UserError(f"the condition describes {rows} images, too few for image {int(positions.max())}")
+            return values.index_select(dim, positions.to(values.device)).to(device)
 
         labels = pick(self.labels, 1)
         assert labels is not None
@@ -67,6 +75,11 @@ class Condition:
             image=pick(self.image, 0),
             mask=pick(self.mask, 0),
         )
+
+    def check_classes(self, classes: int) -> None:
+        """Raises `UserError` unless a network of C = ``classes`` knows every label; C = 0 ignores labels."""
+        if classes and not bool(((self.labels >= 0) & (self.labels <= classes)).all()):
+            raise UserError(f"labels must be 0 (none) or a class 1 … {classes}, not {self.labels.unique().tolist()}")
 
     def inpainting(self, image: Tensor, mask: Tensor, repeats: int = 0) -> Condition:
         """The same concepts with the pixels of ``image`` known where ``mask`` is true."""

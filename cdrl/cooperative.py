@@ -3,7 +3,7 @@
     energy net     minimise  mean_i w_t (f(ỹ_i) − f(y⁺_i)),   y⁺ = scale_t x_{t−1},   w_t = √(β_1/β_t)
     initializer    minimise  mean_i |ỹ_i − ŷ_i|²
 
-The initializer learns from the same refined samples the energy net learns from: it teaches itself to jump where the chain
+The initializer learns from the same refined samples as the energy net: it teaches itself to jump where the chain
 would walk. Every departure from this (DRL's, the ablations', the released code's quirks) is a field of `Settings`.
 """
 
@@ -42,8 +42,8 @@ class Settings:
         sampling: the chain in sampling; None takes the training's.
         last_denoise: see `cdrl.sampler.Sampler`.
         spectral_ema: "refresh" or "live" (as released), see `cdrl.ema`.
-        initializer_target: whether the regression starts from the "noisy" proposal (as released: its gradient is exactly refined
-            minus initial) or from its "mean".
+        initializer_target: whether the regression starts from the "noisy" proposal (as released: its gradient is then
+            refined minus initial) or from its "mean".
         label_dropout: probability that a training label becomes the null label.
     """
 
@@ -210,7 +210,7 @@ class Cooperative(Method):
         label: Tensor | None,
         iteration: int,
     ) -> tuple[Tensor, Tensor]:
-        """The energy step, positive and negative as one batch; returns f(y⁺) − f(ỹ) ``(B,)`` and the gradient's norm."""
+        """The energy step, both signs as one batch; returns f(y⁺) − f(ỹ) ``(B,)`` and the gradient's norm."""
         context = self.energy_net.context(weights, self.schedule.logsnr[level - 1], label)
         values = evaluate(torch.cat((positive, refined)), weights, context.repeat(2))
         gap = values[: len(positive)] - values[len(positive) :]

@@ -1,7 +1,8 @@
 """Exponential moving averages of weights, with spectral norm treated as what it is: not a weight.
 
-The vectors of a power iteration belong to the matrix they were iterated on. Averaging them is meaningless, so the average
-network either keeps the live network's vectors ("live", as released) or re-iterates them on its own weights ("refresh").
+The vectors of a power iteration belong to the matrix they were iterated on. Averaging them is meaningless, so the
+average network either keeps the live network's vectors ("live", as released) or re-iterates them on its own weights
+("refresh").
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class EMA:
 
     @torch.no_grad()
     def synchronised(self, spectral: str = "refresh") -> nn.Module:
-        """The average network, ready to be used: buffers taken from the live one, power iterations as ``spectral`` says."""
+        """The average network, ready for use: buffers taken from the live one, then what ``spectral`` says."""
         for mine, live in zip(self.average.buffers(), self.network.buffers(), strict=True):
             mine.copy_(live)
         if spectral == "refresh":

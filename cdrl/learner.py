@@ -68,7 +68,7 @@ class Learner:
         self.ema = EMA(network, settings.ema)
 
     def descend(self, loss: Tensor, iteration: int, iterations: int) -> Tensor:
-        """One optimiser step down ``loss``; returns the gradient's norm before clipping, a scalar left on the device."""
+        """One optimiser step down ``loss``; returns the gradient's norm before clipping, a scalar on the device."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         limit = math.inf if self.settings.clip is None else self.settings.clip

@@ -42,7 +42,7 @@ class Meters:
 class Method(ABC):
     """A generative method in training.
 
-    Subclasses set ``learners`` (the networks by name) and ``meters``, and are told the run's ``seed`` and ``iterations``.
+    Subclasses set ``learners`` (the networks by name) and ``meters``, and take the run's ``seed`` and ``iterations``.
     """
 
     learners: dict[str, Learner]

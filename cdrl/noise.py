@@ -5,8 +5,8 @@ Levels ``t = 0 … T`` carry a log signal-to-noise ratio ``λ_t``; the process k
     α_t² = sigmoid(λ_t)      σ_t² = sigmoid(−λ_t)      x_t = α_t x_0 + σ_t ε
     a_t = α_t / α_{t−1}      β_t = 1 − a_t²            x_t = a_t x_{t−1} + √β_t ε       (transition t−1 → t)
 
-Energies and chains live in ``y = scale_t · x_{t−1}``, where ``scale_t`` is ``a_t`` below the top level and 1 at the top,
-because the top level has no tether to ``x_T`` (Gao et al. 2021, section 3; Zhu et al. 2024, section 3).
+Energies and chains live in ``y = scale_t · x_{t−1}``, where ``scale_t`` is ``a_t`` below the top level and 1 at the
+top, because the top level has no tether to ``x_T`` (Gao et al. 2021, section 3; Zhu et al. 2024, section 3).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class NoiseSchedule:
     """The noise levels of one process, from nearly clean (0) to nearly pure noise (T).
 
     Every attribute is a float32 tensor of length levels + 1, indexed by the level ``t``. Quantities of a transition
-    stand at the index of its upper level; at index 0, where no transition ends, they are NaN so that a wrong index shows.
+    stand at the index of its upper level; at index 0, where no transition ends, they are NaN: a wrong index shows.
     Values are computed in float64. Raises `UserError` unless ``logsnr`` decreases strictly.
     """
 
@@ -101,7 +101,7 @@ class NoiseSchedule:
 
 
 def cosine_logsnr(levels: int = 6, logsnr_max: float = 9.8, logsnr_min: float = -5.1) -> NoiseSchedule:
-    """CDRL's schedule, ``λ(u) = −2 ln tan(A u + B)`` at ``u = t/T`` (Zhu et al. 2024, section 3; Ho & Salimans 2022)."""
+    """CDRL's schedule, ``λ(u) = −2 ln tan(A u + B)`` at ``u = t/T`` (Ho & Salimans 2022; Zhu et al. 2024, sec. 3)."""
     _check_levels(levels)
     if not logsnr_max > logsnr_min:
         raise UserError(f"logsnr_max ({logsnr_max}) must exceed logsnr_min ({logsnr_min})")
@@ -146,12 +146,23 @@ def independent_pair(
     Arguments as in `shared_noise_pair`; ``posterior_noise`` is a second, independent draw.
     """
     upper = marginal(schedule, x0, level, noise)
+    return posterior(schedule, x0, upper, level, posterior_noise), upper
+
+
+def posterior(schedule: NoiseSchedule, x0: Tensor, upper: Tensor, level: Tensor, noise: Tensor) -> Tensor:
+    """x_{t−1} drawn from q(x_{t−1} | x_t, x_0) (Ho et al. 2020, eq. 7), ``upper`` being x_t; see `independent_pair`."""
     lower_sigma, upper_sigma = schedule.sigma[level - 1], schedule.sigma[level]
     mean = (
         per_image(schedule.a[level] * (lower_sigma / upper_sigma).square()) * upper
         + per_image(schedule.alpha[level - 1] * schedule.beta[level] / upper_sigma.square()) * x0
     )
-    return mean + per_image(schedule.posterior_std[level]) * posterior_noise, upper
+    return mean + per_image(schedule.posterior_std[level]) * noise
+
+
+def same_noise(schedule: NoiseSchedule, x0: Tensor, upper: Tensor, level: Tensor) -> Tensor:
+    """x_{t−1} with the very ε that made x_t (``upper``) of x_0: the partner of x_t in a `shared_noise_pair`."""
+    noise = (upper - per_image(schedule.alpha[level]) * x0) / per_image(schedule.sigma[level])
+    return marginal(schedule, x0, level - 1, noise)
 
 
 def marginal(schedule: NoiseSchedule, x0: Tensor, level: Tensor, noise: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ _LOW_32 = 0xFFFFFFFF
 def key(seed: int, purpose: str, *counters: int) -> int:
     """The 64-bit name of a stream, as a signed integer.
 
-    ``purpose`` keeps streams with equal counters apart ("train/pair", "sample/chain", …). Any seed, negative or not, is valid.
+    ``purpose`` keeps streams with equal counters apart ("train/pair", "sample/chain", …). Any integer is a valid seed.
     """
     text = "/".join([str(int(seed)), purpose, *(str(int(counter)) for counter in counters)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
@@ -98,7 +98,7 @@ def _shift(z: Tensor, n: int) -> Tensor:
 
 @contextmanager
 def global_generator(stream: int, device: torch.device) -> Iterator[None]:
-    """Seeds PyTorch's own generator from a key inside the block and restores it after (for dropout, which takes no other)."""
+    """Seeds PyTorch's own generator inside the block and restores it after (for dropout, which takes no other)."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(stream)
         yield

@@ -16,15 +16,16 @@ from torch import Tensor
 
 from cdrl import conditions, langevin, randomness
 from cdrl.conditions import Condition
+from cdrl.errors import UserError
 from cdrl.langevin import KnownPixels, Langevin, Stepper
 from cdrl.networks import EnergyNet, FrozenEnergy, Initializer
 from cdrl.networks.energy import Weights
-from cdrl.noise import NoiseSchedule
+from cdrl.noise import NoiseSchedule, marginal, posterior, same_noise
 
 LAST_DENOISE = ("consistent", "official", "none")
 
 Observer = Callable[[str, int, Tensor], None]
-"""Called with a stage ("noise", "proposal", "refined", "sample"), the level it belongs to, and images ``(B, C, H, W)``."""
+"""Called with a stage ("noise", "proposal", "refined", "sample"), its level, and images ``(B, C, H, W)``."""
 
 
 @dataclass
@@ -38,8 +39,8 @@ class Sampler:
         shape: (C, H, W) of an image.
         chain: steps and step size while sampling; ``step_variance`` must be the training's.
         shared_noise: whether training pairs shared their noise; known pixels then follow the same kind of pair.
-        last_denoise: "consistent" with the chain's energy scale; "official" as in the released code, whose denoise divides by the
-            step built from b²/2 and so takes twice the score; or "none".
+        last_denoise: "consistent" with the chain's energy scale; "official" as in the released code, whose denoise
+            divides by the step built from b²/2 and so takes twice the score; or "none".
         stepper: the form of the Langevin step.
     """
 
@@ -51,6 +52,10 @@ class Sampler:
     shared_noise: bool = True
     last_denoise: str = "consistent"
     stepper: Stepper = langevin.step
+
+    def __post_init__(self) -> None:
+        if self.last_denoise not in LAST_DENOISE:
+            raise UserError(f"unknown last_denoise '{self.last_denoise}'; choose one of {', '.join(LAST_DENOISE)}")
 
     @property
     def device(self) -> torch.device:
@@ -86,115 +91,113 @@ class Sampler:
 
         Returns:
             ``(B, C, H, W)`` in [−1, 1] on the network's device.
+
+        Raises:
+            UserError: the condition names a class that the network does not know, or has too few rows.
         """
-        condition = (condition or conditions.unconditional()).batch(index, self.device)
-        index = index.to(self.device)
-        weights = self.energy_net.weights()
-        schedule = self.schedule.to(self.device)
-        tell = observe or (lambda stage, level, images: None)
-
-        x = randomness.normal(randomness.key(seed, "sample/start"), index, self.shape)
-        tell("noise", schedule.levels, x)
-        known = _KnownTrajectory(self, schedule, condition, seed, index, x)
-        for t in range(schedule.levels, 0, -1):
-            for repeat in range(condition.repeats + 1):
-                if repeat:
-                    x = self._noised_again(schedule, x, t, seed, index, repeat)
-                x = self._descend(schedule, weights, x, t, seed, index, condition, known.lower(t, repeat), tell, repeat)
-        x = self._denoised(schedule, weights, x, condition)
-        x = (known.clean(x)).clamp(-1.0, 1.0)
-        tell("sample", 0, x)
-        return x
-
-    def proposal_mean(self, schedule: NoiseSchedule, x: Tensor, t: int, condition: Condition) -> Tensor:
-        """``Σ_j w_j g(x_t; λ_t, c_j)``, or x_t itself without an initializer."""
-        if self.initializer is None:
-            return x
-        concepts = len(condition.weights)
-        logsnr = schedule.logsnr[t].expand(concepts * len(x))
-        proposals = self.initializer(x.repeat(concepts, 1, 1, 1), logsnr, condition.labels.flatten())
-        if condition.mix is None:
-            return proposals
-        return torch.einsum("j,jbchw->bchw", condition.mix, proposals.unflatten(0, (concepts, -1)))
-
-    def energy(self, schedule: NoiseSchedule, weights: Weights, t: int, condition: Condition) -> FrozenEnergy:
-        """The combined energy of the transition that ends at level t − 1."""
-        labels = condition.labels.flatten()
-        logsnr = schedule.logsnr[t - 1].expand(len(labels))
-        return self.energy_net.frozen(weights, logsnr, labels, condition.mix)
-
-    def _descend(
-        self,
-        schedule: NoiseSchedule,
-        weights: Weights,
-        x: Tensor,
-        t: int,
-        seed: int,
-        index: Tensor,
-        condition: Condition,
-        known: KnownPixels | None,
-        tell: Observer,
-        repeat: int,
-    ) -> Tensor:
-        """From x_t to x_{t−1}."""
-        proposal = self.proposal_mean(schedule, x, t, condition)
-        if self.initializer is not None:
-            key = randomness.key(seed, "sample/proposal", t, repeat)
-            proposal = proposal + schedule.proposal_std[t] * randomness.normal(key, index, self.shape)
-        tell("proposal", t - 1, proposal / schedule.scale[t])
-        refined = langevin.refine(
-            energy=self.energy(schedule, weights, t, condition),
-            start=proposal,
-            anchor=x,
-            constants=langevin.coefficients(schedule, torch.full_like(index, t), self.chain),
-            streams=randomness.keys(seed, "sample/chain", t, repeat, count=self.chain.steps, device=self.device),
-            index=index,
-            stepper=self.stepper,
-            known=known,
-        )
-        lower = refined.y / schedule.scale[t]
-        tell("refined", t - 1, lower)
-        return lower
-
-    def _noised_again(
-        self, schedule: NoiseSchedule, x: Tensor, t: int, seed: int, index: Tensor, repeat: int
-    ) -> Tensor:
-        """From x_{t−1} back to x_t with fresh noise (Lugmayr et al. 2022, "RePaint", eq. 8)."""
-        key = randomness.key(seed, "sample/repeat", t, repeat)
-        return schedule.a[t] * x + schedule.beta[t].sqrt() * randomness.normal(key, index, self.shape)
-
-    def _denoised(self, schedule: NoiseSchedule, weights: Weights, x: Tensor, condition: Condition) -> Tensor:
-        if self.last_denoise == "none":
-            return x / schedule.alpha[0] if self.initializer is not None else x
-        variance = self.chain.step_variance * schedule.unit_step[1].square()
-        if self.last_denoise == "official":
-            variance = 0.5 * variance * self.chain.step_multiplier**2
-        energy = self.energy(schedule, weights, 1, condition)
-        score = schedule.scale[1] * energy.gradient(schedule.scale[1] * x) / variance
-        return (x + schedule.sigma[0].square() * score) / schedule.alpha[0]
+        condition = condition or conditions.unconditional()
+        condition.check_classes(self.energy_net.classes)
+        return _Descent(self, index.to(self.device), seed, condition.batch(index, self.device), observe).run()
 
 
-class _KnownTrajectory:
-    """The known pixels' own way through the levels, in step with the chain; nothing when no pixel is known."""
+class _Descent:
+    """One batch's way down: what stays the same from level to level, and the moves between levels."""
 
     def __init__(
-        self, sampler: Sampler, schedule: NoiseSchedule, condition: Condition, seed: int, index: Tensor, top: Tensor
+        self, sampler: Sampler, index: Tensor, seed: int, condition: Condition, observe: Observer | None
     ) -> None:
-        self.schedule, self.condition, self.seed, self.index = schedule, condition, seed, index
-        self.shared_noise, self.top = sampler.shared_noise, top
+        self.sampler, self.index, self.seed, self.condition = sampler, index, seed, condition
+        self.schedule = sampler.schedule.to(sampler.device)
+        self.weights = sampler.energy_net.weights()
+        self.observe = observe or (lambda stage, level, images: None)
 
-    def lower(self, t: int, repeat: int) -> KnownPixels | None:
-        """The pins of the chain that ends at level t − 1, in ``y`` units."""
+    def run(self) -> Tensor:
+        """All levels from pure noise, and the last denoise."""
+        top = self.schedule.levels
+        x = self._noise("start")
+        x = self._with_known(x, lambda image: marginal(self.schedule, image, self._level(top), x))
+        self.observe("noise", top, x)
+        for t in range(top, 0, -1):
+            x = self._lower(x, t, 0)
+            for repeat in range(1, self.condition.repeats + 1):
+                x = self._lower(self._noised_again(x, t, repeat), t, repeat)
+        x = self._with_known(self._denoised(x), lambda image: image).clamp(-1.0, 1.0)
+        self.observe("sample", 0, x)
+        return x
+
+    def _lower(self, x: Tensor, t: int, repeat: int) -> Tensor:
+        """From x_t to x_{t−1}: propose, refine, rescale."""
+        sampler, scale = self.sampler, self.schedule.scale[t]
+        proposal = self._proposal(x, t, repeat)
+        self.observe("proposal", t - 1, proposal / scale)
+        refined = langevin.refine(
+            energy=self._energy(t),
+            start=proposal,
+            anchor=x,
+            constants=langevin.coefficients(self.schedule, self._level(t), sampler.chain),
+            streams=randomness.keys(
+                self.seed, "sample/chain", t, repeat, count=sampler.chain.steps, device=sampler.device
+            ),
+            index=self.index,
+            stepper=sampler.stepper,
+            known=self._known(x, t, repeat),
+        )
+        lower = refined.y / scale
+        self.observe("refined", t - 1, lower)
+        return lower
+
+    def _proposal(self, x: Tensor, t: int, repeat: int) -> Tensor:
+        """``Σ_j w_j g(x_t; λ_t, c_j) + τ_t z``, or x_t itself without an initializer."""
+        initializer, mix = self.sampler.initializer, self.condition.mix
+        if initializer is None:
+            return x
+        labels = self.condition.labels.flatten()
+        concepts = len(self.condition.weights)
+        mean = initializer(x.repeat(concepts, 1, 1, 1), self.schedule.logsnr[t].expand(len(labels)), labels)
+        if mix is not None:
+            mean = torch.einsum("j,jbchw->bchw", mix, mean.unflatten(0, (concepts, -1)))
+        return mean + self.schedule.proposal_std[t] * self._noise("proposal", t, repeat)
+
+    def _energy(self, t: int) -> FrozenEnergy:
+        """The combined energy of the transition that ends at level t − 1."""
+        labels = self.condition.labels.flatten()
+        logsnr = self.schedule.logsnr[t - 1].expand(len(labels))
+        return self.sampler.energy_net.frozen(self.weights, logsnr, labels, self.condition.mix)
+
+    def _noised_again(self, x: Tensor, t: int, repeat: int) -> Tensor:
+        """From x_{t−1} back to x_t with fresh noise (Lugmayr et al. 2022, "RePaint")."""
+        return self.schedule.a[t] * x + self.schedule.beta[t].sqrt() * self._noise("repeat", t, repeat)
+
+    def _known(self, x: Tensor, t: int, repeat: int) -> KnownPixels | None:
+        """The known pixels at level t − 1 given those of x_t, in ``y`` units: pairs of the kind seen in training."""
         image, mask = self.condition.image, self.condition.mask
         if image is None or mask is None:
             return None
-        purpose = "sample/known" if self.shared_noise else f"sample/known/{t}"
-        epsilon = randomness.normal(randomness.key(self.seed, purpose, repeat), self.index, tuple(self.top.shape[1:]))
-        value = self.schedule.alpha[t - 1] * image + self.schedule.sigma[t - 1] * epsilon
-        return KnownPixels(mask.expand_as(value), self.schedule.scale[t] * value)
+        image = image.expand_as(x)
+        if self.sampler.shared_noise:
+            lower = same_noise(self.schedule, image, x, self._level(t))
+        else:
+            lower = posterior(self.schedule, image, x, self._level(t), self._noise("known", t, repeat))
+        return KnownPixels(mask.expand_as(x), self.schedule.scale[t] * lower)
 
-    def clean(self, x: Tensor) -> Tensor:
-        """The final images with every known pixel exact."""
-        if self.condition.image is None or self.condition.mask is None:
-            return x
-        return torch.where(self.condition.mask, self.condition.image, x)
+    def _with_known(self, x: Tensor, value: Callable[[Tensor], Tensor]) -> Tensor:
+        """``x`` with its known pixels replaced by their own values at x's level."""
+        image, mask = self.condition.image, self.condition.mask
+        return x if image is None or mask is None else torch.where(mask, value(image.expand_as(x)), x)
+
+    def _denoised(self, x: Tensor) -> Tensor:
+        sampler, schedule = self.sampler, self.schedule
+        if sampler.last_denoise == "none":
+            return x / schedule.alpha[0] if sampler.initializer is not None else x
+        variance = sampler.chain.step_variance * schedule.unit_step[1].square()
+        if sampler.last_denoise == "official":
+            variance = 0.5 * variance * sampler.chain.step_multiplier**2
+        score = schedule.scale[1] * self._energy(1).gradient(schedule.scale[1] * x) / variance
+        return (x + schedule.sigma[0].square() * score) / schedule.alpha[0]
+
+    def _level(self, t: int) -> Tensor:
+        return torch.full_like(self.index, t)
+
+    def _noise(self, purpose: str, *counters: int) -> Tensor:
+        stream = randomness.key(self.seed, f"sample/{purpose}", *counters)
+        return randomness.normal(stream, self.index, self.sampler.shape)

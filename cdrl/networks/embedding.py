@@ -1,4 +1,4 @@
-"""How both networks read the log-SNR: a bounded angle, then sinusoids (Zhu et al. 2024, appendix; Ho & Salimans 2022)."""
+"""How both networks read the log-SNR: an angle, then sinusoids (Ho & Salimans 2022; Zhu et al. 2024, appendix)."""
 
 from __future__ import annotations
 

@@ -177,8 +177,9 @@ class Initializer(nn.Module):
         for stage in self.middle:
             h = stage(h, embedding)
         for stage in self.up:
-            resampling = stage.block.resample is not None
-            h = stage(h if resampling else torch.cat((h, skips.pop()), dim=1), embedding)
+            assert isinstance(stage, Stage)
+            joins = stage.block.resample is None
+            h = stage(torch.cat((h, skips.pop()), dim=1) if joins else h, embedding)
         return x + self.conv_out(F.silu(self.norm_out(h)))
 
     def _embedding(self, logsnr: Tensor, label: Tensor | None) -> Tensor:

@@ -13,14 +13,14 @@ from experiments.data.registry import load, load_config, names
 
 if TYPE_CHECKING:
     from experiments.data.batches import DeviceBatches
-    from experiments.data.inventory import inventory
+    from experiments.data.doctor import inventory
     from experiments.data.pixels import to_float, to_uint8
 
 __all__ = ["DeviceBatches", "ImageSet", "inventory", "load", "load_config", "names", "to_float", "to_uint8"]
 
 _LAZY = {
     "DeviceBatches": "batches",
-    "inventory": "inventory",
+    "inventory": "doctor",
     "to_float": "pixels",
     "to_uint8": "pixels",
 }

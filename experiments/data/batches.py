@@ -72,10 +72,7 @@ class DeviceBatches:
         count = self.batch_size - first if count is None else count
         chosen = self.indices(start, count)
         labels = None if self._labels is None else self._move(self._labels[chosen])
-        if self.resident:
-            stored = self._images[chosen]
-        else:
-            stored = self._move(self._images[chosen]).permute(0, 3, 1, 2)
+        stored = self._images[chosen] if self.resident else self._move(self._images[chosen]).permute(0, 3, 1, 2)
         images = scale(stored).contiguous()
         return (self._flipped(images, start) if self.flip else images), labels
 
@@ -113,7 +110,7 @@ class DeviceBatches:
 
 
 def fits(image_set: ImageSet, device: torch.device) -> bool:
-    """Whether the pixels may live on ``device``. Only CUDA has memory of its own; elsewhere the array is read in place."""
+    """Whether the pixels may live on ``device``; only CUDA has memory of its own, elsewhere the array is read in place."""
     if device.type != "cuda":
         return False
     free, _ = torch.cuda.mem_get_info(device)

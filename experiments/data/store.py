@@ -39,6 +39,7 @@ class Decoded:
     class_names: tuple[str, ...] = ()
     attributes: NDArray[np.bool_] | None = None
     attribute_names: tuple[str, ...] = ()
+    source: str = ""  # replaces the recipe's, where only decoding finds out
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def _decode_into(draft: Path, recipe: Recipe, title: str, expected: str | None) 
     if rest.attributes is not None:
         np.save(draft / "attributes.npy", rest.attributes.astype(np.bool_))
     meta = {
-        "source": recipe.source,
+        "source": rest.source or recipe.source,
         "checksum": checksum,
         "stamp": [*_stamp(path)],
         "class_names": rest.class_names,

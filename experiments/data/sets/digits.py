@@ -1,4 +1,4 @@
-"""1,797 real handwritten digits, 8×8 grey, that come with scikit-learn (UCI "Optical Recognition of Handwritten Digits").
+"""1,797 real handwritten digits, 8×8 grey, that come with scikit-learn (UCI's "Optical Recognition").
 
 Pixels 0 … 16 become round(v · 255 / 16). The split is fixed and stratified: 1,297 to train, 500 held out.
 """

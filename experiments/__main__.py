@@ -1,0 +1,116 @@
+"""The suite's command line.
+
+    python -m experiments experiment=table1 scale=nano [any Hydra override]
+
+    experiment=NAME     a table or figure (see the list below)
+    scale=NAME          nano (a laptop, minutes) | mini (one GPU, an hour) | paper (the paper's size)
+    plan=true           print the cells, the missing runs and their cost, and stop
+    --cfg job           print the resolved configuration and stop
+    device=…            auto | cpu | cuda          launcher.workers=N   runs at a time
+    runs=…, results=…   where runs and results go  scale.seeds=[0]      fewer seeds
+
+The same command continues what an earlier one left unfinished, and does nothing twice.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+import yaml
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from cdrl.errors import UserError
+from experiments import configuration
+from experiments.cells import write_results
+from experiments.plan import Plan, make_plan
+from experiments.run import carry_out
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command line; returns the exit code: 0 done, 1 a mistake that can be mended, 130 interrupted."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return _command(list(arguments))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues where this one stopped", file=sys.stderr)
+        return 130
+
+
+def _command(arguments: list[str]) -> int:
+    if "--help" in arguments or "-h" in arguments:
+        print(__doc__)
+        print(_experiments())
+        return 0
+    show = arguments[:2] == ["--cfg", "job"] or arguments[-2:] == ["--cfg", "job"]
+    overrides = [argument for argument in arguments if argument not in ("--cfg", "job")]
+    unknown = [argument for argument in overrides if argument.startswith("-")]
+    if unknown:
+        raise UserError(f"unknown option {unknown[0]}; --help shows what there is")
+    config = configuration.resolve(overrides)
+    if show:
+        print(OmegaConf.to_yaml(config, resolve=True))
+        return 0
+    plan = make_plan(config)
+    if config.plan:
+        _print_plan(plan)
+        return 0
+    carry_out(plan)
+    folder = write_results(plan, ["python", "-m", "experiments", *arguments])
+    _report(folder)
+    return 0
+
+
+def _report(folder: object) -> None:
+    from pathlib import Path
+
+    from experiments.report import build_experiment
+
+    table = build_experiment(Path(str(folder)))
+    Console().print(table, markup=False, highlight=False, soft_wrap=True)
+    print(f"written to {folder}")
+
+
+def _print_plan(plan: Plan) -> None:
+    console = Console()
+    table = Table(title=f"{plan.title} ({plan.scale})")
+    for name in ("row", "seed", "budget (gradient evaluations × images)", "run", "evaluation"):
+        table.add_column(name, overflow="fold")
+    for row in plan.rows:
+        for evaluation in row.evaluations:
+            run = evaluation.run
+            done = "done" if evaluation.done else "missing"
+            budget = f"{run.config['budget']:,}" if run.config["method"]["kind"] not in ("real", "noise") else "–"
+            table.add_row(row.label, str(run.seed), budget, run.status, f"{evaluation.settings['kind']}: {done}")
+    console.print(table)
+    missing = plan.missing()
+    training = [job for job in missing if not job.run.done]
+    cost = sum(job.run.config["budget"] for job in training)
+    console.print(
+        f"{len(plan.rows)} rows; {len(training)} runs to train ({cost:,} energy-gradient evaluations × images), "
+        f"{sum(len(job.evaluations) for job in missing)} evaluations to do",
+        highlight=False,
+    )
+
+
+def _experiments() -> str:
+    lines = ["experiments:"]
+    for name in configuration.choices("experiment"):
+        manifest = yaml.safe_load((configuration.CONF / "experiment" / f"{name}.yaml").read_text())
+        lines.append(f"    {name:<20}{manifest['experiment']['title']}")
+    return "\n".join(lines)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

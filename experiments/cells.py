@@ -1,0 +1,200 @@
+"""From evaluations to cells: means over seeds with intervals, the published number beside them, and a verdict."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+
+from cdrl.errors import UserError
+from experiments import data
+from experiments.evaluate import Measurement
+from experiments.files import write_json, write_text
+from experiments.plan import Evaluation, Plan, Row
+from experiments.report import published
+
+COLUMNS = (
+    "experiment", "scale", "row", "dataset", "metric", "protocol", "value", "low", "high", "seeds", "samples",
+    "published", "published_status", "verdict", "grad_evals", "train_seconds", "sample_seconds", "device", "commit",
+    "runs", "label", "method", "budget", "note",
+)  # fmt: skip
+_PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "clean-fid", "hydra-core", "safetensors")
+_TOLERANCE = 0.05
+"""A measured number within this share of the published one, or with an interval that holds it, reproduces it."""
+
+
+def write_results(plan: Plan, command: Sequence[str]) -> Path:
+    """Write cells.csv, rows.json and provenance.json of a plan; returns their folder."""
+    cells = [cell for row in plan.rows for cell in _row_cells(plan, row)]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(cells)
+    try:
+        write_text(plan.results / "cells.csv", text.getvalue())
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {plan.results} ({error.strerror}); choose another folder with results=…"
+        ) from error
+    write_json(plan.results / "rows.json", [_row_facts(row) for row in plan.rows])
+    write_json(plan.results / "provenance.json", _provenance(plan, command))
+    return plan.results
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean and 95 % Student-t interval over seeds; the interval is NaN for a single value."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean, math.nan, math.nan
+    half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+    return mean, mean - half, mean + half
+
+
+def device_name(device: str) -> str:
+    """The processor's or the GPU's own name."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(torch.device(device))
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return f"{line.split(':', 1)[1].strip()} (CPU)"
+    except OSError:
+        pass
+    return f"{platform.processor() or platform.machine()} (CPU)"
+
+
+def commit() -> str:
+    """The checkout's commit, marked when code has changed since; "unknown" outside a checkout."""
+    root = Path(__file__).parents[1]
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        dirty = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
+        return git("rev-parse", "--short=12", "HEAD") + ("-modified" if dirty else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _row_cells(plan: Plan, row: Row) -> Iterable[dict[str, Any]]:
+    found: dict[tuple[str, str, str, str], list[tuple[Evaluation, Measurement]]] = {}
+    for evaluation in row.evaluations:
+        if evaluation.done:
+            for measurement in json.loads((evaluation.folder / "result.json").read_text())["measurements"]:
+                dataset = measurement.get("dataset", plan.config["data"]["name"])
+                key = (measurement.get("row", ""), dataset, measurement["metric"], measurement["protocol"])
+                found.setdefault(key, []).append((evaluation, measurement))
+    shared = _shared_facts(plan, row)
+    if not found:
+        protocol = plan.config["metrics"]["name"]
+        yield {
+            **shared,
+            "dataset": plan.config["data"]["name"],
+            "metric": "fd",
+            "protocol": protocol,
+            "value": math.nan,
+        }
+    for (suffix, dataset, metric, protocol), pairs in found.items():
+        value, low, high = interval([measurement["value"] for _, measurement in pairs])
+        named = published.find(row.published, dataset, metric) if row.published else None
+        yield {
+            **shared,
+            "row": f"{row.id} {suffix}".strip(),
+            "label": f"{row.label} {suffix}".strip(),
+            "dataset": dataset,
+            "metric": metric,
+            "protocol": protocol,
+            "value": value,
+            "low": low,
+            "high": high,
+            "seeds": len(pairs),
+            "samples": pairs[0][1]["samples"],
+            "published": "" if named is None else named.value,
+            "published_status": "" if named is None else named.status,
+            "verdict": _verdict(plan, value, low, high, named, protocol),
+            "grad_evals": pairs[0][1].get("grad_evals", ""),
+            "sample_seconds": round(float(np.mean([m.get("seconds", math.nan) for _, m in pairs])), 3),
+        }
+
+
+def _shared_facts(plan: Plan, row: Row) -> dict[str, Any]:
+    statuses = [_status(evaluation) for evaluation in row.evaluations]
+    diverged = [f"seed {e.run.seed} diverged at iteration {s['iterations']}"
+                for e, s in zip(row.evaluations, statuses, strict=True) if s.get("status") == "diverged"]  # fmt: skip
+    seconds = [status["seconds"] for status in statuses if "seconds" in status]
+    return {
+        "experiment": plan.name,
+        "scale": plan.scale,
+        "row": row.id,
+        "label": row.label,
+        "method": row.method,
+        "seeds": 0,
+        "verdict": "not-run",
+        "budget": row.evaluations[0].run.config["budget"] if seconds else 0,
+        "train_seconds": round(float(np.mean(seconds)), 1) if seconds else 0.0,
+        "device": device_name(_device(plan)),
+        "commit": commit(),
+        "runs": " ".join(str(evaluation.run.folder) for evaluation in row.evaluations),
+        "note": "; ".join(diverged),
+    }
+
+
+def _verdict(plan: Plan, value: float, low: float, high: float, named: published.Number | None, protocol: str) -> str:
+    """Nothing is reproduced unless scale and protocol are those of the published number."""
+    if named is None or plan.scale != "paper" or not protocol.startswith("fid-"):
+        return "different-scale"
+    if named.value is None:
+        return "off" if math.isfinite(value) else "reproduced"  # "does not converge"
+    close = abs(value - named.value) <= _TOLERANCE * abs(named.value)
+    return "reproduced" if close or low <= named.value <= high else "off"
+
+
+def _status(evaluation: Evaluation) -> dict[str, Any]:
+    path = evaluation.run.folder / "status.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _device(plan: Plan) -> str:
+    from experiments.run import resolve_device
+
+    return resolve_device(plan.config["device"])
+
+
+def _row_facts(row: Row) -> dict[str, Any]:
+    return {
+        "row": row.id,
+        "label": row.label,
+        "method": row.method,
+        "evaluations": [
+            {"seed": e.run.seed, "folder": str(e.folder), "run": str(e.run.folder)} for e in row.evaluations
+        ],
+    }
+
+
+def _provenance(plan: Plan, command: Sequence[str]) -> dict[str, Any]:
+    training = data.load_config(plan.config["data"], "train")
+    return {
+        "command": " ".join(command),
+        "commit": commit(),
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in _PACKAGES},
+        "device": device_name(_device(plan)),
+        "cores": os.cpu_count(),
+        "system": platform.platform(),
+        "data": {"name": training.name, "source": training.source, "sha256": training.checksum},
+        "protocol": plan.config["metrics"],
+        "configs": {str(job.run.folder): job.run.config for job in plan.jobs()},
+    }

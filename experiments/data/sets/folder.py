@@ -1,0 +1,90 @@
+"""Any folder of images: flat, or one subfolder a class; each is cropped to its central square and resized.
+
+Splits: ``train/`` and ``test/`` (or ``val/``) inside the folder if they exist; else a fixed share is held out, the same
+files whatever is added later changes little: those whose names hash lowest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from cdrl.errors import UserError
+from experiments.data import decoding, tree
+from experiments.data.registry import Place, data_set
+from experiments.data.store import Allocate, Decoded, Recipe
+
+_LAYOUT = "image files, directly or in one subfolder a class (optionally below train/ and test/)"
+
+
+@data_set("folder", layout=_LAYOUT, needed_for="training on your own images")
+def find(place: Place, split: str, image_size: int = 32, channels: int = 3, held_out: float = 0.1) -> Recipe:
+    """The images of a folder.
+
+    Args:
+        place: the folder.
+        split: "train" or "test".
+        image_size: side of the squares that come out, in pixels.
+        channels: 3 for RGB, 1 for grey.
+        held_out: the share of images kept for "test" where the folder has no test images of its own.
+    """
+    _check(place, image_size, channels, held_out)
+    base, shared = _base(place.root, split)
+    direct, folders = tree.images_in(base), tree.class_folders(base)
+    pairs = [(0, path) for path in direct] or list(tree.by_class(folders))
+    if not pairs:
+        raise UserError(f"{base} holds no image; data set folder needs {_LAYOUT}")
+    names = () if direct else tuple(path.name for path in folders)
+    if shared:
+        pairs = _share(pairs, base, split, held_out)
+    options = {"image_size": image_size, "channels": channels, "held_out": held_out, "split": split}
+    decode = partial(_decode, pairs, names, image_size, channels)
+    return Recipe(decode, f"folder {place.root.name}", [path for _, path in pairs], options)
+
+
+def _check(place: Place, image_size: int, channels: int, held_out: float) -> None:
+    if image_size < 4:
+        raise UserError(f"image_size {image_size} is too small; give at least 4, a power of two fits the networks")
+    if channels not in (1, 3):
+        raise UserError(f"channels {channels} is neither 1 (grey) nor 3 (RGB)")
+    if not 0 < held_out < 1:
+        raise UserError(f"held_out {held_out} is not between 0 and 1; 0.1 keeps a tenth for testing")
+    if not place.root.is_dir():
+        raise UserError(f"{place.root} is no folder; name yours with data.root=FOLDER: it needs {_LAYOUT}")
+
+
+def _base(root: Path, split: str) -> tuple[Path, bool]:
+    """The folder of the split, and whether both splits must share it."""
+    train = root / "train"
+    if not train.is_dir():
+        return root, True
+    tests = [root / name for name in ("test", "val", "validation") if (root / name).is_dir()]
+    if not tests:
+        return train, True
+    return (train if split == "train" else tests[0]), False
+
+
+def _share(pairs: list[tuple[int, Path]], base: Path, split: str, held_out: float) -> list[tuple[int, Path]]:
+    """The split's part: the lowest-hashing names are held out, at least one image on either side."""
+    if len(pairs) < 2:
+        raise UserError(f"{base} holds one image only; give at least 2, one is held out")
+    ranked = sorted(pairs, key=lambda pair: hashlib.sha256(str(pair[1].relative_to(base)).encode()).digest())
+    count = min(max(round(held_out * len(pairs)), 1), len(pairs) - 1)
+    return sorted(ranked[:count] if split == "test" else ranked[count:], key=lambda pair: pair[1])
+
+
+def _decode(
+    pairs: list[tuple[int, Path]], names: tuple[str, ...], image_size: int, channels: int, allocate: Allocate
+) -> Decoded:
+    out = allocate(len(pairs), image_size, channels)
+    decoding.fill(out, tree.encoded([path for _, path in pairs]), partial(_square, image_size), "decoding folder")
+    return Decoded(np.array([label for label, _ in pairs], dtype=np.int64) if names else None, names)
+
+
+def _square(size: int, image: Image.Image) -> Image.Image:
+    """Turned as its camera held it, central square, resized with Lanczos's filter (antialiased)."""
+    return ImageOps.fit(ImageOps.exif_transpose(image), (size, size), Image.Resampling.LANCZOS)

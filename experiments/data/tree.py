@@ -1,0 +1,50 @@
+"""Images as files: a folder of them, flat or one subfolder a class."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from cdrl.errors import UserError
+from experiments.data.decoding import Encoded
+
+_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+
+
+def images_below(folder: Path) -> list[Path]:
+    """Every image file below ``folder``, sorted by path; hidden files and folders are left out."""
+    found: list[Path] = []
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(parent, name) for name in files if is_image(name)]
+    return sorted(found)
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The image files in ``folder`` itself, sorted."""
+    return sorted(Path(item.path) for item in os.scandir(folder) if is_image(item.name) and item.is_file())
+
+
+def class_folders(folder: Path) -> list[Path]:
+    """The subfolders of ``folder``, sorted by name: class c is the c-th."""
+    return sorted(Path(item.path) for item in os.scandir(folder) if item.is_dir() and not item.name.startswith("."))
+
+
+def by_class(folders: Sequence[Path]) -> Iterator[tuple[int, Path]]:
+    """``(class, file)`` of every image below the class folders; an empty class is an error."""
+    for label, folder in enumerate(folders):
+        files = images_below(folder)
+        if not files:
+            raise UserError(f"{folder}: a class folder without images; fill it or remove it")
+        yield from ((label, path) for path in files)
+
+
+def encoded(paths: Sequence[Path]) -> Iterator[Encoded]:
+    """The files as `decoding.fill` takes them."""
+    return ((str(path), path) for path in paths)
+
+
+def is_image(name: str) -> bool:
+    """Whether a file's name says that it is an image, and not a hidden one."""
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in _SUFFIXES

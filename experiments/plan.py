@@ -1,0 +1,189 @@
+"""From a manifest to what has to be done: rows, training runs, evaluations, and what of it is missing.
+
+A training run is a pure function of (data, method, budget, seed), and an evaluation of (run, its settings, protocol):
+both live in folders named by the hash of exactly that. So experiments share what they can, and the same command finds
+its own work.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from cdrl.errors import UserError
+from experiments.configuration import digest, merged, plain
+from experiments.methods import REFERENCES
+
+
+@dataclass(frozen=True)
+class Run:
+    """One method trained once: its folder and everything that determines it."""
+
+    folder: Path
+    config: dict[str, Any]
+    seed: int
+
+    @property
+    def status(self) -> str:
+        """``missing``, ``started``, ``finished`` or ``diverged``."""
+        if self.config["method"]["kind"] in REFERENCES:
+            return "finished"
+        path = self.folder / "status.json"
+        if path.exists():
+            return json.loads(path.read_text())["status"]
+        return "started" if (self.folder / "config.json").exists() else "missing"
+
+    @property
+    def done(self) -> bool:
+        return self.status in ("finished", "diverged")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One way of looking at a run."""
+
+    run: Run
+    settings: dict[str, Any]
+
+    @property
+    def folder(self) -> Path:
+        return self.run.folder / "eval" / f"{self.settings['kind']}-{digest(self.settings)}"
+
+    @property
+    def done(self) -> bool:
+        return (self.folder / "result.json").exists()
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one process does: finish a run, then look at it."""
+
+    run: Run
+    evaluations: tuple[Evaluation, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table: one evaluation per seed."""
+
+    id: str
+    label: str
+    method: str
+    published: dict[str, Any] | None
+    evaluations: tuple[Evaluation, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An experiment at a scale."""
+
+    name: str
+    scale: str
+    title: str
+    question: str
+    figures: tuple[str, ...]
+    rows: tuple[Row, ...]
+    results: Path
+    config: dict[str, Any]
+
+    def jobs(self) -> list[Job]:
+        """Every run with its distinct evaluations, in the manifest's order, seeds interleaved."""
+        found: dict[Path, tuple[Run, dict[Path, Evaluation]]] = {}
+        depth = max((len(row.evaluations) for row in self.rows), default=0)
+        for position in range(depth):
+            for row in self.rows:
+                for evaluation in row.evaluations[position : position + 1]:
+                    _, known = found.setdefault(evaluation.run.folder, (evaluation.run, {}))
+                    known.setdefault(evaluation.folder, evaluation)
+        return [Job(run, tuple(known.values())) for run, known in found.values()]
+
+    def missing(self) -> list[Job]:
+        """What is left to do."""
+        left = [Job(job.run, tuple(e for e in job.evaluations if not e.done)) for job in self.jobs()]
+        return [job for job in left if job.evaluations or not job.run.done]
+
+
+def make_plan(config: DictConfig) -> Plan:
+    """Expand a resolved configuration.
+
+    Raises:
+        UserError: a row names an unknown method or setting.
+    """
+    everything = plain(config)
+    experiment = everything["experiment"]
+    rows = [row for name, row in experiment["rows"].items() if row for row in _expanded(name, row)]
+    return Plan(
+        name=experiment["name"],
+        scale=everything["scale"]["name"],
+        title=experiment["title"],
+        question=experiment["question"],
+        figures=tuple(experiment["figures"]),
+        rows=tuple(_row(everything, name, row) for name, row in rows),
+        results=Path(everything["results"]) / experiment["name"] / everything["scale"]["name"],
+        config=everything,
+    )
+
+
+def _expanded(name: str, row: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """A row, or one per value of its sweep."""
+    sweep = row.get("sweep")
+    if not sweep:
+        return [(name, row)]
+    rows = []
+    for value in sweep["values"]:
+        single = copy.deepcopy({key: item for key, item in row.items() if key != "sweep"})
+        node = OmegaConf.create(single)
+        OmegaConf.update(node, sweep["key"], value, force_add=True)
+        single = plain(node)
+        single["label"] = sweep.get("label", "{}").format(value)
+        rows.append((f"{name}-{value}", single))
+    return rows
+
+
+def _row(config: Mapping[str, Any], name: str, row: dict[str, Any]) -> Row:
+    if row["method"] not in config["methods"]:
+        raise UserError(f"row '{name}': unknown method '{row['method']}'; there are {', '.join(config['methods'])}")
+    scale = config["scale"]
+    method = merged(config["methods"][row["method"]], row.get("train") or {}, f"row '{name}'")
+    data = merged(config["data"], row.get("data") or {}, f"row '{name}'")
+    budget = round(scale["budget"] * row.get("budget", 1.0))
+    if budget < 1:
+        raise UserError(f"scale.budget must be positive, not {scale['budget']}")
+    settings = _evaluation(config, row["evaluate"])
+    seeds = row.get("seeds") or scale["seeds"]
+    runs = [_run(config, row["method"], method, data, budget, seed) for seed in seeds]
+    return Row(
+        id=name,
+        label=row.get("label") or method["label"],
+        method=row["method"],
+        published=row.get("published"),
+        evaluations=tuple(Evaluation(run, settings) for run in runs),
+    )
+
+
+def _evaluation(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """An evaluation's settings with the scale's sample counts and the protocol."""
+    scale = config["scale"]
+    shared = {"samples": scale["samples"], "batch": scale["sample_batch"], "metrics": config["metrics"]}
+    if settings.get("curve"):
+        shared["milestone_samples"] = scale["milestone_samples"]
+    return {**shared, **settings}
+
+
+def _run(
+    config: Mapping[str, Any], name: str, method: dict[str, Any], data: dict[str, Any], budget: int, seed: int
+) -> Run:
+    location = {key: value for key, value in data.items() if key not in ("root", "data_cache")}
+    scale = {key: config["scale"][key] for key in ("reports", "milestones")}
+    settings = {key: value for key, value in method.items() if key != "label"}
+    identity = {"data": location, "method": settings, "budget": budget, "scale": scale}
+    if method["kind"] in REFERENCES:
+        identity = {"data": location, "method": settings}
+    folder = Path(config["runs"]) / data["name"] / name / digest(identity) / f"seed{seed}"
+    return Run(folder, {"data": data, "method": method, "budget": budget, "scale": scale}, seed)

@@ -1,0 +1,271 @@
+"""Carry out a plan: start what is missing, a few processes at a time, show progress, survive interruption."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from cdrl.errors import UserError
+from experiments.files import write_json
+from experiments.plan import Job, Plan
+
+EVALUATION_SHARE = 0.15
+"""What an evaluation is taken to cost, as a share of its run's training, until it has been seen."""
+_PLAIN_EVERY = 15.0
+
+
+@dataclass
+class _Active:
+    job: Job
+    process: subprocess.Popen[str]
+    task: TaskID
+    begin: float
+    started_at: float | None = None
+    """Share already done when this process first reported: work of an earlier call."""
+    done: float = 0.0
+    text: str = ""
+    error: str | None = None
+    errors: list[str] = field(default_factory=list)
+
+
+def carry_out(plan: Plan) -> None:
+    """Run every missing job of the plan.
+
+    Raises:
+        UserError: a job failed for a reason the user can mend.
+        KeyboardInterrupt: after the running jobs have kept their checkpoints.
+    """
+    jobs = plan.missing()
+    if not jobs:
+        return
+    device = resolve_device(plan.config["device"])
+    workers, threads = parallelism(plan.config["launcher"], device, len(jobs))
+    _Pool(plan, jobs, device, workers, threads).run()
+
+
+def resolve_device(name: str) -> str:
+    """``auto`` made definite. Raises `UserError` for a device this machine does not have."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"unknown device '{name}'; use auto, cpu, cuda or cuda:<number>") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"device={name} needs an NVIDIA GPU, and this machine shows {torch.cuda.device_count()}; use device=cpu"
+        )
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device '{name}' is not supported; use auto, cpu, cuda or cuda:<number>")
+    return name
+
+
+def parallelism(launcher: dict[str, Any], device: str, jobs: int) -> tuple[int, int]:
+    """(runs at a time, CPU threads each)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = launcher["workers"]
+    if workers == "auto":
+        workers = 1 if device.startswith("cuda") else cores
+    workers = max(1, min(int(workers), jobs))
+    threads = launcher["threads"]
+    return workers, max(1, cores // workers) if threads == "auto" else int(threads)
+
+
+class _Pool:
+    """The jobs, at most ``workers`` of them alive."""
+
+    def __init__(self, plan: Plan, jobs: Sequence[Job], device: str, workers: int, threads: int) -> None:
+        self.plan, self.waiting, self.device = plan, deque(jobs), device
+        self.workers, self.threads = workers, threads
+        self.total, self.finished = len(jobs), 0
+        self.active: list[_Active] = []
+        self.failed: list[str] = []
+        self.begin = time.monotonic()
+        self.work_done = 0.0
+        self.console = Console(stderr=True)
+        self.bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[text]}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.overall = self.bars.add_task(self._title(), total=self.total, text="")
+
+    def run(self) -> None:
+        self.console.print(
+            f"{self.plan.name} ({self.plan.scale}): {self.total} runs to do on {self.device}, "
+            f"{self.workers} at a time, {self.threads} CPU threads each; Ctrl-C keeps everything",
+            highlight=False,
+        )
+        printed = time.monotonic()
+        with self.bars:
+            try:
+                while self.waiting or self.active:
+                    self._start_some()
+                    self._collect()
+                    if not self.console.is_terminal and time.monotonic() - printed > _PLAIN_EVERY:
+                        printed = time.monotonic()
+                        self._print_plain()
+                    time.sleep(0.1)
+            except KeyboardInterrupt:
+                self._stop()
+                raise
+        if self.failed:
+            raise UserError(self.failed[0])
+
+    def _title(self) -> str:
+        return f"{self.plan.name} {self.finished}/{self.total}"
+
+    def _start_some(self) -> None:
+        while self.waiting and len(self.active) < self.workers and not self.failed:
+            job = self.waiting.popleft()
+            self.active.append(self._start(job))
+        if self.failed:
+            self.waiting.clear()
+
+    def _start(self, job: Job) -> _Active:
+        description = {
+            "folder": str(job.run.folder),
+            "config": {**job.run.config, "data": {**job.run.config["data"]}},
+            "seed": job.run.seed,
+            "device": self.device,
+            "engine": self.plan.config["engine"],
+            "threads": self.threads,
+            "cache": self.plan.config["cache"],
+            "evaluations": [{"folder": str(e.folder), "settings": e.settings} for e in job.evaluations],
+        }
+        path = job.run.folder / "job.json"
+        try:
+            write_json(path, description)
+        except OSError as error:
+            raise UserError(
+                f"cannot write to {job.run.folder} ({error.strerror}); choose another folder: runs=…"
+            ) from error
+        process = subprocess.Popen(
+            [sys.executable, "-m", "experiments.worker", str(path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=self._environment(),
+            start_new_session=True,  # Ctrl-C reaches the parent alone, which then stops its children in order
+        )
+        name = f"  {job.run.folder.parts[-3]} seed {job.run.seed}"
+        active = _Active(job, process, self.bars.add_task(name, total=1.0, text="starting"), time.monotonic())
+        threading.Thread(target=self._listen, args=(active,), daemon=True).start()
+        threading.Thread(target=self._listen_errors, args=(active,), daemon=True).start()
+        return active
+
+    def _environment(self) -> dict[str, str]:
+        cache = Path(self.plan.config["cache"]).absolute() / "inductor"
+        threads = str(self.threads)
+        return {
+            "TORCHINDUCTOR_CACHE_DIR": str(cache),
+            **os.environ,
+            "OMP_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")])),
+        }
+
+    def _listen(self, active: _Active) -> None:
+        assert active.process.stdout is not None
+        for line in active.process.stdout:
+            try:
+                self._hear(active, json.loads(line))
+            except json.JSONDecodeError:
+                active.errors.append(line.rstrip())
+
+    def _listen_errors(self, active: _Active) -> None:
+        assert active.process.stderr is not None
+        for line in active.process.stderr:
+            active.errors.append(line.rstrip())
+            del active.errors[:-200]
+
+    def _hear(self, active: _Active, facts: dict[str, Any]) -> None:
+        if "error" in facts:
+            active.error = facts["error"]
+            return
+        if "iteration" in facts:
+            active.done = (1.0 - EVALUATION_SHARE) * facts["iteration"] / facts["iterations"]
+            active.text = f"iteration {facts['iteration']} of {facts['iterations']}"
+        elif "evaluating" in facts:
+            active.done = 1.0 - EVALUATION_SHARE * (1.0 - facts["done"])
+            active.text = f"{facts['evaluating']}: {facts['text']}"
+        if active.started_at is None:
+            active.started_at = active.done
+        self.bars.update(active.task, completed=active.done, text=active.text)
+
+    def _collect(self) -> None:
+        for active in [one for one in self.active if one.process.poll() is not None]:
+            self.active.remove(active)
+            self.bars.remove_task(active.task)
+            if active.process.returncode == 0:
+                self.finished += 1
+                self.work_done += 1.0 - (active.started_at or 0.0)
+            else:
+                self.failed.append(active.error or self._crash(active))
+        underway = sum(one.done - (one.started_at or 0.0) for one in self.active)
+        text = self._eta(underway)
+        self.bars.update(self.overall, completed=self.finished + underway, description=self._title(), text=text)
+
+    def _crash(self, active: _Active) -> str:
+        log = active.job.run.folder / "error.log"
+        log.write_text("\n".join(active.errors) + "\n")
+        last = next((line for line in reversed(active.errors) if line.strip()), "no message")
+        return f"a run stopped unexpectedly ({last.strip()}); details in {log}; the same command tries again"
+
+    def _eta(self, underway: float) -> str:
+        done = self.work_done + underway
+        left = self.total - self.finished - sum(one.done for one in self.active)
+        if done < 0.02:
+            return "time left: measuring"
+        seconds = left * (time.monotonic() - self.begin) / done
+        return f"time left: about {_clock(seconds)}"
+
+    def _print_plain(self) -> None:
+        underway = sum(one.done - (one.started_at or 0.0) for one in self.active)
+        running = "; ".join(
+            f"{one.job.run.folder.parts[-3]} seed {one.job.run.seed}: {one.text}" for one in self.active
+        )
+        self.console.print(
+            f"[{_clock(time.monotonic() - self.begin)}] {self.finished} of {self.total} done, "
+            f"{self._eta(underway)} ({running})",
+            highlight=False,
+            soft_wrap=True,
+            markup=False,
+        )
+
+    def _stop(self) -> None:
+        self.console.print("stopping: the running jobs keep a checkpoint …", highlight=False)
+        for active in self.active:
+            assert active.process.stdin is not None
+            active.process.stdin.close()
+        deadline = time.monotonic() + 60
+        for active in self.active:
+            try:
+                active.process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                active.process.send_signal(signal.SIGKILL)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"

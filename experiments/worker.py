@@ -1,0 +1,240 @@
+"""One job in a process of its own: train (or resume) one run, then evaluate it.
+
+    python -m experiments.worker JOB.json      (started by experiments/run.py)
+
+Progress goes to standard output as JSON lines. When standard input closes, the parent is gone: the worker then keeps a
+checkpoint and leaves, so that nothing is lost and nothing runs on unseen.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cdrl import checkpoint
+from cdrl.errors import UserError
+from cdrl.method import Method
+from cdrl.trainer import train
+from experiments import data, methods
+from experiments.evaluate import Measurement, TrainedRun, evaluator
+from experiments.files import write_json
+from experiments.metrics import Protocol
+
+_stop = threading.Event()
+
+
+def main(path: str) -> int:
+    """Do the job described in a file written by `experiments.run`; returns the process's exit code."""
+    threading.Thread(target=_watch_parent, daemon=True).start()
+    job = json.loads(Path(path).read_text())
+    torch.set_num_threads(job["threads"])
+    folder = Path(job["folder"])
+    try:
+        with _alone_in(folder):
+            return _do(job, folder)
+    except UserError as error:
+        tell(error=str(error))
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def tell(**facts: Any) -> None:
+    """One line of progress for the parent."""
+    print(json.dumps(facts), flush=True)
+
+
+def _do(job: dict[str, Any], folder: Path) -> int:
+    config, device = job["config"], torch.device(job["device"])
+    training = data.load_config(config["data"], "train")
+    method = None
+    if config["method"]["kind"] not in methods.REFERENCES:
+        method = _trained(job, folder, training, device)
+        if method is None:
+            return 130 if _stop.is_set() else 0
+    for evaluation in job["evaluations"]:
+        run = TrainedRun(
+            folder=folder,
+            config=config,
+            seed=job["seed"],
+            device=device,
+            method=method,
+            train=training,
+            test=data.load_config(config["data"], "test"),
+            protocol=Protocol.from_config(evaluation["settings"]["metrics"]),
+            cache=Path(job["cache"]),
+        )
+        _evaluate(run, evaluation["settings"], Path(evaluation["folder"]))
+    return 0
+
+
+def _trained(job: dict[str, Any], folder: Path, training: data.ImageSet, device: torch.device) -> Method | None:
+    """The run's method with its trained weights, or None when it diverged or was interrupted."""
+    config, seed = job["config"], job["seed"]
+    iterations = planned_iterations(config, training.classes)
+    method = methods.build(
+        config["method"],
+        image_size=training.image_size,
+        channels=training.channels,
+        classes=label_count(config, training),
+        seed=seed,
+        iterations=iterations,
+        device=device,
+    )
+    status = folder / "status.json"
+    if status.exists():
+        method.load_state(checkpoint.load(folder)[0])
+        return method if json.loads(status.read_text())["status"] == "finished" else None
+    write_json(folder / "config.json", {**config, "seed": seed, "iterations": iterations})
+    outcome = _train(method, config, folder, training, iterations, seed, device)
+    if outcome.status == "interrupted":
+        return None
+    facts = {"status": outcome.status, "iterations": outcome.iteration, "seconds": outcome.seconds}
+    cost = method.training_cost * config["method"]["batch_size"]
+    write_json(status, {**facts, "grad_evals": outcome.iteration * cost})
+    return method if outcome.status == "finished" else None
+
+
+def _train(
+    method: Method,
+    config: dict[str, Any],
+    folder: Path,
+    training: data.ImageSet,
+    iterations: int,
+    seed: int,
+    device: torch.device,
+) -> Any:
+    batch_size = config["method"]["batch_size"]
+    batches = data.DeviceBatches(
+        training, batch_size, seed, device, flip=config["data"]["flip"], label_from=config["data"]["label_from"]
+    )
+    milestones = [max(1, round(share * iterations)) for share in config["scale"]["milestones"]]
+    log = MetricsLog(folder / "metrics.jsonl")
+
+    def report(facts: dict[str, Any]) -> None:
+        log.append(facts)
+        tell(iteration=facts["iteration"], iterations=iterations, seconds=facts["seconds"])
+
+    def keep(iteration: int) -> None:
+        checkpoint.save(milestone_folder(folder, iteration), _averages(method), {"iteration": iteration})
+
+    return train(
+        method,
+        batches.batch,
+        batch_size=batch_size,
+        iterations=iterations,
+        on_report=report,
+        report_every=max(1, math.ceil(iterations / config["scale"]["reports"])),
+        folder=folder,
+        milestones=milestones,
+        on_milestone=keep,
+        on_resume=log.truncate,
+        should_stop=_stop.is_set,
+    )
+
+
+def planned_iterations(config: dict[str, Any], classes: int) -> int:
+    """The iterations that the budget pays for; at least one."""
+    method = config["method"]
+    probe = methods.build(
+        method,
+        image_size=config["data"]["image_size"],
+        channels=config["data"]["channels"],
+        classes=classes,
+        seed=0,
+        iterations=1,
+        device=torch.device("meta"),
+    )
+    return max(1, config["budget"] // (probe.training_cost * method["batch_size"]))
+
+
+def label_count(config: dict[str, Any], training: data.ImageSet) -> int:
+    """Number of labels a conditional network distinguishes, without the null label."""
+    return int(config["data"].get("classes") or training.classes)
+
+
+def milestone_folder(folder: Path, iteration: int) -> Path:
+    """Where the averaged weights of a milestone are."""
+    return folder / "milestones" / f"{iteration:08d}"
+
+
+def _averages(method: Method) -> dict[str, Tensor]:
+    return {
+        f"{name}/{key}": value
+        for name, learner in method.learners.items()
+        for key, value in learner.ema.synchronised().state_dict().items()
+    }
+
+
+def _evaluate(run: TrainedRun, settings: dict[str, Any], out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    begin = time.monotonic()
+
+    def progress(done: float, text: str) -> None:
+        tell(evaluating=settings["kind"], done=done, text=text)
+        if _stop.is_set():
+            raise KeyboardInterrupt
+
+    measurements: list[Measurement] = evaluator(settings["kind"])(run, settings, out, progress)
+    write_json(
+        out / "result.json",
+        {"settings": settings, "measurements": measurements, "seconds": time.monotonic() - begin},
+    )
+
+
+class MetricsLog:
+    """``metrics.jsonl``: one line a report; after a resume the lines that will be made again are dropped."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, facts: dict[str, Any]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(facts) + "\n")
+
+    def truncate(self, iteration: int) -> None:
+        """Keep the lines up to ``iteration``; a line cut short by a kill goes too."""
+        if not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text().splitlines():
+            try:
+                if json.loads(line)["iteration"] <= iteration:
+                    kept.append(line)
+            except json.JSONDecodeError:
+                break
+        self.path.write_text("".join(f"{line}\n" for line in kept))
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Holds the run folder's lock; a second process that wants the same run is told so."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"another process is working on {folder}; wait for it or stop it") from None
+        yield
+
+
+def _watch_parent() -> None:
+    while os.read(0, 1):
+        pass
+    _stop.set()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
