@@ -5,8 +5,8 @@ For N(m₁, C₁) and N(m₂, C₂) (Dowson and Landau, 1982; Heusel et al., 201
     d² = |m₁ − m₂|² + tr C₁ + tr C₂ − 2 tr (C₁^½ C₂ C₁^½)^½.
 
 With C₁ = U diag(w) Uᵀ the last trace is the sum of the square roots of the eigenvalues of the symmetric matrix
-diag(w)^½ Uᵀ C₂ U diag(w)^½: two symmetric eigenproblems, no root of a non-symmetric product, and nothing to perturb when
-there are fewer samples than dimensions.
+diag(w)^½ Uᵀ C₂ U diag(w)^½: two symmetric eigenproblems, no root of a non-symmetric product, and nothing to perturb
+when there are fewer samples than dimensions.
 """
 
 from __future__ import annotations

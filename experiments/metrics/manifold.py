@@ -1,7 +1,7 @@
 """Precision and recall over manifolds: unions of balls that reach each point's k-th nearest neighbour.
 
-Kynkäänniemi et al., "Improved precision and recall metric for assessing generative models" (2019), k = 3. As there, both
-sides have equally many points. Distances are computed by torch-fidelity, in blocks.
+Kynkäänniemi et al., "Improved precision and recall metric for assessing generative models" (2019), k = 3. As there,
+both sides have equally many points. Distances are computed by torch-fidelity, in blocks.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ class Protocol:
         if unknown or not self.metrics:
             raise UserError(f"protocol '{self.name}': unknown metrics {unknown}; choose from {', '.join(METRICS)}")
         if self.extractor not in NAMES:
-            raise UserError(f"protocol '{self.name}': unknown extractor '{self.extractor}'; there are {', '.join(NAMES)}")
+            raise UserError(f"protocol '{self.name}': no extractor '{self.extractor}'; there are {', '.join(NAMES)}")
         counts = [self.samples, 2 if self.reference_samples is None else self.reference_samples]
         if min(counts) < 2:
             raise UserError(f"protocol '{self.name}': sample counts must be at least 2, not {min(counts)}")

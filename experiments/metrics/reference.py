@@ -42,7 +42,9 @@ class Reference:
     images: int
 
 
-def reference(protocol: Protocol, extractor: Extractor, images: ImageSet, cache: Path, device: torch.device) -> Reference:
+def reference(
+    protocol: Protocol, extractor: Extractor, images: ImageSet, cache: Path, device: torch.device
+) -> Reference:
     """Statistics of the protocol's part of ``images``, from the cache or computed (with progress) and kept there.
 
     Raises:

@@ -19,6 +19,9 @@ from experiments.metrics.manifold import precision_recall
 from experiments.metrics.protocols import Protocol
 from experiments.metrics.reference import FEATURE_METRICS, batches, reference
 
+CLASS_METRICS = frozenset({"is", "class_accuracy"})
+"""Metrics that need class probabilities."""
+
 
 class Scorer:
     """Scores images as they are made: only features (or only their moments) are kept, never the images.
@@ -51,6 +54,10 @@ class Scorer:
         self._extractor = extractor or build(
             protocol.extractor, Path(cache), self._device, protocol.weights, protocol.weights_sha256
         )
+        if CLASS_METRICS & set(protocol.metrics) and not self._extractor.classes:
+            raise UserError(
+                f"{protocol.extractor} tells no classes apart; leave is and class_accuracy out of its metrics"
+            )
         self._reference = reference(protocol, self._extractor, images, Path(cache), self._device)
         self.reference_samples = self._reference.images
         self._moments = Moments(self._extractor.dim, self._device)

@@ -31,10 +31,9 @@ class WeightFile:
 
     def place(self, cache: Path, given: str | Path | None = None) -> Path:
         """Where the file belongs: ``given`` (a file, or a folder that holds it), else `VARIABLE`, else the cache."""
-        chosen = given or os.environ.get(VARIABLE)
-        if not chosen:
-            return cache / "weights" / self.name
-        return Path(chosen) / self.name if Path(chosen).is_dir() else Path(chosen)
+        if given:
+            return Path(given) / self.name if Path(given).is_dir() else Path(given)
+        return Path(os.environ.get(VARIABLE) or cache / "weights") / self.name
 
     def get(self, cache: Path, given: str | Path | None = None, sha256: str | None = None) -> Path:
         """The verified file; downloaded when nobody named a place and it is not in the cache.
@@ -62,11 +61,16 @@ class WeightFile:
         try:
             download_url_to_file(self.url, str(path), hash_prefix=self.sha256)
         except (OSError, RuntimeError) as error:
-            remedy = f"on a connected machine get {self.url}, then set {VARIABLE} to its folder or metrics.weights to it"
+            remedy = (
+                f"get {self.url} on a connected machine, then set {VARIABLE} to its folder or metrics.weights to it"
+            )
             raise UserError(f"cannot download {self.name} ({error}); {remedy}") from error
 
 
 def file_sha256(path: Path) -> str:
     """SHA-256 (hex) of a file's bytes."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

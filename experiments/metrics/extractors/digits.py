@@ -1,7 +1,7 @@
 """A small classifier of scikit-learn's digits; its 64 penultimate activations are the features of ``fd-digits``.
 
-It is trained where it is first needed, in seconds, on one CPU thread with a fixed seed, on the training split only. Shifts
-and noise of varied strength during training keep its features meaningful for images that are not quite digits.
+It is trained where it is first needed, in seconds, on one CPU thread with a fixed seed, on the training split only.
+Shifts and noise of varied strength during training keep its features meaningful for images that are not quite digits.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """EfficientNet-Lite0 with ImageNet weights that come as a Python package: an extractor that needs no download.
 
-Images are resized to 224×224 (bicubic, antialiased), shifted and scaled as the Lite models expect, (pixel − 127) / 128, and
-described by the 1,280 averaged activations before the classifier. A distance between such features is no FID.
+Images are resized to 224×224 (bicubic, antialiased), shifted and scaled as the Lite models expect, (pixel − 127) / 128,
+and described by the 1,280 averaged activations before the classifier. A distance between such features is no FID.
 """
 
 from __future__ import annotations

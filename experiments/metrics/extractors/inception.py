@@ -8,8 +8,8 @@ legacy_tensorflow   2015 graph, TorchScript bilinear, inside the network        
 legacy_pytorch      pytorch-fid's port      PyTorch's bilinear                             pytorch-fid
 =================== ======================= ============================================== ===========================
 
-Parmar et al., "On aliased resizing and surprising subtleties in GAN evaluation" (2022). Probabilities are over the graph's
-1,008 outputs and without its output bias, as in the original Inception Score.
+Parmar et al., "On aliased resizing and surprising subtleties in GAN evaluation" (2022). Probabilities are over the
+graph's 1,008 outputs and without its output bias, as in the original Inception Score.
 """
 
 from __future__ import annotations
@@ -103,8 +103,8 @@ def _load_port(path: Path, device: torch.device, mode: str) -> _Loaded:
     from cleanfid import inception_pytorch
 
     state = torch.load(path, map_location="cpu", weights_only=True)
-    # The library's own loader goes to the network and unpickles whatever it finds; give it the verified tensors instead.
-    with mock.patch.object(inception_pytorch, "load_state_dict_from_url", lambda *_, **__: state):
+    # The library's own loader goes to the network and unpickles whatever comes; hand it the verified tensors.
+    with mock.patch.object(inception_pytorch, "load_state_dict_from_url", return_value=state):
         network = inception_pytorch.InceptionV3(output_blocks=[3], resize_input=False)
     network.to(device).eval()
     return lambda x: network(x / 255)[0].flatten(1), state["fc.weight"].to(device)

@@ -32,7 +32,7 @@ def to_nchw(pixels: Pixels, channels: int, device: torch.device | str) -> Tensor
     Raises:
         ValueError: for anything but uint8 or float32 (n, height, width, 1 or ``channels``).
     """
-    images = torch.as_tensor(np.ascontiguousarray(pixels) if isinstance(pixels, np.ndarray) else pixels)
+    images = torch.as_tensor(np.array(pixels, order="C") if isinstance(pixels, np.ndarray) else pixels)
     if images.ndim != 4 or images.dtype not in (torch.uint8, torch.float32):
         raise ValueError(f"pixels must be uint8 or float32 NHWC, not {images.dtype} {tuple(images.shape)}")
     if images.shape[3] not in (1, channels):
