@@ -1,12 +1,12 @@
 """Concepts: what can be said of an image, as labels of one label space, so that they can be composed.
 
-A *kind* of concept has values of which exactly one holds for each image: its class, its slant, or an attribute it has or
-lacks. All values of all kinds are numbered through, 1 … C, and a training image is labelled with its value of a kind
+A *kind* of concept has values of which exactly one holds for each image: its class, its slant, or an attribute it has
+or lacks. All values of all kinds are numbered through, 1 … C, and a training image is labelled with its value of a kind
 drawn each time it is shown. So a network learns f(y, c) for each concept alone, and never sees a pair named as such.
 
-The slant of a digit is computed from the image: with central moments of the ink, the shear ``−μ11/μ02`` that would set it
-upright (pixels to the right per pixel upwards, so that / leans right). "left", "upright" and "right" are the thirds of
-the training digits.
+The slant of a digit is computed from the image: with central moments of the ink, the shear ``−μ11/μ02`` that would set
+it upright (pixels to the right per pixel upwards, so that / leans right). "left", "upright" and "right" are the thirds
+of the training digits.
 """
 
 from __future__ import annotations
