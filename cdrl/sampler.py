@@ -19,7 +19,6 @@ from cdrl.conditions import Condition
 from cdrl.errors import UserError
 from cdrl.langevin import KnownPixels, Langevin, Stepper
 from cdrl.networks import EnergyNet, FrozenEnergy, Initializer
-from cdrl.networks.energy import Weights
 from cdrl.noise import NoiseSchedule, marginal, posterior, same_noise
 
 LAST_DENOISE = ("consistent", "official", "none")
