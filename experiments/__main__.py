@@ -26,7 +26,7 @@ from rich.table import Table
 
 from cdrl.errors import UserError
 from experiments import configuration
-from experiments.cells import write_results
+from experiments.cells import check_writable, write_results
 from experiments.plan import Plan, make_plan
 from experiments.run import carry_out
 
@@ -62,6 +62,7 @@ def _command(arguments: list[str]) -> int:
     if config.plan:
         _print_plan(plan)
         return 0
+    check_writable(plan)
     carry_out(plan)
     folder = write_results(plan, ["python", "-m", "experiments", *arguments])
     _report(folder)

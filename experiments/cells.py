@@ -42,15 +42,22 @@ def write_results(plan: Plan, command: Sequence[str]) -> Path:
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(cells)
-    try:
-        write_text(plan.results / "cells.csv", text.getvalue())
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {plan.results} ({error.strerror}); choose another folder with results=…"
-        ) from error
+    write_text(plan.results / "cells.csv", text.getvalue())
     write_json(plan.results / "rows.json", [_row_facts(row) for row in plan.rows])
     write_json(plan.results / "provenance.json", _provenance(plan, command))
     return plan.results
+
+
+def check_writable(plan: Plan) -> None:
+    """Raises `UserError` unless results can be written: asked before hours are spent on them."""
+    try:
+        plan.results.mkdir(parents=True, exist_ok=True)
+        (plan.results / ".writable").touch()
+        (plan.results / ".writable").unlink()
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {plan.results} ({error.strerror}); choose another folder: results=…"
+        ) from error
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:

@@ -153,8 +153,10 @@ def _row(config: Mapping[str, Any], name: str, row: dict[str, Any]) -> Row:
     method = merged(config["methods"][row["method"]], row.get("train") or {}, f"row '{name}'")
     data = merged(config["data"], row.get("data") or {}, f"row '{name}'")
     budget = round(scale["budget"] * row.get("budget", 1.0))
-    if budget < 1:
-        raise UserError(f"scale.budget must be positive, not {scale['budget']}")
+    counts = {"scale.budget": budget, "scale.samples": scale["samples"], "batch_size": method.get("batch_size", 1)}
+    for setting, value in counts.items():
+        if value < 1:
+            raise UserError(f"row '{name}': {setting} must be positive, not {value}")
     settings = _evaluation(config, row["evaluate"])
     seeds = row.get("seeds") or scale["seeds"]
     runs = [_run(config, row["method"], method, data, budget, seed) for seed in seeds]

@@ -1,0 +1,169 @@
+"""The command line, end to end: every manifest composes, the main job runs at a tiny budget, mistakes get one line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cdrl.errors import UserError
+from experiments import configuration
+from experiments.plan import make_plan
+
+ROOT = Path(__file__).parents[2]
+TINY = [
+    "scale.budget=1200",
+    "scale.samples=32",
+    "scale.sample_batch=32",
+    "scale.milestones=[0.5]",
+    "scale.milestone_samples=16",
+    "scale.seeds=[0]",
+    "engine=eager",
+]
+
+
+def command(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "experiments", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+
+def folders(tmp_path: Path) -> list[str]:
+    return [f"runs={tmp_path}/runs", f"results={tmp_path}/results", "cache=.cache"]
+
+
+def cells(tmp_path: Path, name: str = "table1") -> list[dict[str, str]]:
+    with (tmp_path / "results" / name / "nano" / "cells.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("scale", configuration.choices("scale"))
+@pytest.mark.parametrize("name", configuration.choices("experiment"))
+def test_every_manifest_composes_at_every_scale(name: str, scale: str) -> None:
+    plan = make_plan(configuration.resolve([f"experiment={name}", f"scale={scale}"]))
+    assert plan.rows
+    assert all(row.evaluations for row in plan.rows)
+
+
+def test_table1_runs_and_a_second_call_has_nothing_left(tmp_path: Path) -> None:
+    first = command(*TINY, *folders(tmp_path))
+    assert first.returncode == 0, first.stderr
+    rows = {cell["row"] for cell in cells(tmp_path)}
+    assert rows == {"cdrl", "drl", "short_run", "real", "noise"}
+    assert all(float(cell["value"]) == float(cell["value"]) for cell in cells(tmp_path) if cell["metric"] == "fd")
+    assert all(cell["verdict"] in ("different-scale", "not-run") for cell in cells(tmp_path))
+    folder = tmp_path / "results" / "table1" / "nano"
+    for file in ("cells.csv", "table.md", "table.tex", "provenance.json", "table1.png", "table1.svg"):
+        assert (folder / file).stat().st_size > 0, file
+    plan = command(*TINY, *folders(tmp_path), "plan=true")
+    assert "0 runs to train" in plan.stdout
+    assert "0 evaluations to do" in plan.stdout.replace("\n", " ").replace("  ", " ")
+
+
+def test_runs_are_a_pure_function_of_what_determines_them() -> None:
+    def folder(*overrides: str) -> set[Path]:
+        plan = make_plan(configuration.resolve(["experiment=table1", *overrides]))
+        return {evaluation.run.folder for row in plan.rows for evaluation in row.evaluations}
+
+    assert folder() == folder("scale.samples=17")
+    assert folder() == folder("methods.cdrl.label=other")
+    assert folder() != folder("methods.cdrl.chain.steps=2")
+    assert folder() != folder("scale.budget=123456")
+
+
+def test_a_killed_run_continues_to_the_same_numbers(tmp_path: Path) -> None:
+    arguments = [*TINY, "scale.budget=60000", "launcher.workers=1", "experiment.rows.drl=null"]
+    arguments += ["experiment.rows.short_run=null", "experiment.rows.real=null", "experiment.rows.noise=null"]
+    undisturbed, disturbed = tmp_path / "a", tmp_path / "b"
+    assert command(*arguments, *folders(undisturbed)).returncode == 0
+    process = subprocess.Popen(
+        [sys.executable, "-m", "experiments", *arguments, *folders(disturbed)],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not list(disturbed.rglob("metrics.jsonl")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    time.sleep(2)  # the orphaned worker notices, keeps a checkpoint and leaves
+    again = command(*arguments, *folders(disturbed))
+    assert again.returncode == 0, again.stderr
+
+    def numbers(folder: Path) -> list[tuple[str, str]]:
+        return [(cell["metric"], cell["value"]) for cell in cells(folder)]
+
+    def log(folder: Path) -> list[dict[str, object]]:
+        (path,) = folder.rglob("metrics.jsonl")
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+    assert numbers(undisturbed) == numbers(disturbed)
+    assert log(undisturbed) == log(disturbed)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["experiment=tabel1"], ["unknown experiment 'tabel1'", "did you mean 'table1'"]),
+        (["scale=nanno"], ["unknown scale 'nanno'", "nano"]),
+        (["data=cifar11"], ["unknown data 'cifar11'", "cifar10"]),
+        (["experiment.rows.cdrl.method=cdlr"], ["unknown method 'cdlr'", "cdrl"]),
+        (["scale.bugdet=5"], ["unknown setting 'scale.bugdet'", "scale.budget"]),
+        (["methods.cdrl.chain.stepz=5"], ["unknown setting", "methods.cdrl.chain.steps"]),
+        (["nonsense"], ["not an override", "key=value"]),
+        (["--frobnicate"], ["unknown option --frobnicate", "--help"]),
+        (["device=cuda:99"], ["device=cuda:99", "device=cpu"]),
+        (["device=tpu"], ["tpu", "cpu"]),
+        (["scale.budget=0"], ["budget", "positive"]),
+        (["methods.cdrl.batch_size=-4"], ["batch_size", "positive"]),
+        (["methods.cdrl.energy.width=0"], ["width", "positive"]),
+        (["methods.cdrl.chain.steps=-1"], ["steps"]),
+        (["scale.samples=-5"], ["samples", "positive"]),
+        (["results=/dev/null/here"], ["results=", "cannot write"]),
+        (["runs=/dev/null/here"], ["runs=", "cannot write"]),
+    ],
+)
+def test_a_mistake_gets_one_clear_line(arguments: list[str], words: list[str], tmp_path: Path) -> None:
+    where = [f for f in folders(tmp_path) if not any(f.split("=")[0] == a.split("=")[0] for a in arguments)]
+    tiny = [setting for setting in TINY if not any(setting.split("=")[0] == a.split("=")[0] for a in arguments)]
+    result = command(*tiny, *where, *arguments)
+    assert result.returncode == 1
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "Traceback" not in result.stderr
+    for word in words:
+        assert word in errors[0]
+
+
+def test_a_truncated_checkpoint_is_named_and_nothing_is_lost(tmp_path: Path) -> None:
+    assert command(*TINY, *folders(tmp_path)).returncode == 0
+    weights = next((tmp_path / "runs" / "digits" / "cdrl").rglob("seed0/checkpoint-*.safetensors"))
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    result = command(*TINY, *folders(tmp_path), "scale.samples=33")
+    assert result.returncode == 1
+    assert str(weights) in result.stderr
+    assert "truncated" in result.stderr
+    assert "Traceback" not in result.stderr
+    weights.write_bytes(whole)
+    assert command(*TINY, *folders(tmp_path), "scale.samples=33").returncode == 0
+
+
+def test_a_configuration_error_is_raised_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="unknown experiment"):
+        configuration.resolve(["experiment=nothing"])
