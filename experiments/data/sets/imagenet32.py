@@ -5,8 +5,8 @@ Official batches (Chrabaszcz, Loshchilov and Hutter, 2017; arXiv:1707.08819): ``
 ``map_clsloc.txt`` (its class list) beside them, labels are renumbered to the order of the sorted WordNet ids, which
 the authors' checkpoints and class folders use; without it they keep the kit's order. Batches of 64×64 are shrunk.
 
-64×64 images: Parquet shards; ``train_64/<wnid>/`` with a flat ``val_64/`` labelled by ``ILSVRC2012_val_labels.json`` and
-``imagenet_class_index.json`` (the authors' layout); or ``train/<wnid>/`` and ``val/<wnid>/``.
+64×64 images: Parquet shards; ``train_64/<wnid>/`` with a flat ``val_64/`` labelled by ``ILSVRC2012_val_labels.json``
+and ``imagenet_class_index.json`` (the authors' layout); or ``train/<wnid>/`` and ``val/<wnid>/``.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _batch_files(root: Path, split: str) -> list[Path]:
 
 
 def _decode_batches(files: Sequence[Path], class_list: Sequence[Path], allocate: Allocate) -> Decoded:
-    """Batches are read one at a time; sizes come from labels, which are small."""
+    """One batch in memory at a time: first only the labels, to know how many images there are, then the pixels."""
     counts = [_count(path) for path in files]
     out, labels, start = allocate(sum(counts), SIZE, 3), [], 0
     with progress("decoding imagenet32", len(out)) as advance:

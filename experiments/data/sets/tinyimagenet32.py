@@ -71,7 +71,7 @@ def _validation(folder: Path, classes: dict[str, int]) -> Iterator[tuple[int, Pa
     if not listing.is_file():
         raise UserError(f"{listing} is missing; it labels the validation images")
     for line in listing.read_text().splitlines():
-        name, wnid = (line.split() + ["", ""])[:2]
+        name, wnid = [*line.split(), "", ""][:2]
         if wnid not in classes:
             raise UserError(f"{listing}: no class folder for {name!r} ({wnid!r}); get it again")
         yield classes[wnid], folder / "images" / name
