@@ -1,0 +1,158 @@
+"""Inpainting: several completions of held-out images whose pixels are known in part.
+
+Settings: ``masks``, each "half" (the left half is known), "box" (all but the central half-size box), "random" (every
+second pixel on average, other ones for each image) or the path of a PNG whose white pixels are known; ``images``;
+``completions`` of each; ``repeats``, see `cdrl.conditions.Condition`; ``batch``.
+
+Measured on 8-bit images scaled to [−1, 1]: ``known_exact``, the share of known pixels that are the truth's;
+``hole_mse`` of all completions and ``hole_mse_best`` of each image's best; ``hole_mse_mean_image``, what filling in
+the mean training image gives; ``agreement``, how often the protocol's classifier decides as on the truth;
+``diversity``, the root mean square difference in the hole between two completions of an image.
+
+Written to ``inpaint-<mask>.npz``: ``truth``, ``mask`` (true where known), ``completions`` (images, completions, H, W,
+C).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from cdrl import conditions, randomness
+from cdrl.errors import UserError
+from experiments import data
+from experiments.evaluate import Measurement, Progress, TrainedRun
+from experiments.metrics import build
+
+Images = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+
+
+def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: Progress) -> list[Measurement]:
+    """See the module's docstring."""
+    rows = np.linspace(0, len(run.test) - 1, min(settings["images"], len(run.test))).round().astype(np.int64)
+    truth = run.test.images[rows]
+    measurements: list[Measurement] = []
+    for number, name in enumerate(settings["masks"]):
+        known = mask(name, truth.shape[1], torch.from_numpy(rows), run.seed)
+
+        def partly(done: float, number: int = number, name: str = name) -> None:
+            progress((number + done) / len(settings["masks"]), f"mask {name}")
+
+        completions = complete(run, truth, known, settings, partly)
+        label = Path(name).stem
+        np.savez(out / f"inpaint-{label}.npz", truth=truth, mask=known, completions=completions)
+        values = measure(truth, known, completions, run.train.images.mean(axis=0)) | _agreement(run, truth, completions)
+        cost = run.sampler().gradient_evaluations * (1 + settings["repeats"])
+        measurements += [
+            {
+                "metric": metric,
+                "protocol": f"inpaint-{label}",
+                "row": label,
+                "value": value,
+                "samples": completions.shape[0] * completions.shape[1],
+                "grad_evals": cost,
+            }
+            for metric, value in values.items()
+        ]
+    return measurements
+
+
+def mask(name: str, size: int, index: Tensor, seed: int) -> Mask:
+    """Which pixels are known, ``(n, size, size, 1)`` for images number ``index`` ``(n,)``; see the module's docstring.
+
+    Raises:
+        UserError: there is no such mask, or the picture cannot be read.
+    """
+    if name == "random":
+        known = randomness.uniform(randomness.key(seed, "mask"), index, (size, size)).numpy() < 0.5
+        return known[..., None]
+    single = np.zeros((size, size), dtype=bool)
+    if name == "half":
+        single[:, : size // 2] = True
+    elif name == "box":
+        edge = size // 4
+        single[:] = True
+        single[edge : size - edge, edge : size - edge] = False
+    else:
+        single = _picture(Path(name), size)
+    return np.broadcast_to(single[..., None], (len(index), size, size, 1)).copy()
+
+
+def complete(
+    run: TrainedRun, truth: Images, known: Mask, settings: dict[str, Any], progress: Callable[[float], None]
+) -> Images:
+    """Completions ``(n, completions, H, W, C)`` of images ``(n, H, W, C)`` given their known pixels."""
+    times, shape = settings["completions"], truth.shape
+    image = data.to_float(truth).repeat_interleave(times, dim=0)
+    pixels = torch.from_numpy(known).permute(0, 3, 1, 2).repeat_interleave(times, dim=0)
+    condition = conditions.unconditional().inpainting(image, pixels, settings["repeats"])
+    drawn: list[Images] = []
+    for batch in run.sampler().batches(len(image), run.seed, condition, settings["batch"]):
+        drawn.append(data.to_uint8(batch).cpu().numpy())
+        progress(sum(map(len, drawn)) / len(image))
+    return np.concatenate(drawn).reshape(shape[0], times, *shape[1:])
+
+
+def measure(truth: Images, known: Mask, completions: Images, filling: NDArray[np.floating]) -> dict[str, float]:
+    """The metrics that need no classifier; arrays as in `complete`, ``filling`` ``(H, W, C)`` in 0 … 255."""
+    where = np.broadcast_to(known, truth.shape)
+    hole = ~where
+    holes = np.maximum(hole.sum(axis=(1, 2, 3)), 1)
+    target = truth.astype(np.float64) / 127.5
+
+    def in_hole(difference: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Mean square over each image's hole."""
+        return (np.square(difference) * hole).sum(axis=(1, 2, 3)) / holes
+
+    shown = np.moveaxis(completions, 1, 0).astype(np.float64) / 127.5
+    errors = np.stack([in_hole(one - target) for one in shown])
+    between = [in_hole(one - other) ** 0.5 for one, other in itertools.combinations(shown, 2)]
+    exact = (np.moveaxis(completions, 1, 0) == truth)[:, where]
+    values = {
+        "known_exact": exact.mean(),
+        "hole_mse": errors.mean(),
+        "hole_mse_best": errors.min(axis=0).mean(),
+        "hole_mse_mean_image": in_hole(filling / 127.5 - target).mean(),
+    }
+    if between:
+        values["diversity"] = np.mean(between)
+    return {name: float(value) for name, value in values.items()}
+
+
+def _agreement(run: TrainedRun, truth: Images, completions: Images) -> dict[str, float]:
+    """How often the protocol's classifier decides on a completion as on the truth; nothing where it has no classes."""
+    protocol = run.protocol
+    extractor = build(protocol.extractor, run.cache, run.device, protocol.weights, protocol.weights_sha256)
+
+    def decided(images: Images) -> Tensor | None:
+        probabilities = extractor(images).probabilities
+        return None if probabilities is None else probabilities.argmax(dim=1)
+
+    expected = decided(truth)
+    if expected is None:
+        return {}
+    hits = [torch.eq(decided(shown), expected) for shown in np.moveaxis(completions, 1, 0)]  # type: ignore[arg-type]
+    return {"agreement": float(torch.stack(hits).double().mean())}
+
+
+def _picture(path: Path, size: int) -> Mask:
+    """A mask from a picture: white (at least half bright) is known; other sizes are brought to size × size."""
+    if not path.is_file():
+        raise UserError(
+            f"there is no mask '{path}'; use half, box, random or the path of a PNG (white pixels are known)"
+        )
+    try:
+        with Image.open(path) as picture:
+            grey = picture.convert("L").resize((size, size), Image.Resampling.BOX)
+    except (UnidentifiedImageError, OSError) as error:
+        raise UserError(f"{path} is not a picture that can be read; save the mask as PNG") from error
+    return np.asarray(grey) >= 128

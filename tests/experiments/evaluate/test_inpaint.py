@@ -1,0 +1,70 @@
+"""Masks, the metrics of completions against hand-made ones, and known pixels that stay exactly as they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cdrl.errors import UserError
+from experiments.evaluate import inpaint
+from tests.experiments.evaluate.conftest import Brightness, Runs, quiet
+
+INDEX = torch.arange(3)
+
+
+def test_masks() -> None:
+    assert inpaint.mask("half", 8, INDEX, 0)[0, 0, :, 0].tolist() == [True] * 4 + [False] * 4
+    box = inpaint.mask("box", 8, INDEX, 0)[0, ..., 0]
+    assert (~box).sum() == 16
+    assert not box[2:6, 2:6].any()
+    random = inpaint.mask("random", 32, INDEX, 0)
+    assert random.mean() == pytest.approx(0.5, abs=0.03)
+    assert not np.array_equal(random[0], random[1])
+    np.testing.assert_array_equal(random[1:2], inpaint.mask("random", 32, INDEX[1:2], 0))
+
+
+def test_mask_from_a_picture(tmp_path: Path) -> None:
+    drawn = np.zeros((16, 16), np.uint8)
+    drawn[:, 8:] = 255
+    Image.fromarray(drawn).save(tmp_path / "mine.png")
+    known = inpaint.mask(str(tmp_path / "mine.png"), 8, INDEX, 0)
+    assert known[2, 5, :, 0].tolist() == [False] * 4 + [True] * 4
+
+
+def test_mask_that_is_no_picture(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="white pixels are known"):
+        inpaint.mask(str(tmp_path / "none.png"), 8, INDEX, 0)
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(UserError, match="save the mask as PNG"):
+        inpaint.mask(str(tmp_path / "text.png"), 8, INDEX, 0)
+
+
+def test_measures_of_hand_made_completions() -> None:
+    truth = np.full((1, 2, 2, 1), 100, np.uint8)
+    known = np.array([True, True, False, False]).reshape(1, 2, 2, 1)
+    completions = np.repeat(truth[:, None], 2, axis=1)
+    completions[0, 1, 1] = 151  # the second completion is 51/127.5 = 0.4 off in all of the hole
+    values = inpaint.measure(truth, known, completions, filling=np.full((2, 2, 1), 100 + 12.75))
+    assert values["known_exact"] == 1.0
+    assert values["hole_mse"] == pytest.approx(0.16 / 2)
+    assert values["hole_mse_best"] == 0.0
+    assert values["hole_mse_mean_image"] == pytest.approx(0.01)
+    assert values["diversity"] == pytest.approx(0.4)
+    completions[0, 0, 0, 0] = 99
+    assert inpaint.measure(truth, known, completions, truth[0])["known_exact"] == 0.75
+
+
+def test_known_pixels_stay_exact(make_run: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inpaint, "build", lambda *arguments: Brightness())
+    settings = {"masks": ["box", "random"], "images": 5, "completions": 2, "repeats": 1, "batch": 4}
+    measurements = inpaint.evaluate(make_run(), settings, tmp_path, quiet)
+    by_name = {(m["row"], m["metric"]): m["value"] for m in measurements}
+    assert by_name["box", "known_exact"] == by_name["random", "known_exact"] == 1.0
+    assert by_name["box", "diversity"] > 0.0
+    assert by_name["box", "hole_mse_best"] <= by_name["box", "hole_mse"]
+    assert 0.0 <= by_name["random", "agreement"] <= 1.0
+    assert np.load(tmp_path / "inpaint-box.npz")["completions"].shape == (5, 2, 8, 8, 1)

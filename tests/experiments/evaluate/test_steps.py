@@ -1,0 +1,65 @@
+"""The search for a step size takes the best of what it tried, on samples of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from experiments.evaluate import Measurement, samples, steps
+from tests.experiments.evaluate.conftest import Runs, quiet
+
+SETTINGS = {"steps": 3, "multipliers": [1.0, 1.5, 2.0], "search_samples": 8, "samples": 16}
+
+
+@pytest.fixture
+def scored(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The settings that reach `samples.evaluate`, with a search whose best multiplier is 1.5."""
+    calls: list[dict[str, Any]] = []
+
+    def evaluate(run: Any, settings: dict[str, Any], *others: Any) -> list[Measurement]:
+        calls.append(settings)
+        return [{"metric": "fd", "protocol": "fd-digits", "value": 1.0, "samples": settings["samples"]}]
+
+    monkeypatch.setattr(samples, "evaluate", evaluate)
+    monkeypatch.setattr(steps, "_value", lambda run, settings: abs(settings["step_multiplier"] - 1.5))
+    return calls
+
+
+def test_best_multiplier_is_scored(make_run: Runs, tmp_path: Path, scored: list[dict[str, Any]]) -> None:
+    *_, search = steps.evaluate(make_run(), SETTINGS, tmp_path, quiet)
+    assert scored == [{**SETTINGS, "step_multiplier": 1.5}]
+    assert (search["value"], search["samples"]) == (1.5, 8)
+    kept = np.load(tmp_path / "search.npz")
+    assert kept["values"].tolist() == [0.5, 0.0, 0.5]
+    assert kept["chosen"] == 1.5
+
+
+def test_no_step_needs_no_search(make_run: Runs, tmp_path: Path, scored: list[dict[str, Any]]) -> None:
+    steps.evaluate(make_run(), {**SETTINGS, "steps": 0}, tmp_path, quiet)
+    assert scored == [{**SETTINGS, "steps": 0, "step_multiplier": 1.0}]
+    assert np.load(tmp_path / "search.npz")["values"].size == 0
+
+
+def test_search_draws_from_another_seed(make_run: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+
+    class Stub:
+        def __init__(self, *arguments: Any) -> None: ...
+
+        def update(self, images: Any) -> None: ...
+
+        def result(self) -> dict[str, float]:
+            return {"fd": float("nan")}
+
+    def draw(run: Any, n: int, settings: dict[str, Any]) -> list[Any]:
+        seeds.append(run.seed)
+        return [None]
+
+    monkeypatch.setattr(steps, "Scorer", Stub)
+    monkeypatch.setattr(samples, "draw", draw)
+    run = make_run()
+    assert steps._value(run, SETTINGS) == np.inf
+    assert seeds != [run.seed]
