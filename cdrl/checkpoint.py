@@ -1,9 +1,8 @@
-"""Checkpoints: safetensors for the numbers, JSON for the facts; whole or not there.
+"""State on disk that survives a kill at any moment, and trained models to be shared; safetensors and JSON, no pickle.
 
-A folder holds ``checkpoint.json``, which names one ``checkpoint-<n>.safetensors`` with its size and SHA-256. The
-tensors are written first and the JSON is renamed over the old one last, so that a kill at any moment leaves the old pair
-or the new one.
-No pickle is involved.
+What is saved is a pair: ``<stem>-<hash>.safetensors``, named by its own content, and ``<stem>.json``, which names it.
+The tensors are in place, complete and flushed, before the JSON file is replaced by one rename: whenever the process
+dies, the folder holds the old pair or the new one.
 """
 
 from __future__ import annotations
@@ -11,77 +10,181 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors import torch as safetensors
-from torch import Tensor
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from cdrl.errors import UserError
+from cdrl.langevin import Langevin
+from cdrl.model import Model, energy_sizes, initializer_sizes
+from cdrl.networks import EnergyNet, Initializer
+from cdrl.noise import SCHEDULES, NoiseSchedule
+from cdrl.sampler import Sampler
 
-INDEX = "checkpoint.json"
-
-
-def exists(folder: Path) -> bool:
-    """Whether there is a checkpoint to load."""
-    return (folder / INDEX).exists()
-
-
-def save(folder: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    """Replace the folder's checkpoint.
-
-    Args:
-        folder: made when missing.
-        tensors: any shapes, any device.
-        facts: what JSON can hold.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    old = _index(folder)["file"] if exists(folder) else None
-    name = f"checkpoint-{int(old.split('-')[1].split('.')[0]) + 1 if old else 0}.safetensors"
-    # Contiguous copies: safetensors refuses tensors that share memory.
-    safetensors.save_file(
-        {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}, folder / name
-    )
-    data = (folder / name).read_bytes()
-    index = {"file": name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "facts": facts}
-    temporary = folder / f".{INDEX}.{os.getpid()}"
-    with temporary.open("w") as file:
-        json.dump(index, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, folder / INDEX)
-    for stale in folder.glob("checkpoint-*.safetensors"):
-        if stale.name != name:
-            stale.unlink(missing_ok=True)
+Facts = dict[str, Any]
+_CHECKPOINT, _MODEL = "checkpoint", "model"
+_FORMAT = 1
 
 
-def load(folder: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The folder's checkpoint: tensors and facts.
+def save(folder: Path, tensors: Mapping[str, Tensor], facts: Facts, stem: str = _CHECKPOINT) -> None:
+    """Replace what the folder holds under ``stem`` by these named tensors and these facts (anything JSON can hold).
 
     Raises:
-        UserError: it is missing, truncated or altered; the message names the file and the remedy.
+        UserError: the folder cannot be written; what was there is then untouched.
     """
-    if not exists(folder):
-        raise UserError(f"no checkpoint in {folder}; train the run first")
-    index = _index(folder)
-    path = folder / index["file"]
-    remedy = f"delete {folder} to start this run again"
-    data = path.read_bytes() if path.exists() else b""
-    if len(data) != index["bytes"]:
-        raise UserError(f"{path} is truncated ({len(data)} of {index['bytes']} bytes); {remedy}")
-    if hashlib.sha256(data).hexdigest() != index["sha256"]:
-        raise UserError(f"{path} does not match its SHA-256; {remedy}")
+    folder = Path(folder)
+    unfinished = folder / f".{stem}-{os.getpid()}.part"
     try:
-        tensors = safetensors.load(data)
-    except SafetensorError as error:
-        raise UserError(f"{path} cannot be read ({error}); {remedy}") from error
-    return {key: value.to(device) for key, value in tensors.items()}, index["facts"]
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: value.detach().contiguous() for name, value in tensors.items()}, unfinished)
+        digest = _sha256(unfinished)
+        path = folder / f"{stem}-{digest[:16]}.safetensors"
+        size = unfinished.stat().st_size
+        _put(unfinished, path)
+        index = {"format": _FORMAT, "file": path.name, "bytes": size, "sha256": digest, "facts": facts}
+        unfinished.write_text(json.dumps(index, indent=1))
+        _put(unfinished, _index(folder, stem))
+        for old in [*folder.glob(f"{stem}-*.safetensors"), *folder.glob(f".{stem}-*.part")]:
+            if old != path:
+                old.unlink(missing_ok=True)
+    except (OSError, SafetensorError) as error:
+        unfinished.unlink(missing_ok=True)
+        raise UserError(f"cannot write to {folder} ({error}); free space there or choose another folder") from None
 
 
-def _index(folder: Path) -> dict[str, Any]:
+def load(folder: Path, stem: str = _CHECKPOINT) -> tuple[dict[str, Tensor], Facts]:
+    """What `save` left: the tensors by name, on the CPU, and the facts.
+
+    Raises:
+        UserError: there is nothing, or it is truncated or corrupt (size and SHA-256 are checked). Nothing else is
+            loaded in its place.
+    """
+    index_path = _index(folder, stem)
     try:
-        return json.loads((folder / INDEX).read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{folder / INDEX} is not valid JSON; delete {folder} to start this run again") from error
+        index = json.loads(index_path.read_text())
+        path = index_path.parent / index["file"]
+        size, digest, facts = index["bytes"], index["sha256"], index["facts"]
+    except FileNotFoundError:
+        raise UserError(f"no {stem} in {folder}: {index_path.name} is missing; check the path") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _corrupt(index_path, f"it cannot be read ({error!r})") from None
+    if not path.is_file():
+        raise _corrupt(path, "it is missing")
+    if path.stat().st_size != size:
+        raise _corrupt(path, f"it has {path.stat().st_size:,} of {size:,} bytes")
+    if _sha256(path) != digest:
+        raise _corrupt(path, "its content does not match its checksum")
+    return load_file(path), facts
+
+
+def exists(folder: Path, stem: str = _CHECKPOINT) -> bool:
+    """Whether `load` has something to load."""
+    return _index(folder, stem).is_file()
+
+
+def save_model(folder: Path, model: Model, half: bool = False) -> None:
+    """Export a trained model: ``model.json`` and its weights, all that `load_model` needs.
+
+    Args:
+        folder: made if it does not exist; a model already there is replaced.
+        model: its networks hold the weights to be kept, usually the averaged ones.
+        half: round the weights to 16 bits, for half the size.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    sampler = model.sampler
+    networks: dict[str, nn.Module] = {"energy_net": sampler.energy_net}
+    facts: Facts = {
+        "energy_net": energy_sizes(sampler.energy_net),
+        "initializer": None,
+        "schedule": _schedule_facts(sampler.schedule),
+        "chain": asdict(sampler.chain),
+        "shared_noise": sampler.shared_noise,
+        "last_denoise": sampler.last_denoise,
+    }
+    if sampler.initializer is not None:
+        networks["initializer"] = sampler.initializer
+        facts["initializer"] = initializer_sizes(sampler.initializer, sampler.energy_net.image_size)
+    tensors = {f"{part}.{name}": value for part, net in networks.items() for name, value in net.state_dict().items()}
+    save(folder, {name: value.half() if half else value for name, value in tensors.items()}, facts, _MODEL)
+
+
+def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
+    """The inverse of `save_model`, in float32 and evaluation mode.
+
+    Raises:
+        UserError: no model there, or a truncated or corrupt one.
+    """
+    tensors, facts = load(folder, _MODEL)
+    try:
+        energy_net = EnergyNet(**_tuples(facts["energy_net"]))
+        initializer = Initializer(**_tuples(facts["initializer"])) if facts["initializer"] else None
+        for part, network in (("energy_net.", energy_net), ("initializer.", initializer)):
+            if network is not None:
+                network.load_state_dict({k.removeprefix(part): v for k, v in tensors.items() if k.startswith(part)})
+                network.eval().requires_grad_(False).to(device)
+        sampler = Sampler(
+            energy_net=energy_net,
+            initializer=initializer,
+            schedule=_schedule(facts["schedule"]),
+            shape=(energy_net.channels, energy_net.image_size, energy_net.image_size),
+            chain=Langevin(**facts["chain"]),
+            shared_noise=facts["shared_noise"],
+            last_denoise=facts["last_denoise"],
+        )
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise _corrupt(_index(folder, _MODEL), f"it does not describe its weights ({error!r:.120})") from None
+    return Model(sampler)
+
+
+def _schedule_facts(schedule: NoiseSchedule) -> Facts:
+    """By name and arguments, which give back every bit; by its rounded log-SNRs only when nothing better is known."""
+    if schedule.name in SCHEDULES:
+        return {"name": schedule.name, **schedule.arguments}
+    return {"name": schedule.name, "logsnr": schedule.logsnr.tolist()}
+
+
+def _schedule(facts: Facts) -> NoiseSchedule:
+    arguments = {name: value for name, value in facts.items() if name != "name"}
+    if facts["name"] in SCHEDULES:
+        return SCHEDULES[facts["name"]](**arguments)
+    return NoiseSchedule(torch.tensor(arguments["logsnr"]), facts["name"])
+
+
+def _index(folder: Path, stem: str) -> Path:
+    return Path(folder) / f"{stem}.json"
+
+
+def _put(unfinished: Path, path: Path) -> None:
+    """Flush a file and rename it; the rename is flushed too."""
+    with unfinished.open("rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _corrupt(path: Path, reason: str) -> UserError:
+    return UserError(f"{path} is damaged: {reason}; restore it from a copy, or delete {path.parent} to start afresh")
+
+
+def _tuples(values: Facts) -> Facts:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}

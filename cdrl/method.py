@@ -22,17 +22,17 @@ class Meters:
 
     def __init__(self, names: tuple[str, ...], rows: int, device: torch.device) -> None:
         self.names = names
-        self._sums = torch.zeros(len(names) + 1, rows, device=device)
+        self.sums = torch.zeros(len(names) + 1, rows, device=device)
 
     def add(self, level: Tensor, values: tuple[Tensor, ...]) -> None:
         """Add one value per image to each quantity; ``level`` is int64 ``(B,)``, each of ``values`` is ``(B,)``."""
         table = torch.stack([torch.ones_like(values[0]), *(value.detach() for value in values)])
-        self._sums.index_add_(1, level, table)
+        self.sums.index_add_(1, level, table)
 
     def read(self) -> dict[str, list[float | None]]:
         """Means per level since the last reading (None where there was no image); one synchronisation."""
-        counts, *sums = self._sums.tolist()
-        self._sums.zero_()
+        counts, *sums = self.sums.tolist()
+        self.sums.zero_()
         return {
             name: [value / count if count else None for value, count in zip(row, counts, strict=True)]
             for name, row in zip(self.names, sums, strict=True)

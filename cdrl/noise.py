@@ -33,6 +33,8 @@ class NoiseSchedule:
 
     logsnr: Tensor
     name: str = "custom"
+    arguments: dict[str, float] = field(default_factory=dict)
+    """What the function ``name`` of `SCHEDULES` was called with."""
     alpha: Tensor = field(init=False)
     """α_t, the signal's scale."""
     sigma: Tensor = field(init=False)
@@ -107,7 +109,8 @@ def cosine_logsnr(levels: int = 6, logsnr_max: float = 9.8, logsnr_min: float = 
         raise UserError(f"logsnr_max ({logsnr_max}) must exceed logsnr_min ({logsnr_min})")
     low, high = math.atan(math.exp(-logsnr_max / 2)), math.atan(math.exp(-logsnr_min / 2))
     angle = torch.linspace(low, high, levels + 1, dtype=torch.float64)
-    return NoiseSchedule(-2.0 * torch.log(torch.tan(angle)), name="cosine_logsnr")
+    arguments = {"levels": levels, "logsnr_max": logsnr_max, "logsnr_min": logsnr_min}
+    return NoiseSchedule(-2.0 * torch.log(torch.tan(angle)), "cosine_logsnr", arguments)
 
 
 def linear_beta(levels: int = 6) -> NoiseSchedule:
@@ -121,7 +124,7 @@ def linear_beta(levels: int = 6) -> NoiseSchedule:
     log_signal = torch.log1p(-beta).cumsum(0)  # ln α²
     cuts = [round(600 * t / levels) for t in range(levels)] + [999]
     signal = log_signal[cuts]
-    return NoiseSchedule(signal - torch.log(-torch.expm1(signal)), name="linear_beta")
+    return NoiseSchedule(signal - torch.log(-torch.expm1(signal)), "linear_beta", {"levels": levels})
 
 
 SCHEDULES = {"cosine_logsnr": cosine_logsnr, "linear_beta": linear_beta}

@@ -1,107 +1,223 @@
-"""The training loop: budget, reports, health, checkpoints. It knows any `cdrl.method.Method` and nothing else."""
+"""The training loop: one flat loop for any `Method`, with reports, health checks and checkpoints.
+
+Killed anywhere, a run called again goes on from its last checkpoint and, because every draw is a function of (seed,
+iteration), ends bit for bit where it would have ended without the kill (on the CPU). Nothing in the loop waits for the
+device but reports and checkpoints.
+"""
 
 from __future__ import annotations
 
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from cdrl import checkpoint
+from cdrl.errors import UserError
 from cdrl.method import Method
 
-_EXPLODED = 1e7
-"""An energy gap beyond this is a run that has diverged: healthy gaps are of order one."""
+Batch = Callable[[int], tuple[Tensor, "Tensor | None"]]
+"""iteration 0, 1, … → images ``(B, C, H, W)`` in [−1, 1] and labels ``(B,)`` in 1 … C or None, on the device."""
+
+Report = dict[str, Any]
+
+LIMITS = {"displacement": 1e2, "proposal_error": 1e2}
+"""A mean beyond these shows divergence; both are root mean squares over pixels of images in [−1, 1]."""
+LIMIT = 1e8
+"""The same for every other meter."""
+
+_METERS = "trainer/meters"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: ``status`` is "finished", "diverged" or "interrupted"; ``seconds`` are those spent training."""
+    """How a call of `train` ended.
+
+    Attributes:
+        status: "finished", "interrupted" (call again to go on) or "diverged".
+        iteration: iterations done.
+        seconds: spent training, over all calls; without milestones.
+        reason: which number went wrong, when diverged.
+    """
 
     status: str
     iteration: int
     seconds: float
+    reason: str = ""
 
 
 def train(
     method: Method,
-    batch: Callable[[int], tuple[Tensor, Tensor | None]],
+    batch: Batch,
     *,
     batch_size: int,
     iterations: int,
-    on_report: Callable[[dict[str, Any]], None],
+    on_report: Callable[[Report], None],
     report_every: int,
-    folder: Path | None = None,
+    folder: Path | None,
     checkpoint_seconds: float = 30.0,
     milestones: Sequence[int] = (),
     on_milestone: Callable[[int], None] | None = None,
     on_resume: Callable[[int], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> Outcome:
-    """Train until ``iterations``, from the checkpoint in ``folder`` if there is one.
-
-    Checkpoints are kept at reports only, where the meters are empty: what follows a resume is what would have followed
-    without one, numbers in the reports included (all but the seconds).
+    """Train until ``iterations`` are done, or go on from the checkpoint in ``folder``.
 
     Args:
-        method: what to train; its state is replaced by the checkpoint's.
-        batch: iteration → images ``(B, C, H, W)`` in [−1, 1] and labels ``(B,)`` or None; a pure function.
-        batch_size: B, for the accounts.
-        iterations: when to stop.
-        on_report: receives ``iteration, images, grad_evals, seconds`` and the meters' means per level.
-        report_every: iterations between reports, each of which waits for the device once.
-        folder: where checkpoints are kept; None keeps none.
-        checkpoint_seconds: at least this long between checkpoints.
-        milestones: iterations after which ``on_milestone`` is called; its time is not counted.
-        on_resume: told the iteration a resumed run starts from.
-        should_stop: asked at every iteration; True ends the call with a checkpoint of the last report.
+        method: what is trained, in place.
+        batch: the data.
+        batch_size: images an iteration, for the count of what was spent.
+        iterations: the run's length.
+        on_report: called every ``report_every`` iterations and at the end with {"iteration", "images", "grad_evals",
+            "seconds", "lr": {network: rate}, and each meter's means per level (None: no image, or not finite)}.
+        report_every: iterations; the only ones at which the device is waited for, checkpoints apart.
+        folder: where the checkpoint is, or None to keep none.
+        checkpoint_seconds: time between checkpoints. One is also kept however the run ends, short of a kill.
+        milestones: iterations after which ``on_milestone`` is called; its time is not counted. After a kill the last
+            may come again.
+        on_milestone: see there.
+        on_resume: called once before the first iteration with the number of iterations already done; reports after that
+            one will be made again, with the same numbers.
+        should_stop: asked before every iteration. Ctrl-C does the same, at the end of the iteration.
+
+    Raises:
+        UserError: impossible numbers, or a checkpoint that is damaged or belongs to another configuration.
     """
-    iteration, seconds = 0, 0.0
-    if folder is not None and checkpoint.exists(folder):
-        tensors, facts = checkpoint.load(folder, method.device)
-        method.load_state(tensors)
-        iteration, seconds = facts["iteration"], facts["seconds"]
+    _check_positive(batch_size=batch_size, iterations=iterations, report_every=report_every)
+    start = _restore(method, folder)
     if on_resume is not None:
-        on_resume(iteration)
-    begin = saved = time.monotonic()
-    status = "finished"
-    stop = should_stop or (lambda: False)
-    while iteration < iterations:
-        method.train_step(*batch(iteration), iteration)
-        iteration += 1
-        if iteration in milestones and on_milestone is not None:
-            pause = time.monotonic()
-            on_milestone(iteration)
-            begin += time.monotonic() - pause
-        if iteration % report_every and iteration < iterations:
-            if stop() and folder is None:
-                status = "interrupted"
-                break
-            continue
-        meters = method.meters.read()
-        elapsed = seconds + time.monotonic() - begin
-        accounts = {"iteration": iteration, "images": iteration * batch_size}
-        accounts["grad_evals"] = accounts["images"] * method.training_cost
-        on_report({**accounts, "seconds": round(elapsed, 3), **meters})
-        if not healthy(meters):
-            status = "diverged"
-        elif stop():
-            status = "interrupted"
-        now = time.monotonic()
-        if folder is not None and (status != "finished" or iteration == iterations or now - saved > checkpoint_seconds):
-            checkpoint.save(folder, method.state(), {"iteration": iteration, "seconds": elapsed, "status": status})
-            saved = time.monotonic()
-        if status != "finished":
-            break
-    return Outcome(status, iteration, seconds + time.monotonic() - begin)
+        on_resume(start.iteration)
+    if start.status == "diverged":
+        return start
+
+    iteration, reason, clock = start.iteration, "", _Clock(start.seconds)
+    saved_at = clock.seconds
+    with _deferred_interrupt() as interrupted:
+        while iteration < iterations and not (interrupted() or (should_stop is not None and should_stop())):
+            images, label = batch(iteration)
+            method.train_step(images, label, iteration)
+            iteration += 1
+
+            if iteration % report_every == 0 or iteration == iterations:
+                meters = method.meters.read()
+                reason = _illness(meters)
+                spent = iteration * batch_size
+                on_report(
+                    {
+                        "iteration": iteration,
+                        "images": spent,
+                        "grad_evals": spent * method.training_cost,
+                        "seconds": round(clock.seconds, 3),
+                        "lr": _rates(method, iteration - 1),
+                        **_finite(meters),
+                    }
+                )
+                if reason:
+                    break
+            if on_milestone is not None and iteration in milestones:
+                with clock.paused(method.device):
+                    on_milestone(iteration)
+            if folder is not None and clock.seconds - saved_at >= checkpoint_seconds:
+                _keep(method, folder, Outcome("interrupted", iteration, clock.seconds))
+                saved_at = clock.seconds
+
+    status = "diverged" if reason else "finished" if iteration >= iterations else "interrupted"
+    outcome = Outcome(status, iteration, clock.seconds, reason)
+    if folder is not None and outcome.iteration > start.iteration:
+        _keep(method, folder, outcome)
+    return outcome
 
 
-def healthy(meters: dict[str, list[float | None]]) -> bool:
-    """Whether all means are finite and no energy gap has exploded."""
-    values = [value for row in meters.values() for value in row if value is not None]
-    gaps = [abs(value) for value in meters.get("energy_gap", []) if value is not None]
-    return all(math.isfinite(value) for value in values) and all(gap < _EXPLODED for gap in gaps)
+class _Clock:
+    """Seconds spent, on top of those of earlier calls."""
+
+    def __init__(self, before: float) -> None:
+        self._begin = time.monotonic() - before
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._begin
+
+    @contextmanager
+    def paused(self, device: torch.device) -> Iterator[None]:
+        """Does not count what happens inside; work still queued on the device is waited for, and counted, first."""
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        begin = time.monotonic()
+        yield
+        self._begin += time.monotonic() - begin
+
+
+@contextmanager
+def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
+    """Turns the first Ctrl-C into an answer "yes", so that no iteration is cut in two; a second one interrupts."""
+    pressed = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield pressed.is_set
+        return
+
+    def remember(*_: object) -> None:
+        pressed.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, remember)
+    try:
+        yield pressed.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _keep(method: Method, folder: Path, outcome: Outcome) -> None:
+    tensors = {**method.state(), _METERS: method.meters.sums}
+    checkpoint.save(folder, tensors, vars(outcome))
+
+
+def _restore(method: Method, folder: Path | None) -> Outcome:
+    """Where the checkpoint leaves off; the beginning when there is none."""
+    if folder is None or not checkpoint.exists(folder):
+        return Outcome("interrupted", 0, 0.0)
+    tensors, facts = checkpoint.load(folder)
+    try:
+        method.load_state(tensors)
+        method.meters.sums.copy_(tensors[_METERS])
+        return Outcome(**facts)
+    except (KeyError, ValueError, TypeError, RuntimeError):
+        raise UserError(
+            f"the checkpoint in {folder} belongs to another configuration; restore that one, or delete the folder"
+        ) from None
+
+
+def _illness(meters: dict[str, list[float | None]]) -> str:
+    """The first meter that shows divergence, in words, or nothing."""
+    for name, values in meters.items():
+        limit = LIMITS.get(name, LIMIT)
+        for level, value in enumerate(values):
+            if value is not None and not abs(value) <= limit:
+                return f"{name} is {value:.3g} at level {level} (limit {limit:.0e})"
+    return ""
+
+
+def _finite(meters: dict[str, list[float | None]]) -> dict[str, list[float | None]]:
+    """JSON has no NaN."""
+    return {
+        name: [value if value is not None and math.isfinite(value) else None for value in values]
+        for name, values in meters.items()
+    }
+
+
+def _rates(method: Method, iteration: int) -> dict[str, float]:
+    return {name: learner.settings.rate(iteration, method.iterations) for name, learner in method.learners.items()}
+
+
+def _check_positive(**numbers: int) -> None:
+    for name, value in numbers.items():
+        if value < 1:
+            raise UserError(f"{name} must be at least 1, not {value}")

@@ -1,0 +1,83 @@
+"""A trained series of energies as its user sees it: draw images, ask for densities."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cdrl.conditions import Condition
+from cdrl.networks import EnergyNet, Initializer
+from cdrl.networks.energy import ResidualBlock
+from cdrl.networks.initializer import Stage
+from cdrl.sampler import Sampler
+
+
+@dataclass(frozen=True)
+class Model:
+    """Trained networks and the way to sample them, as saved by `cdrl.checkpoint.save_model`."""
+
+    sampler: Sampler
+
+    def sample(self, n: int, seed: int = 0, condition: Condition | None = None, batch_size: int = 256) -> Tensor:
+        """``n`` images ``(n, C, H, W)`` in [−1, 1]; image i depends on (seed, i) and its condition alone."""
+        return torch.cat(list(self.sampler.batches(n, seed, condition, batch_size)))
+
+    @torch.no_grad()
+    def log_density(self, y: Tensor, level: int, label: Tensor | None = None) -> Tensor:
+        """The *unnormalised* log-density of ``y`` under the energy of one transition, ``f(y; λ_{t−1}) / s_t²``.
+
+        The constant that would normalise it is unknown and differs between levels and labels: compare images at one
+        level. Below the top level this is ``log p(y | x_t)`` without its tether (Zhu et al. 2024, eq. 6).
+
+        Args:
+            y: images of level t − 1 in energy units, ``scale_t · x_{t−1}``, ``(B, C, H, W)``; clean images are a good
+                stand-in at ``level`` 1.
+            level: t in 1 … T, the upper level of the transition.
+            label: int64 ``(B,)`` in 0 … C, or None for the null label.
+
+        Returns:
+            ``(B,)`` float32, natural logarithm.
+        """
+        schedule = self.sampler.schedule.to(y.device)
+        variance = self.sampler.chain.step_variance * schedule.unit_step[level].square()
+        return self.sampler.energy_net(y, schedule.logsnr[level - 1].expand(len(y)), label) / variance
+
+
+def energy_sizes(network: EnergyNet) -> dict[str, Any]:
+    """The arguments that build an energy network like this one."""
+    blocks = [block for block in network.blocks if isinstance(block, ResidualBlock)]
+    ends = [block for block in blocks if block.pool] + blocks[-1:]
+    return {
+        "image_size": network.image_size,
+        "channels": network.channels,
+        "width": network.width,
+        "multipliers": [len(block.gain) // network.width for block in ends],
+        "blocks": len(blocks) // len(ends),
+        "classes": network.classes,
+        "kernel": network.stem.weight.shape[-1],
+    }
+
+
+def initializer_sizes(network: Initializer, image_size: int) -> dict[str, Any]:
+    """The arguments that build an initializer like this one, for images of ``image_size`` pixels."""
+    stages = [stage for stage in network.down if isinstance(stage, Stage)]
+    resolutions: list[list[Stage]] = [[]]
+    for stage in stages:
+        if stage.block.resample == "down":
+            resolutions.append([])
+        else:
+            resolutions[-1].append(stage)
+    return {
+        "image_size": image_size,
+        "channels": network.stem.in_channels,
+        "width": network.width,
+        "multipliers": [group[0].block.conv_in.out_channels // network.width for group in resolutions],
+        "blocks": len(resolutions[0]),
+        "classes": network.classes,
+        "dropout": stages[0].block.dropout.p,
+        "attention_sizes": [image_size >> n for n, group in enumerate(resolutions) if group[0].attention is not None],
+        "kernel": network.stem.kernel_size[0],
+    }
