@@ -1,0 +1,153 @@
+"""The training iteration against its plain transcription, and its switches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from baselines.drl import drl_settings
+from cdrl.cooperative import Cooperative, Settings
+from cdrl.errors import UserError
+from cdrl.langevin import Langevin
+from cdrl.learner import Optimisation
+from tests import reference
+
+Build = Callable[..., Cooperative]
+BATCH, ITERATIONS = 24, 3
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "cdrl": {},
+    "conditional": {"classes": 3, "label_dropout": 0.3},
+    "dropout": {"dropout": 0.1},
+    "mean-target": {"initializer_target": "mean"},
+    "independent-noise": {"shared_noise": False},
+    "no-initializer": {"initializer": False},
+    "step-multiplier": {"chain": Langevin(steps=2, step_variance=1e-2, step_multiplier=1.5)},
+    "drl": {"initializer": False, **vars(drl_settings(chain=Langevin(steps=4, step_variance=5e-3)))},
+    "no-clip": {
+        "initializer": False,
+        "optimisation": Optimisation(learning_rate=1e-3, warm_up=2, clip=None, ema=0.5, weight_decay=0.1),
+    },
+}
+
+
+def distance(actual: Iterable[Any], expected: Iterable[Tensor]) -> float:
+    """The distance between two lists of tensors as one vector each, relative to the norm of ``expected``."""
+    a, b = (torch.cat([x.detach().double().flatten() for x in tensors]) for tensors in (actual, expected))
+    return float((a - b).norm() / b.norm())
+
+
+def batch(iteration: int, classes: int) -> tuple[Tensor, Tensor | None]:
+    generator = torch.Generator().manual_seed(iteration)
+    images = 2 * torch.rand(BATCH, 1, 8, 8, generator=generator) - 1
+    return images, torch.randint(1, classes + 1, (BATCH,), generator=generator) if classes else None
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_iteration_matches_the_reference(variant: str, cooperative: Build) -> None:
+    method = cooperative(**VARIANTS[variant])
+    state = reference.state_of(method)
+    for iteration in range(ITERATIONS):
+        images, label = batch(iteration, VARIANTS[variant].get("classes", 0))
+        method.train_step(images, label, iteration)
+        expected = reference.reference_step(state, images, label, iteration)
+
+        level, gap = expected["level"], method.meters.read()["energy_gap"]
+        assert set(level.tolist()) == set(range(1, 7))
+        for t in range(1, 7):
+            assert gap[t] == pytest.approx(float(expected["gap"][level == t].mean()), rel=1e-4, abs=1e-5)
+        for name, learner in method.learners.items():
+            trained = getattr(state, name)
+            assert distance([p.grad for p in learner.parameters], expected[f"{name}_gradients"]) < 1e-5
+            assert distance(learner.parameters, trained.network.parameters()) < 1e-5
+            assert distance(learner.ema.average.parameters(), trained.average) < 1e-5
+
+
+def test_shared_noise_halves_what_the_pair_draws(cooperative: Build) -> None:
+    """With one ε, x_0 can be solved for from the pair; with two it cannot."""
+    x0, level = torch.zeros(512, 1, 8, 8), torch.full((512,), 3)
+    for shared, expected in ((True, 1.0), (False, None)):
+        method = cooperative(shared_noise=shared)
+        lower, upper = method._pair(x0, level, torch.arange(512), 0)
+        correlation = float(torch.corrcoef(torch.stack((lower.flatten(), upper.flatten())))[0, 1])
+        schedule = method.schedule
+        exact = expected or float(schedule.a[3] * schedule.sigma[2] / schedule.sigma[3])
+        assert correlation == pytest.approx(exact, abs=0.02)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 1.0])
+def test_labels_are_dropped_at_their_rate(rate: float, cooperative: Build) -> None:
+    method = cooperative(classes=3, label_dropout=rate)
+    label, index = torch.full((10_000,), 2), torch.arange(10_000)
+    dropped = method._dropped(label, index, 0)
+    assert dropped is not None
+    assert set(dropped.tolist()) <= {0, 2}
+    assert float((dropped == 0).float().mean()) == pytest.approx(rate, abs=4 * (rate * (1 - rate) / 10_000) ** 0.5)
+
+
+def test_labels_are_ignored_by_an_unconditional_network(cooperative: Build) -> None:
+    first, second = cooperative(), cooperative()
+    images, _ = batch(0, 0)
+    first.train_step(images, None, 0)
+    second.train_step(images, torch.full((BATCH,), 2), 0)
+    assert all(torch.equal(a, b) for a, b in zip(first.state().values(), second.state().values(), strict=True))
+
+
+def test_a_step_is_a_function_of_seed_and_iteration(cooperative: Build) -> None:
+    def after(seed: int, iteration: int, disturb: bool = False) -> Tensor:
+        method = cooperative(dropout=0.1)
+        method.seed = seed
+        torch.manual_seed(123 if disturb else 0)
+        method.train_step(batch(0, 0)[0], None, iteration)
+        return torch.cat([p.detach().flatten() for p in method.learners["initializer"].parameters])
+
+    assert torch.equal(after(1, 5), after(1, 5, disturb=True))
+    assert not torch.equal(after(1, 5), after(2, 5))
+    assert not torch.equal(after(1, 5), after(1, 6))
+
+
+def test_state_restores_a_run_bit_for_bit(cooperative: Build) -> None:
+    whole, first, second = cooperative(), cooperative(), cooperative(seed=7)
+    for iteration in range(4):
+        whole.train_step(batch(iteration, 0)[0], None, iteration)
+    for iteration in range(2):
+        first.train_step(batch(iteration, 0)[0], None, iteration)
+    second.seed = 0
+    second.load_state({name: value.clone() for name, value in first.state().items()})
+    for iteration in range(2, 4):
+        second.train_step(batch(iteration, 0)[0], None, iteration)
+    for name, value in whole.state().items():
+        assert torch.equal(value, second.state()[name]), name
+
+
+def test_cost_counts_energy_gradients(cooperative: Build) -> None:
+    method = cooperative(chain=Langevin(steps=15), last_denoise="consistent")
+    assert (method.training_cost, method.sampling_cost) == (17, 6 * 15 + 1)
+    assert method.sampler().gradient_evaluations == method.sampling_cost
+    assert cooperative(chain=Langevin(steps=15), last_denoise="none").sampling_cost == 90
+
+
+def test_meters_report_every_level_and_start_again(cooperative: Build) -> None:
+    method = cooperative()
+    method.train_step(batch(0, 0)[0], None, 0)
+    values = method.meters.read()
+    assert set(values) == set(method.METERS)
+    assert all(row[0] is None and None not in row[1:] for row in values.values())
+    assert all(value is None for row in method.meters.read().values() for value in row)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"last_denoise": "maybe"}, {"spectral_ema": "dead"}, {"initializer_target": "median"}]
+)
+def test_unknown_switches_name_the_choices(wrong: dict[str, str]) -> None:
+    with pytest.raises(UserError, match="choose one of"):
+        Settings(**wrong)  # type: ignore[arg-type]
+
+
+def test_sampling_cannot_change_the_energy_scale() -> None:
+    with pytest.raises(UserError, match="step_variance"):
+        Settings(chain=Langevin(step_variance=4e-4), sampling=Langevin(step_variance=2e-4))
