@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -30,7 +31,7 @@ def resolve(overrides: Sequence[str]) -> DictConfig:
     _check_choices(overrides)
     try:
         with initialize_config_dir(config_dir=str(CONF.resolve()), version_base="1.3"):
-            config = compose("config", overrides=list(overrides))
+            config = compose("config", overrides=[*overrides, *_chosen_by_experiment(overrides)])
         return _merged_for_scale(config)
     except (HydraException, ConfigCompositionException, OmegaConfBaseException) as error:
         raise UserError(_one_line(error, overrides)) from error
@@ -61,6 +62,14 @@ def digest(value: Any) -> str:
 def choices(group: str) -> list[str]:
     """The names in a configuration group."""
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def _chosen_by_experiment(overrides: Sequence[str]) -> list[str]:
+    """The manifest's own picks of other groups at this scale (``experiment.choose``), where the user picks none."""
+    named = dict(override.lstrip("+").split("=", 1) for override in overrides)
+    manifest = yaml.safe_load((CONF / "experiment" / f"{named.get('experiment', 'table1')}.yaml").read_text())
+    picks = (manifest["experiment"].get("choose") or {}).get(named.get("scale", "nano")) or {}
+    return [f"{group}={choice}" for group, choice in picks.items() if group not in named]
 
 
 def _merged_for_scale(config: DictConfig) -> DictConfig:
