@@ -1,0 +1,194 @@
+"""What figures are made of: point ranges, curves with bands, effect plots, image grids; and the names of what is measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from experiments.report import style
+
+METRICS: Mapping[str, tuple[str, str]] = {
+    "fd": ("Fréchet distance", "lower"),
+    "fid": ("FID", "lower"),
+    "kid": ("KID", "lower"),
+    "is": ("Inception score", "higher"),
+    "precision": ("Precision", "higher"),
+    "recall": ("Recall", "higher"),
+    "class_accuracy": ("Class accuracy", "higher"),
+    "auroc": ("AUROC", "higher"),
+}
+"""Name for people, and which direction is better."""
+
+
+def metric_name(metric: str) -> str:
+    """A metric's name for people."""
+    return METRICS.get(metric.lower(), (metric.replace("_", " ").strip().capitalize(), ""))[0]
+
+
+def axis_label(metric: str, protocol: str) -> str:
+    """A metric with its protocol and the better direction: "Fréchet distance (fd-digits) ↓"."""
+    arrow = {"lower": " ↓", "higher": " ↑"}.get(METRICS.get(metric.lower(), ("", ""))[1], "")
+    return f"{metric_name(metric)} ({protocol}){arrow}"
+
+
+def interval(values: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and 95 % Student-t interval over the first axis, ``(seeds, *)`` → three ``(*)``; NaN bounds for one seed."""
+    array = np.asarray(values, dtype=np.float64)
+    mean = array.mean(axis=0)
+    if len(array) < 2:
+        return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
+    half = stats.t.ppf(0.975, len(array) - 1) * array.std(axis=0, ddof=1) / math.sqrt(len(array))
+    return mean, mean - half, mean + half
+
+
+def curve_with_intervals(
+    axes: Axes,
+    x: ArrayLike,
+    values: ArrayLike,
+    *,
+    label: str,
+    method: str,
+    colour: str | None = None,
+    positive: bool = False,
+    **line: Any,
+) -> None:
+    """A mean curve with its 95 % band.
+
+    Args:
+        x: ``(n,)``.
+        values: ``(seeds, n)``; a single seed is drawn as it is, without a band.
+        method: gives colour and marker, unless ``colour`` says otherwise.
+        positive: cut the band off at a tenth of the mean: for logarithmic axes.
+    """
+    mean, low, high = interval(values)
+    chosen = colour or style.colour(method)
+    if positive:
+        low = np.maximum(low, 0.1 * mean)
+    axes.plot(x, mean, **{"color": chosen, "marker": style.marker(method), "label": label, **line})
+    if np.isfinite(low).any():
+        axes.fill_between(np.asarray(x), low, high, color=chosen, alpha=0.16, linewidth=0)
+
+
+def bars_with_intervals(
+    axes: Axes,
+    labels: Sequence[str],
+    values: ArrayLike,
+    lows: ArrayLike,
+    highs: ArrayLike,
+    *,
+    methods: Sequence[str],
+    dots: Sequence[Sequence[float]] | None = None,
+    xlabel: str = "",
+    references: Mapping[str, float] | None = None,
+) -> None:
+    """Horizontal bars, first on top, with 95 % intervals, one dot a seed, and labelled reference lines.
+
+    Args:
+        values, lows, highs: ``(n,)``; a NaN interval is left out.
+        dots: for each bar the values of its seeds.
+        references: label → position of a dashed line (the floor, the ceiling).
+    """
+    where = np.arange(len(labels))
+    mean = np.asarray(values, dtype=float)
+    axes.barh(where, mean, height=0.62, color=[style.colour(method) for method in methods], alpha=0.28)
+    _ranges(axes, mean, lows, highs, methods, size=0)
+    for y, several in enumerate(dots or ()):
+        jitter = np.linspace(-0.14, 0.14, len(several)) if len(several) > 1 else [0.0]
+        axes.plot(several, y + np.asarray(jitter), "o", color=style.colour(methods[y]), markersize=3.6, alpha=0.9)
+    for name, value in (references or {}).items():
+        axes.axvline(value, color=style.SOFT, linestyle=(0, (4, 3)), linewidth=1.0)
+        axes.annotate(
+            name, (value, 1.0), xycoords=("data", "axes fraction"), xytext=(3, 2), textcoords="offset points",
+            fontsize=7.5, color=style.SOFT, annotation_clip=False,
+        )  # fmt: skip
+    _categories(axes, labels, xlabel)
+
+
+def effect_plot(
+    axes: Axes,
+    labels: Sequence[str],
+    effects: ArrayLike,
+    lows: ArrayLike,
+    highs: ArrayLike,
+    *,
+    methods: Sequence[str],
+    reference: float = 0.0,
+    xlabel: str = "",
+) -> None:
+    """Effect sizes with 95 % intervals as a forest plot: a point a row, first on top, and the line of no effect."""
+    axes.axvline(reference, color=style.SOFT, linewidth=1.0)
+    _ranges(axes, np.asarray(effects, dtype=float), lows, highs, methods, size=6)
+    _categories(axes, labels, xlabel)
+
+
+def image_grid(panels: Mapping[str, ArrayLike], *, columns: int = 8, rows: int = 8, across: int = 4) -> Figure:
+    """Grids of images side by side.
+
+    Args:
+        panels: title → uint8 ``(n, H, W, C)``, C 1 or 3.
+        columns, rows: images of each grid.
+        across: grids beside one another before a new line begins.
+    """
+    lines = -(-len(panels) // across)
+    width = 1.9 * min(across, len(panels))
+    cell = width / min(across, len(panels))
+    figure, axes = style.figure(
+        min(across, len(panels)), lines, width=width, height=lines * (cell * rows / columns + 0.3), squeeze=False
+    )
+    for place in axes.flat:
+        place.set_axis_off()
+    for place, (title, images) in zip(axes.flat, panels.items(), strict=False):
+        show(place, tile(np.asarray(images)[: rows * columns], columns), title)
+    return figure
+
+
+def show(axes: Axes, picture: NDArray[np.uint8], title: str = "") -> None:
+    """One picture ``(H, W, C)``, its pixels as they are."""
+    axes.set_axis_off()
+    axes.imshow(np.squeeze(picture), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    axes.set_title(title, fontsize=8.5, fontweight="normal", loc="center")
+
+
+def tile(images: NDArray[np.uint8], columns: int, gap: int = 1, background: int = 255) -> NDArray[np.uint8]:
+    """Images ``(n, H, W, C)`` in rows of ``columns`` as one picture, ``gap`` pixels between them."""
+    n, height, width, channels = images.shape
+    lines = -(-n // columns)
+    canvas = np.full(
+        (lines * (height + gap) - gap, columns * (width + gap) - gap, channels), background, dtype=np.uint8
+    )
+    for number, image in enumerate(images):
+        y, x = divmod(number, columns)
+        canvas[y * (height + gap) :, x * (width + gap) :][:height, :width] = image
+    return canvas
+
+
+def _ranges(
+    axes: Axes, mean: NDArray[np.float64], lows: ArrayLike, highs: ArrayLike, methods: Iterable[str], size: float
+) -> None:
+    for y, (value, low, high, method) in enumerate(
+        zip(mean, np.asarray(lows), np.asarray(highs), methods, strict=True)
+    ):
+        colour = style.colour(method)
+        if np.isfinite([low, high]).all():
+            axes.plot([low, high], [y, y], color=colour, linewidth=2.0, solid_capstyle="butt")
+        if size:
+            axes.plot([value], [y], style.marker(method), color=colour, markersize=size)
+
+
+def _categories(axes: Axes, labels: Sequence[str], xlabel: str) -> None:
+    axes.set_yticks(np.arange(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.grid(False, axis="y")
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    if axes.get_xscale() == "linear":
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.set_xlabel(xlabel)

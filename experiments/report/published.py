@@ -1,0 +1,79 @@
+"""Numbers from papers: what was published, for which data and model, and how well that is confirmed.
+
+The file is a table of quotations. ``status`` says what each is worth: "confirmed" by a public text, "unconfirmed"
+(commonly quoted, no text at hand), or "conflicting" (texts disagree). A value may be words ("does not converge").
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+PUBLISHED = Path(__file__).parents[2] / "results" / "published" / "published.csv"
+
+_METRICS = {"fd": "FID", "is": "Inception Score", "auroc": "AUROC"}
+_DATASETS = {"cifar10": "CIFAR-10", "imagenet32": "ImageNet 32x32", "celeba64": "CelebA 64x64"}
+
+
+@dataclass(frozen=True)
+class Number:
+    """One published number.
+
+    Attributes:
+        value: the number, or None where the publication gives words instead.
+        status: "confirmed", "unconfirmed" or "conflicting".
+        text: the value as printed.
+        comparable: whether it was published for the data set that it was looked up for.
+    """
+
+    value: float | None
+    status: str
+    text: str = ""
+    dataset: str = ""
+    metric: str = ""
+    model: str = ""
+    source: str = ""
+    note: str = ""
+    comparable: bool = True
+
+
+@lru_cache
+def load(path: Path = PUBLISHED) -> tuple[Number, ...]:
+    """Every published number, in the file's order; a line's missing last fields are empty, no file is no numbers."""
+    if not path.exists():
+        return ()
+    with path.open(newline="") as file:
+        return tuple(_number(line) for line in csv.DictReader(file, restval=""))
+
+
+def find(spec: Mapping[str, Any], dataset: str, metric: str) -> Number | None:
+    """The published number that stands beside a measured one.
+
+    Args:
+        spec: ``model`` as in the file, and optionally ``dataset`` and ``metric`` as in the file.
+        dataset: the measured data set's name, e.g. "cifar10". When nothing was ever published for it (digits), the
+            model's first number of the metric is returned, not ``comparable``.
+        metric: the measured metric's name, e.g. "fd".
+    """
+    wanted = _METRICS.get(metric.lower(), metric)
+    if spec.get("metric", wanted) != wanted:
+        return None
+    found = [number for number in load() if (number.model, number.metric) == (spec["model"], wanted)]
+    if "dataset" in spec:
+        found = [number for number in found if number.dataset == spec["dataset"]]
+    own = [number for number in found if number.dataset.startswith(_DATASETS.get(dataset, "\0"))]
+    if own or dataset in _DATASETS or not found:
+        return own[0] if own else None
+    return Number(**{**vars(found[0]), "comparable": False})
+
+
+def _number(line: Mapping[str, str]) -> Number:
+    fields = {key: (line.get(key) or "").strip() for key in ("status", "dataset", "metric", "model", "source", "note")}
+    text = (line.get("value") or "").strip()
+    value = float(text) if re.fullmatch(r"-?\d+(\.\d+)?", text) else None
+    return Number(value=value, text=text, **{**fields, "status": fields["status"] or "unconfirmed"})
