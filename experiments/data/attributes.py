@@ -6,7 +6,7 @@ drawn each time it is shown. So a network learns f(y, c) for each concept alone,
 
 The slant of a digit is computed from the image: with central moments of the ink, the shear ``−μ11/μ02`` that would set
 it upright (pixels to the right per pixel upwards, so that / leans right). "left", "upright" and "right" are the thirds
-of the training digits.
+of the training digits. The tone of a colour image is warm or cold by its mean red and blue.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Kind:
 
 
 def kinds(image_set: ImageSet, names: Sequence[str]) -> list[Kind]:
-    """The kinds of concepts of a set by name: "class", "slant", or one of its attributes ("not NAME" and "NAME").
+    """The kinds of concepts of a set by name: "class", one of `RULES`, or one of its attributes ("not NAME", "NAME").
 
     Raises:
         UserError: the set has no such thing.
@@ -87,8 +87,28 @@ def shear(images: NDArray[np.uint8]) -> NDArray[np.float64]:
     return -np.divide(mixed, spread, out=np.zeros_like(mixed), where=spread > 0)
 
 
-RULES: dict[str, tuple[tuple[str, ...], Callable[[NDArray[np.uint8]], NDArray[np.int64]]]] = {"slant": (SLANTS, slant)}
-"""Kinds that are computed from the pixels, and so decided exactly for samples too: name → (values, rule)."""
+def tone(images: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Whether an RGB image ``(n, H, W, 3)`` is cold (0) or warm (1): more blue than red on average, or not."""
+    means = images.mean(axis=(1, 2), dtype=np.float64)
+    return (means[:, 0] >= means[:, 2]).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A kind that is computed from the pixels, and so decided exactly for samples too.
+
+    Attributes:
+        values: their names.
+        channels: the images it is meant for.
+        decide: images ``(n, H, W, C)`` → which value holds, ``(n,)``.
+    """
+
+    values: tuple[str, ...]
+    channels: int
+    decide: Callable[[NDArray[np.uint8]], NDArray[np.int64]]
+
+
+RULES = {"slant": Rule(SLANTS, 1, slant), "tone": Rule(("cold", "warm"), 3, tone)}
 
 
 class ConceptBatches:
@@ -120,8 +140,8 @@ def _values(image_set: ImageSet, name: str) -> tuple[tuple[str, ...], NDArray[np
         of = image_set.labels_from(name)
         assert of is not None
         return (f"not {name}", name), of
-    if name in RULES and image_set.channels == 1:
-        values, rule = RULES[name]
-        return values, rule(image_set.images)
-    known = [*([CLASS] if image_set.labels is not None else []), *image_set.attribute_names, *RULES]
+    rules = {name: rule for name, rule in RULES.items() if rule.channels == image_set.channels}
+    if name in rules:
+        return rules[name].values, rules[name].decide(image_set.images)
+    known = [*([CLASS] if image_set.labels is not None else []), *image_set.attribute_names, *rules]
     raise UserError(f"data set {image_set.name} has no kind of concept '{name}'; there are {', '.join(known)}")

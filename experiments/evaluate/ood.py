@@ -9,6 +9,8 @@ Settings: ``outside``, a list of "uniform" (noise), "shuffled" (each image's pix
 "interp" (the mean of two held-out images), or data sets by name; ``optional``: more data sets, left out where they are
 not at hand; ``images``: at most so many of each; ``draws``; ``batch``.
 
+The metric ``auroc`` is the lowest level's, ``auroc_level1`` … are the others'.
+
 Written to ``ood.npz``: ``inside`` (levels, n) and each set's scores by name, ``examples/<name>`` (16 images).
 """
 
@@ -51,8 +53,8 @@ def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: Pro
     np.savez(out / "ood.npz", **arrays)
     return [
         {
-            "metric": "auroc",
-            "protocol": f"log-density-level{level}",
+            "metric": f"auroc_level{level}" if level else "auroc",
+            "protocol": "log-density",
             "dataset": f"{run.train.name} vs {name}",
             "value": auroc(scores["inside"][level], scores[name][level]),
             "samples": len(inside) + len(images),

@@ -78,3 +78,9 @@ def test_a_share_of_a_batch_has_the_same_labels(digits: data.ImageSet) -> None:
     )
     whole, part = labelled.batch(2)[1], labelled.batch(2, first=4, count=3)[1]
     assert torch.equal(whole[4:7], part)
+
+
+def test_tone_by_red_and_blue() -> None:
+    images = np.zeros((2, 4, 4, 3), np.uint8)
+    images[0, :2, :, 2], images[1, 0, :, 0] = 90, 40
+    assert attributes.tone(images).tolist() == [0, 1]

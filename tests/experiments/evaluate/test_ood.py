@@ -80,7 +80,7 @@ def test_every_level_of_every_set_is_measured(run: TrainedRun, tmp_path: Path) -
     assert len(measurements) == 2 * run.sampler().schedule.levels
     assert {m["dataset"] for m in measurements} == {"digits vs uniform", "digits vs shuffled"}
     kept = np.load(tmp_path / "ood.npz")
-    lowest = next(m for m in measurements if m["protocol"] == "log-density-level0" and "uniform" in m["dataset"])
+    lowest = next(m for m in measurements if m["metric"] == "auroc" and "uniform" in m["dataset"])
     ranks = np.mean(kept["inside"][0][:, None] > kept["uniform"][0][None, :])
     assert lowest["value"] == pytest.approx(ranks)
     assert torch.isfinite(torch.from_numpy(kept["inside"])).all()
