@@ -116,12 +116,13 @@ class ConceptBatches:
 
     Args:
         batches: where images come from.
-        concepts: the kinds.
+        names: the kinds of concepts, see `kinds`.
     """
 
-    def __init__(self, batches: DeviceBatches, concepts: Sequence[Kind]) -> None:
+    def __init__(self, batches: DeviceBatches, names: Sequence[str]) -> None:
         self.batches = batches
-        self._table = torch.from_numpy(np.stack([kind.first + kind.of for kind in concepts], axis=1))
+        table = np.stack([kind.first + kind.of for kind in kinds(batches.image_set, names)], axis=1)
+        self._table = torch.from_numpy(table)
 
     def batch(self, iteration: int, first: int = 0, count: int | None = None) -> tuple[Tensor, Tensor]:
         """As `DeviceBatches.batch`; labels are int64 ``(B,)`` in 1 … C."""

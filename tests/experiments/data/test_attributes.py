@@ -63,7 +63,7 @@ def test_attributes_become_two_values() -> None:
 def test_batches_say_true_things_of_each_kind(digits: data.ImageSet) -> None:
     concepts = attributes.kinds(digits, ["class", "slant"])
     plain = data.DeviceBatches(digits, 64, seed=3)
-    labelled = attributes.ConceptBatches(data.DeviceBatches(digits, 64, seed=3), concepts)
+    labelled = attributes.ConceptBatches(data.DeviceBatches(digits, 64, seed=3), ["class", "slant"])
     images, labels = labelled.batch(30)
     assert torch.equal(images, plain.batch(30)[0])
     rows = plain.indices(30 * 64, 64).numpy()
@@ -73,9 +73,7 @@ def test_batches_say_true_things_of_each_kind(digits: data.ImageSet) -> None:
 
 
 def test_a_share_of_a_batch_has_the_same_labels(digits: data.ImageSet) -> None:
-    labelled = attributes.ConceptBatches(
-        data.DeviceBatches(digits, 10, seed=0), attributes.kinds(digits, ["class", "slant"])
-    )
+    labelled = attributes.ConceptBatches(data.DeviceBatches(digits, 10, seed=0), ["class", "slant"])
     whole, part = labelled.batch(2)[1], labelled.batch(2, first=4, count=3)[1]
     assert torch.equal(whole[4:7], part)
 
