@@ -1,0 +1,164 @@
+"""Noise levels: published numbers, identities, and the distribution of training pairs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from cdrl.errors import UserError
+from cdrl.noise import (
+    NoiseSchedule,
+    cosine_logsnr,
+    independent_pair,
+    linear_beta,
+    marginal,
+    posterior,
+    same_noise,
+    shared_noise_pair,
+)
+
+SCHEDULES = {
+    "cosine": cosine_logsnr(),
+    "linear": linear_beta(),
+    "three": cosine_logsnr(3, 6.0, -2.0),
+    "ten": linear_beta(10),
+    "one": cosine_logsnr(1),
+}
+COSINE = {
+    "logsnr": [9.8, 2.6888, 1.1969, 0.1411, -0.8761, -2.1724, -5.1],
+    "sigma": [0.00745, 0.25226, 0.48170, 0.68176, 0.84024, 0.94749, 0.99697],
+}
+COSINE_TRANSITIONS = {
+    "a²": [0.93642, 0.82016, 0.69692, 0.54930, 0.34782, 0.05926],
+    "√β": [0.25216, 0.42407, 0.55053, 0.67134, 0.80757, 0.96992],
+    "s": [0.00504, 0.04937, 0.08856, 0.12847, 0.17157, 0.21882],
+    "w": [1.0, 0.5946, 0.4580, 0.3756, 0.3122, 0.2600],
+}
+
+
+@pytest.fixture(params=SCHEDULES)
+def schedule(request: pytest.FixtureRequest) -> NoiseSchedule:
+    return SCHEDULES[request.param]
+
+
+def rounded(values: Tensor, expected: list[float], digits: int) -> bool:
+    """Equal to the printed number, whichever way its last digit was rounded."""
+    return bool(((values.double() - torch.tensor(expected, dtype=torch.float64)).abs() <= 1.01 * 10**-digits).all())
+
+
+def test_published_levels_of_the_cosine_schedule() -> None:
+    schedule = cosine_logsnr()
+    assert rounded(schedule.logsnr, COSINE["logsnr"], 4)
+    assert rounded(schedule.sigma, COSINE["sigma"], 5)
+    assert rounded(schedule.a[1:].square(), COSINE_TRANSITIONS["a²"], 5)
+    assert rounded(schedule.beta[1:].sqrt(), COSINE_TRANSITIONS["√β"], 5)
+    assert rounded(math.sqrt(4e-4) * schedule.unit_step[1:], COSINE_TRANSITIONS["s"], 5)
+    assert rounded(schedule.loss_weight[1:], COSINE_TRANSITIONS["w"], 4)
+
+
+def test_published_levels_of_the_linear_schedule() -> None:
+    schedule = linear_beta()
+    assert rounded(schedule.alpha[:1], [0.99995], 5)
+    assert rounded(schedule.a[1:], [0.94617, 0.85629, 0.77480, 0.70092, 0.63396, 0.02278], 5)
+    assert rounded(schedule.logsnr[:-1], [9.21, 2.14, 0.65, -0.43, -1.43, -2.47], 2)
+    assert rounded(schedule.logsnr[-1:], [-10.1], 1)
+
+
+def test_process_keeps_the_variance(schedule: NoiseSchedule) -> None:
+    torch.testing.assert_close(schedule.alpha**2 + schedule.sigma**2, torch.ones(schedule.levels + 1))
+    torch.testing.assert_close((schedule.alpha / schedule.sigma).log() * 2, schedule.logsnr, rtol=1e-5, atol=1e-5)
+
+
+def test_transitions_compose_to_the_marginals(schedule: NoiseSchedule) -> None:
+    torch.testing.assert_close(schedule.alpha[0] * schedule.a[1:].cumprod(0), schedule.alpha[1:], rtol=1e-5, atol=0)
+    variance = schedule.a[1:] ** 2 * schedule.sigma[:-1] ** 2 + schedule.beta[1:]
+    torch.testing.assert_close(variance, schedule.sigma[1:] ** 2)
+
+
+def test_top_level_has_no_tether_and_no_scale(schedule: NoiseSchedule) -> None:
+    assert float(schedule.scale[-1]) == 1.0
+    assert float(schedule.tether[-1]) == 0.0
+    assert torch.equal(schedule.scale[1:-1], schedule.a[1:-1])
+    torch.testing.assert_close(schedule.tether[1:-1], schedule.sigma[:-2] / schedule.sigma[0])
+    torch.testing.assert_close(schedule.proposal_std[1:], schedule.scale[1:] * schedule.posterior_std[1:])
+
+
+def test_level_zero_has_no_transition(schedule: NoiseSchedule) -> None:
+    names = ("a", "scale", "beta", "tether", "proposal_std", "posterior_std", "loss_weight", "unit_step")
+    assert all(math.isnan(getattr(schedule, name)[0]) for name in names)
+
+
+def test_moving_a_schedule_keeps_its_values(schedule: NoiseSchedule) -> None:
+    moved = schedule.to("cpu")
+    assert moved.levels == schedule.levels
+    assert torch.equal(moved.unit_step[1:], schedule.unit_step[1:])
+
+
+def covariance_of(pair: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> Tensor:
+    """The exact covariance of (x_{t−1}, x_t), from what the pair makes of each unit of noise."""
+    units = torch.eye(2)[:, :, None, None, None]
+    lower, upper = pair(units[0], units[1])
+    jacobian = torch.stack((lower.flatten(), upper.flatten()))
+    return jacobian @ jacobian.T
+
+
+def test_independent_pairs_have_the_forward_joint(schedule: NoiseSchedule) -> None:
+    x0 = torch.zeros(2, 1, 1, 1)
+    for t in range(1, schedule.levels + 1):
+        level = torch.full((2,), t)
+        joint = covariance_of(lambda e, z, level=level: independent_pair(schedule, x0, level, e, z))  # type: ignore[misc]
+        low = schedule.sigma[t - 1] ** 2
+        cross = schedule.a[t] * low
+        exact = torch.stack((torch.stack((low, cross)), torch.stack((cross, schedule.sigma[t] ** 2))))
+        torch.testing.assert_close(joint, exact, rtol=2e-5, atol=1e-7)
+
+
+def test_shared_noise_keeps_the_marginals_and_correlates_fully(schedule: NoiseSchedule) -> None:
+    x0 = torch.zeros(2, 1, 1, 1)
+    for t in range(1, schedule.levels + 1):
+        level = torch.full((2,), t)
+        joint = covariance_of(lambda e, z, level=level: shared_noise_pair(schedule, x0, level, e))  # type: ignore[misc]
+        std = schedule.sigma[t - 1 : t + 1]
+        torch.testing.assert_close(joint, std[:, None] * std[None, :])
+
+
+@pytest.mark.parametrize("pair", ["shared", "independent"])
+def test_pairs_have_the_marginal_means(pair: str, schedule: NoiseSchedule) -> None:
+    x0, level = torch.rand(schedule.levels, 1, 2, 2), torch.arange(1, schedule.levels + 1)
+    zero = torch.zeros_like(x0)
+    made = shared_noise_pair(schedule, x0, level, zero)
+    if pair == "independent":
+        made = independent_pair(schedule, x0, level, zero, zero)
+    torch.testing.assert_close(made[0], schedule.alpha[level - 1, None, None, None] * x0)
+    torch.testing.assert_close(made[1], schedule.alpha[level, None, None, None] * x0)
+
+
+def test_the_partner_of_x_t_is_found_from_x_t(schedule: NoiseSchedule) -> None:
+    level = torch.arange(1, schedule.levels + 1)
+    x0, noise, other = torch.rand(3, schedule.levels, 1, 2, 2)
+    lower, upper = shared_noise_pair(schedule, x0, level, noise)
+    torch.testing.assert_close(same_noise(schedule, x0, upper, level), lower, rtol=1e-4, atol=1e-5)
+    drawn = independent_pair(schedule, x0, level, noise, other)
+    assert torch.equal(posterior(schedule, x0, drawn[1], level, other), drawn[0])
+    assert torch.equal(marginal(schedule, x0, level, noise), upper)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: cosine_logsnr(levels=0),
+        lambda: linear_beta(levels=-1),
+        lambda: cosine_logsnr(logsnr_max=-6.0),
+        lambda: NoiseSchedule(torch.tensor([1.0, 2.0])),
+        lambda: NoiseSchedule(torch.tensor([1.0])),
+        lambda: NoiseSchedule(torch.ones(2, 2)),
+        lambda: NoiseSchedule(torch.tensor([1.0, float("nan")])),
+    ],
+)
+def test_impossible_schedules_are_refused(make: Callable[[], NoiseSchedule]) -> None:
+    with pytest.raises(UserError):
+        make()
