@@ -87,4 +87,9 @@ def _decode(
 
 def _square(size: int, image: Image.Image) -> Image.Image:
     """Turned as its camera held it, central square, resized with Lanczos's filter (antialiased)."""
-    return ImageOps.fit(ImageOps.exif_transpose(image), (size, size), Image.Resampling.LANCZOS)
+    upright = ImageOps.exif_transpose(image)
+    side = min(upright.size)
+    left, top = (upright.width - side) // 2, (upright.height - side) // 2
+    # Cropped before, not by the resize: its filter would reach over the square's border.
+    square = upright.crop((left, top, left + side, top + side))
+    return square.resize((size, size), Image.Resampling.LANCZOS)

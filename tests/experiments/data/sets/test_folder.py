@@ -1,0 +1,90 @@
+"""A user's own folder: flat, by class, with and without its own test images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cdrl.errors import UserError
+from experiments.data import load
+
+
+def test_flat_folder_is_split_without_overlap(
+    tmp_path: Path, pixels: Callable[..., np.ndarray], write_images: Callable
+) -> None:
+    images = pixels(20, 8)
+    write_images(tmp_path, images, [f"{i:02}.png" for i in range(20)])
+    (tmp_path / "notes.txt").write_text("not an image")
+    (tmp_path / ".hidden.png").write_bytes(b"")
+    train, test = (load("folder", split, tmp_path, image_size=8) for split in ("train", "test"))
+    assert (len(train), len(test), train.labels, train.classes) == (18, 2, None, 0)
+    both = {image.tobytes() for part in (train, test) for image in part.images}
+    assert both == {image.tobytes() for image in images}
+
+
+def test_class_folders_become_labels(tmp_path: Path, pixels: Callable[..., np.ndarray], write_images: Callable) -> None:
+    images = pixels(5, 8)
+    write_images(tmp_path / "train" / "dogs", images[:1], ["a.png"])
+    write_images(tmp_path / "train" / "cats" / "more", images[1:3], ["a.png", "b.png"])
+    write_images(tmp_path / "val" / "cats", images[3:4], ["a.png"])
+    write_images(tmp_path / "val" / "dogs", images[4:], ["a.png"])
+    train, test = (load("folder", split, tmp_path, image_size=8) for split in ("train", "test"))
+    assert train.labels is not None
+    assert (train.class_names, train.labels.tolist()) == (("cats", "dogs"), [0, 0, 1])
+    np.testing.assert_array_equal(train.images, images[[1, 2, 0]])
+    np.testing.assert_array_equal(test.images, images[3:])
+
+
+def test_central_square_and_grey(tmp_path: Path) -> None:
+    image = np.zeros((20, 40, 3), np.uint8)
+    image[:, 10:30] = 200
+    for name in ("a.png", "b.png"):
+        Image.fromarray(image).save(tmp_path / name)
+    loaded = load("folder", "train", tmp_path, image_size=4, channels=1)
+    assert loaded.images.shape == (1, 4, 4, 1)
+    assert (loaded.images == 200).all()
+
+
+def test_orientation_of_photographs_is_respected(tmp_path: Path) -> None:
+    image = np.zeros((16, 16, 3), np.uint8)
+    image[:8] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 3  # the camera was held upside down
+    for name in ("a.png", "b.png"):
+        Image.fromarray(image).save(tmp_path / name, exif=exif)
+    loaded = load("folder", "train", tmp_path, image_size=16)
+    assert (loaded.images[0, :8] == 0).all()
+
+
+def test_held_out_images_stay_when_others_come(
+    tmp_path: Path, pixels: Callable[..., np.ndarray], write_images: Callable
+) -> None:
+    write_images(tmp_path, pixels(20, 8), [f"{i:02}.png" for i in range(20)])
+    before = load("folder", "test", tmp_path, image_size=8, held_out=0.5)
+    write_images(tmp_path, pixels(1, 8), ["new.png"])
+    after = load("folder", "test", tmp_path, image_size=8, held_out=0.5)
+    kept = {row.tobytes() for row in before.images} & {row.tobytes() for row in after.images}
+    assert len(kept) >= 9
+
+
+def test_bad_folders_are_explained(tmp_path: Path, pixels: Callable[..., np.ndarray], write_images: Callable) -> None:
+    write_images(tmp_path / "one", pixels(1, 8), ["a.png"])
+    with pytest.raises(UserError, match="one image only"):
+        load("folder", "train", tmp_path / "one")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty: a class folder without images"):
+        load("folder", "train", tmp_path)
+    write_images(tmp_path / "one", pixels(1, 8), ["b.png"])
+    (tmp_path / "one" / "b.png").write_bytes(b"no")
+    with pytest.raises(UserError, match=r"b\.png: not a readable image"):
+        [load("folder", split, tmp_path / "one") for split in ("train", "test")]
+
+
+@pytest.mark.parametrize("option", [{"image_size": 0}, {"channels": 2}, {"held_out": 1.0}])
+def test_options_are_checked(tmp_path: Path, option: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=next(iter(option))):
+        load("folder", "train", tmp_path, **option)

@@ -1,0 +1,156 @@
+"""ImageNet 32×32 from batches and from 64×64 images, and its stand-in."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cdrl.errors import UserError
+from experiments.data import load
+
+REAL = os.environ.get("CDRL_DATA_TINYIMAGENET")
+
+
+def planes(images: np.ndarray) -> np.ndarray:
+    return images.transpose(0, 3, 1, 2).reshape(len(images), -1)
+
+
+def shrunk(images: np.ndarray) -> np.ndarray:
+    return np.stack(
+        [np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BILINEAR)) for image in images]
+    )
+
+
+def write_npz(path: Path, images: np.ndarray, labels: list[int]) -> None:
+    np.savez(path, data=planes(images), labels=np.array(labels), mean=np.zeros(images[0].size))
+
+
+def write_train(folder: Path, images: np.ndarray) -> None:
+    for i in range(10):
+        write_npz(folder / f"train_data_batch_{i + 1}.npz", images[i : i + 1], [i + 1])
+
+
+@pytest.mark.parametrize("side", [32, 64])
+def test_npz_batches(tmp_path: Path, pixels: Callable[..., np.ndarray], side: int) -> None:
+    images = pixels(10, side)
+    write_train(tmp_path, images)
+    loaded = load("imagenet32", "train", tmp_path)
+    assert loaded.labels is not None
+    np.testing.assert_array_equal(loaded.images, images if side == 32 else shrunk(images))
+    assert loaded.labels.tolist() == list(range(10))
+    assert (loaded.classes, loaded.comparable) == (1000, True)
+
+
+def test_pickled_batches(tmp_path: Path, pixels: Callable[..., np.ndarray]) -> None:
+    images = pixels(3, 32)
+    batch = {"data": planes(images), "labels": [1000, 1, 2], "mean": np.zeros(3072)}
+    (tmp_path / "val_data").write_bytes(pickle.dumps(batch))
+    loaded = load("imagenet32", "test", tmp_path)
+    assert loaded.labels is not None
+    np.testing.assert_array_equal(loaded.images, images)
+    assert loaded.labels.tolist() == [999, 0, 1]
+
+
+def test_class_list_orders_labels_by_wnid(tmp_path: Path, pixels: Callable[..., np.ndarray]) -> None:
+    """The kit's number k is wnid n(2000 − k) here, so that sorting reverses the order."""
+    lines = [f"n{2000 - number:08} {number} name" for number in range(1, 1001)]
+    (tmp_path / "map_clsloc.txt").write_text("\n".join(lines))
+    write_npz(tmp_path / "val_data.npz", pixels(2, 32), [1, 1000])
+    loaded = load("imagenet32", "test", tmp_path)
+    assert loaded.labels is not None
+    assert loaded.labels.tolist() == [999, 0]
+    assert loaded.class_names[0] == "n00001000"
+
+
+def test_bad_batches_are_named(tmp_path: Path, pixels: Callable[..., np.ndarray]) -> None:
+    images = pixels(10, 32)
+    write_train(tmp_path, images)
+    (tmp_path / "train_data_batch_4.npz").write_bytes(b"PK no")
+    with pytest.raises(UserError, match=r"train_data_batch_4\.npz: not a readable npz"):
+        load("imagenet32", "train", tmp_path)
+    write_npz(tmp_path / "train_data_batch_4.npz", images[:1], [0])
+    with pytest.raises(UserError, match=r"train_data_batch_4\.npz: labels run from -1"):
+        load("imagenet32", "train", tmp_path)
+    write_npz(tmp_path / "train_data_batch_4.npz", pixels(1, 16), [1])
+    with pytest.raises(UserError, match=r"train_data_batch_4\.npz: data is uint8 \(1, 768\)"):
+        load("imagenet32", "train", tmp_path)
+    np.savez(tmp_path / "train_data_batch_4.npz", data=np.array([{}], dtype=object), labels=np.array([1]))
+    with pytest.raises(UserError, match=r"train_data_batch_4\.npz: not a readable npz"):
+        load("imagenet32", "train", tmp_path)
+    (tmp_path / "train_data_batch_4.npz").unlink()
+    with pytest.raises(UserError, match=r"train_data_batch_4\.npz is missing"):
+        load("imagenet32", "train", tmp_path)
+
+
+def test_authors_layout(tmp_path: Path, pixels: Callable[..., np.ndarray], write_images: Callable) -> None:
+    images = pixels(3, 64)
+    write_images(tmp_path / "train_64" / "n02", images[:1], ["a.JPEG"])
+    write_images(tmp_path / "train_64" / "n01", images[1:2], ["b.JPEG"])
+    write_images(tmp_path / "val_64", images[2:], ["v1.png"])
+    index = {"0": ["n02", "fish"], "1": ["n01", "bird"]}
+    (tmp_path / "imagenet_class_index.json").write_text(json.dumps(index))
+    train = load("imagenet32", "train", tmp_path)
+    assert train.labels is not None
+    assert (train.labels.tolist(), train.class_names) == ([1, 0], ("n02", "n01"))
+    np.testing.assert_array_equal(train.images, shrunk(images[[1, 0]]))
+    with pytest.raises(UserError, match=r"ILSVRC2012_val_labels\.json is missing"):
+        load("imagenet32", "test", tmp_path)
+    (tmp_path / "ILSVRC2012_val_labels.json").write_text(json.dumps({"v1.JPEG": "n01"}))
+    test = load("imagenet32", "test", tmp_path)
+    assert test.labels is not None
+    assert test.labels.tolist() == [1]
+
+
+def test_class_folders_must_be_all_there(
+    tmp_path: Path, pixels: Callable[..., np.ndarray], write_images: Callable
+) -> None:
+    write_images(tmp_path / "train" / "n01", pixels(1, 64), ["a.png"])
+    with pytest.raises(UserError, match="1 class folders, imagenet32 has 1000"):
+        load("imagenet32", "train", tmp_path)
+
+
+def test_stand_in_from_parquet(tmp_path: Path, pixels: Callable[..., np.ndarray], write_parquet: Callable) -> None:
+    images = pixels(2, 64)
+    write_parquet(tmp_path / "validation-00000-of-00001.parquet", images, [5, 199])
+    (tmp_path / "classes.json").write_text(json.dumps({"wnids_sorted": [f"n{i:03}" for i in range(200)]}))
+    loaded = load("tinyimagenet32", "test", tmp_path)
+    assert loaded.labels is not None
+    assert not loaded.comparable
+    np.testing.assert_array_equal(loaded.images, shrunk(images))
+    assert [loaded.class_names[label] for label in loaded.labels] == ["n005", "n199"]
+
+
+def test_stand_in_of_a_wrong_size(tmp_path: Path, pixels: Callable[..., np.ndarray], write_parquet: Callable) -> None:
+    write_parquet(tmp_path / "train.parquet", pixels(1, 32), [0])
+    with pytest.raises(UserError, match=r"train\.parquet, row 0: image is 32x32, expected 64x64"):
+        load("tinyimagenet32", "train", tmp_path)
+
+
+def test_stand_in_as_published(tmp_path: Path, pixels: Callable[..., np.ndarray], write_images: Callable) -> None:
+    image = pixels(1, 64)
+    for i in range(200):
+        write_images(tmp_path / "tiny-imagenet-200" / "train" / f"n{i:03}" / "images", image, ["a.JPEG"])
+    validation = tmp_path / "tiny-imagenet-200" / "val"
+    write_images(validation / "images", image, ["val_0.JPEG"])
+    assert len(load("tinyimagenet32", "train", tmp_path)) == 200
+    with pytest.raises(UserError, match=r"val_annotations\.txt is missing"):
+        load("tinyimagenet32", "test", tmp_path)
+    (validation / "val_annotations.txt").write_text("val_0.JPEG\tn007\t0\t0\t1\t1\n")
+    loaded = load("tinyimagenet32", "test", tmp_path)
+    assert loaded.labels is not None
+    assert loaded.labels.tolist() == [7]
+
+
+@pytest.mark.skipif(not REAL, reason="CDRL_DATA_TINYIMAGENET names no folder")
+def test_real_stand_in() -> None:
+    loaded = load("tinyimagenet32", "test", REAL)
+    assert loaded.labels is not None
+    assert np.bincount(loaded.labels).tolist() == [10] * 200
+    assert loaded.image_size == 32
