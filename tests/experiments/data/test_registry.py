@@ -76,5 +76,6 @@ def test_pinned_checksum_guards_sets_in_memory(monkeypatch: pytest.MonkeyPatch) 
 
 def test_import_loads_no_decoder() -> None:
     code = "import sys, experiments.data; print([m for m in ('torchvision', 'pyarrow', 'sklearn') if m in sys.modules])"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    root = CONFIGS.parents[2]
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert run.stdout.strip() == "[]"
