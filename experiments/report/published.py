@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -69,11 +69,21 @@ def find(spec: Mapping[str, Any], dataset: str, metric: str) -> Number | None:
     own = [number for number in found if number.dataset.startswith(_DATASETS.get(dataset, "\0"))]
     if own or dataset in _DATASETS or not found:
         return own[0] if own else None
-    return Number(**{**vars(found[0]), "comparable": False})
+    return replace(found[0], comparable=False)
 
 
 def _number(line: Mapping[str, str]) -> Number:
-    fields = {key: (line.get(key) or "").strip() for key in ("status", "dataset", "metric", "model", "source", "note")}
-    text = (line.get("value") or "").strip()
-    value = float(text) if re.fullmatch(r"-?\d+(\.\d+)?", text) else None
-    return Number(value=value, text=text, **{**fields, "status": fields["status"] or "unconfirmed"})
+    def field(name: str) -> str:
+        return (line.get(name) or "").strip()
+
+    text = field("value")
+    return Number(
+        value=float(text) if re.fullmatch(r"-?\d+(\.\d+)?", text) else None,
+        status=field("status") or "unconfirmed",
+        text=text,
+        dataset=field("dataset"),
+        metric=field("metric"),
+        model=field("model"),
+        source=field("source"),
+        note=field("note"),
+    )

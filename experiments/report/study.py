@@ -1,4 +1,4 @@
-"""One experiment at one scale, as the report sees it: cells, rows, and the arrays of its evaluations where they are at hand."""
+"""One experiment at one scale, as the report sees it: cells, rows, and evaluations' arrays where they are at hand."""
 
 from __future__ import annotations
 

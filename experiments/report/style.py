@@ -1,7 +1,7 @@
-"""The look of every figure: one colour and marker a method everywhere, light axes, files that do not change by themselves.
+"""The look of every figure: one colour and marker a method everywhere, light axes, reproducible files.
 
-Colours are those of Okabe and Ito (2008), told apart with every common colour-vision deficiency; markers and line styles
-repeat what colour says.
+Colours are those of Okabe and Ito (2008), told apart with every common colour-vision deficiency; markers repeat what
+colour says.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MARKERS: Mapping[str, str] = {"cdrl": "o", "drl": "s", "short_run": "^", "ddpm":
 SPARE = ("#E69F00", "#56B4E9", "#7A5195", "#8C6D31")
 """For methods or series without a colour of their own."""
 
-LOOK: dict[str, Any] = {
+LOOK: Any = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9.0,
@@ -83,7 +83,7 @@ def figure(
 
 
 def save(canvas: Figure, folder: Path, name: str) -> None:
-    """Write ``name.svg`` and ``name.png``: equal figures give equal bytes. A file that would not change is left alone."""
+    """Write ``name.svg`` and ``name.png``: equal figures give equal bytes, and an equal file is left alone."""
     for kind, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
         buffer = io.BytesIO()
         canvas.savefig(buffer, format=kind, metadata=metadata, facecolor="white")

@@ -1,4 +1,4 @@
-"""What figures are made of: point ranges, curves with bands, effect plots, image grids; and the names of what is measured."""
+"""What figures are made of: bars, curves with bands, effect plots, image grids; and the names of what is measured."""
 
 from __future__ import annotations
 

@@ -1,0 +1,52 @@
+"""Rebuild tables, figures and the page from what is in results/ (and in runs/, where there is one).
+
+    python -m experiments.report                        everything under results/, and results/report.html
+    python -m experiments.report --results FOLDER       another results folder
+    python -m experiments.report --animate MODEL        first trace a saved model's sampling into results/demo/
+
+Figures whose arrays are not on this machine keep their files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import cdrl
+from cdrl.errors import UserError
+from experiments.report import animation, drawing, page, tables
+from experiments.report.study import studies
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--results", type=Path, default=Path("results"), help="results folder (default: results)")
+    parser.add_argument("--animate", type=Path, metavar="MODEL", help="a saved model to trace")
+    options = parser.parse_args(arguments)
+    try:
+        return _build(options.results, options.animate)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _build(results: Path, model: Path | None) -> int:
+    if not results.is_dir():
+        raise UserError(f"there is no folder {results}; run an experiment first, or name another with --results")
+    if model is not None:
+        animation.write(cdrl.load(model).sampler, results / "demo")
+    for study in studies(results):
+        drawn = drawing.write(study)
+        tables.write(study)
+        print(f"{study.name} {study.scale}: table" + "".join(f", {name}" for name in drawn))
+    print(f"written: {page.build(results)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,175 @@
+"""From noise to image, step by step: a trace of the sampler, an animated PNG of it, and the energy along the way.
+
+    python -m experiments.report --animate MODEL        (a folder saved by `cdrl.checkpoint.save_model`)
+
+A trace has one frame for the noise, one for every proposal, one for every Langevin step, and one for the last denoise.
+Energies of different levels differ by unknown constants, so what is shown is the rise of f above the level's proposal.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from cdrl import langevin
+from cdrl.langevin import Coefficients, Refined
+from cdrl.networks import FrozenEnergy
+from cdrl.sampler import Sampler
+from experiments import data
+from experiments.report import style
+from experiments.report.figures.common import show, tile
+
+_MILLISECONDS = {"noise": 900, "proposal": 350, "step": 110, "refined": 260, "sample": 2600}
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The way of a few images.
+
+    Attributes:
+        frames: uint8 ``(n, images, H, W, C)``.
+        stages: ``(n,)`` of "noise", "proposal", "step", "refined" (a chain's last step), "sample".
+        levels: ``(n,)`` the level that each frame belongs to.
+        rise: ``(n, images)``, f above its value at the level's proposal; NaN where there is no chain.
+    """
+
+    frames: NDArray[np.uint8]
+    stages: NDArray[np.str_]
+    levels: NDArray[np.int64]
+    rise: NDArray[np.float64]
+
+    @classmethod
+    def load(cls, path: Path) -> Trace:
+        with np.load(path, allow_pickle=False) as arrays:
+            return cls(**{name: arrays[name] for name in ("frames", "stages", "levels", "rise")})
+
+    def save(self, path: Path) -> None:  # compressed: pixels repeat from step to step
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(path, **vars(self))
+
+
+def record(sampler: Sampler, images: int = 12, seed: int = 0) -> Trace:
+    """Sample ``images`` images and keep everything on the way."""
+    recorder = _Recorder(sampler)
+    engine = replace(sampler.engine, refine=partial(langevin.refine, stepper=recorder.step))
+    spied = replace(sampler, engine=engine)
+    spied(torch.arange(images), seed, observe=recorder.observe)
+    return recorder.trace()
+
+
+def animate(trace: Trace, size: int = 384, columns: int = 4) -> bytes:
+    """The trace as an animated PNG, about ``size`` pixels wide, each frame with its level and step below it."""
+    zoom = max(1, size // (columns * (trace.frames.shape[3] + 1)))
+    captions = _captions(trace)
+    pages = [_page(tile(frame, columns), zoom, caption) for frame, caption in zip(trace.frames, captions, strict=True)]
+    buffer = io.BytesIO()
+    durations = [_MILLISECONDS[stage] for stage in trace.stages]
+    pages[0].save(buffer, "PNG", save_all=True, append_images=pages[1:], duration=durations, loop=0, optimize=True)
+    return buffer.getvalue()
+
+
+def stages(trace: Trace, images: int = 4) -> Figure:
+    """The same way standing still: noise, every level's proposal and refined sample, and the result."""
+    kept = np.flatnonzero(trace.stages != "step")
+    figure, axes = style.figure(len(kept), 1, width=min(11.0, 0.78 * len(kept)), height=0.72 * images + 0.45)
+    for place, number in zip(np.atleast_1d(axes), kept, strict=True):
+        stage, level = trace.stages[number], trace.levels[number]
+        title = stage if stage in ("noise", "sample") else f"{stage}\n{level}"
+        show(place, tile(trace.frames[number][:images], 1), title)
+    return figure
+
+
+def energy(trace: Trace) -> Figure:
+    """The rise of f along every level's chain: mean over the images, and each image faintly."""
+    figure, axes = style.figure(width=7.0, height=2.5)
+    where = np.arange(len(trace.levels))
+    for level in np.unique(trace.levels):
+        inside = (trace.levels == level) & np.isfinite(trace.rise).all(axis=1)
+        if inside.any():
+            axes.plot(where[inside], trace.rise[inside], color=style.colour("cdrl"), alpha=0.18, linewidth=0.8)
+            axes.plot(
+                where[inside], trace.rise[inside].mean(axis=1), color=style.colour("cdrl"), marker="o", markersize=3
+            )
+            axes.annotate(
+                f"level {level}", (where[inside].mean(), 1.0), xycoords=("data", "axes fraction"), ha="center",
+                fontsize=8, color=style.SOFT,
+            )  # fmt: skip
+    axes.axhline(0.0, color=style.SOFT, linewidth=0.8)
+    axes.set_xlabel("Frame: a proposal, then its Langevin steps, level by level")
+    axes.set_ylabel("f above the proposal's")
+    return figure
+
+
+def write(sampler: Sampler, folder: Path) -> None:
+    """``trajectory.png`` and ``.npz``, ``stages`` and ``energy`` as PNG and SVG, in ``folder``."""
+    trace = record(sampler)
+    trace.save(folder / "trajectory.npz")
+    (folder / "trajectory.png").write_bytes(animate(trace))
+    style.save(stages(trace), folder, "stages")
+    style.save(energy(trace), folder, "energy")
+
+
+class _Recorder:
+    """Listens to a sampler: stages from its observer, steps from its stepper."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self.schedule = sampler.schedule
+        self.scale = 1.0
+        self.start: Tensor | None = None
+        self.kept: list[tuple[str, int, NDArray[np.uint8], NDArray[np.float64]]] = []
+
+    def observe(self, stage: str, level: int, images: Tensor) -> None:
+        nothing = np.full(len(images), np.nan)
+        if stage == "refined":  # the chain's last step is already there; DRL without steps has none
+            if self.kept[-1][0] == "step":
+                _, _, frame, rise = self.kept.pop()
+                self.kept.append(("refined", level, frame, rise))
+            return
+        if stage == "proposal":
+            self.scale, self.level, self.start = float(self.schedule.scale[level + 1]), level, None
+            nothing = np.zeros(len(images))
+        self.kept.append((stage, level, _pixels(images), nothing))
+
+    def step(
+        self, energy: FrozenEnergy, y: Tensor, anchor: Tensor, constants: Coefficients, stream: Tensor, index: Tensor
+    ) -> Refined:
+        if self.start is None:
+            self.start = energy(y)
+        state = langevin.step(energy, y, anchor, constants, stream, index)
+        rise = (energy(state.y) - self.start).double().cpu().numpy()
+        self.kept.append(("step", self.level, _pixels(state.y / self.scale), rise))
+        return state
+
+    def trace(self) -> Trace:
+        names, levels, frames, rise = zip(*self.kept, strict=True)
+        return Trace(np.stack(frames), np.array(names), np.array(levels), np.stack(rise))
+
+
+def _pixels(images: Tensor) -> NDArray[np.uint8]:
+    return data.to_uint8(images).cpu().numpy()
+
+
+def _captions(trace: Trace) -> list[str]:
+    texts, steps = [], 0
+    for stage, level in zip(trace.stages, trace.levels, strict=True):
+        steps = steps + 1 if stage in ("step", "refined") else 0
+        moving = f"level {level}: step {steps}"
+        texts.append({"noise": "noise", "proposal": f"level {level}: proposal", "sample": "sample"}.get(stage, moving))
+    return texts
+
+
+def _page(picture: NDArray[np.uint8], zoom: int, caption: str) -> Image.Image:
+    large = np.repeat(np.repeat(picture, zoom, axis=0), zoom, axis=1)
+    page = Image.new("L" if picture.shape[-1] == 1 else "RGB", (large.shape[1], large.shape[0] + 26), "white")
+    page.paste(Image.fromarray(large.squeeze()), (0, 0))
+    ImageDraw.Draw(page).text((2, large.shape[0] + 5), caption, fill="#444", font=ImageFont.load_default(14))
+    return page

@@ -1,0 +1,91 @@
+"""Sample quality: the score of each method with its seeds, the score against budget, and samples beside real images."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.report import style
+from experiments.report.figures.common import axis_label, bars_with_intervals, curve_with_intervals, image_grid
+from experiments.report.study import MissingArray, Study
+
+_REFERENCES = {"real": "real, held out", "noise": "noise"}
+
+
+def draw(study: Study) -> dict[str, Figure]:
+    """``score``, ``budget`` and ``samples``, each where what it shows is at hand.
+
+    Raises:
+        MissingArray: nothing is.
+    """
+    drawn = {"score": score(study), "budget": budget(study), "samples": samples(study)}
+    found = {name: figure for name, figure in drawn.items() if figure is not None}
+    if not found:
+        raise MissingArray(f"{study.name}: nothing is measured yet")
+    return found
+
+
+def score(study: Study) -> Figure | None:
+    """The first metric of every row: bars with intervals, a dot a seed, floor and ceiling as lines."""
+    metric, protocol = _first(study)
+    cells = study.measured(metric, protocol)
+    methods = cells[~cells["method"].isin(list(_REFERENCES))]
+    if methods.empty:
+        return None
+    figure, axes = style.figure(width=6.6, height=0.9 + 0.42 * len(methods))
+    axes.set_xscale("log")
+    references = {
+        name: float(cells[cells["method"] == method]["value"].iloc[0])
+        for method, name in _REFERENCES.items()
+        if (cells["method"] == method).any()
+    }
+    bars_with_intervals(
+        axes, list(methods["label"]), methods["value"], methods["low"], methods["high"],
+        methods=list(methods["method"]),
+        dots=[study.seed_values(row, metric, protocol) for row in methods["row"]],
+        xlabel=axis_label(metric, protocol), references=references,
+    )  # fmt: skip
+    floor = 0.6 * min([*references.values(), methods["value"].min()])
+    axes.set_xlim(left=max(floor, 1e-6), right=1.6 * max([*references.values(), methods["value"].max()]))
+    return figure
+
+
+def budget(study: Study) -> Figure | None:
+    """The score along training against energy-gradient evaluations × images, with bands over seeds."""
+    metric, protocol = _first(study)
+    figure, axes = style.figure(width=6.6, height=3.4)
+    for row in study.rows:
+        curves = list(study.arrays(row["row"], "curve.npz").values())
+        if not curves:
+            continue
+        length = min(len(curve["value"]) for curve in curves)
+        values = np.stack([curve["value"][:length] for curve in curves])
+        spent = curves[0]["grad_evals"][:length]
+        curve_with_intervals(axes, spent, values, label=row["label"], method=row["method"], positive=True)
+    if not axes.lines:
+        return None
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("Training budget: energy-gradient evaluations × images")
+    axes.set_ylabel(axis_label(metric, protocol))
+    axes.legend()
+    return figure
+
+
+def samples(study: Study) -> Figure | None:
+    """Grids of the first seed that has one; real images first."""
+    rows = sorted(study.rows, key=lambda row: (row["method"] == "noise", row["method"] != "real"))
+    panels = {}
+    for row in rows:
+        grids = list(study.arrays(row["row"], "grid.npy").values())
+        if grids:
+            panels[row["label"]] = grids[0]
+    return image_grid(panels, columns=8, rows=8, across=3 if len(panels) > 4 else 4) if panels else None
+
+
+def _first(study: Study) -> tuple[str, str]:
+    """The first cell that has a value says which metric and protocol the figures show."""
+    measured = study.cells[study.cells["value"].notna()]
+    if measured.empty:
+        raise MissingArray(f"{study.name}: nothing is measured yet")
+    return str(measured["metric"].iloc[0]), str(measured["protocol"].iloc[0])

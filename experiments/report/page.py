@@ -1,0 +1,160 @@
+"""The report as one HTML page that needs nothing else: pictures inside, no scripts, no addresses."""
+
+from __future__ import annotations
+
+import base64
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+
+from experiments.files import write_text
+from experiments.report import tables
+from experiments.report.figures.common import metric_name
+from experiments.report.study import Study, studies
+
+_TEMPLATES = Path(__file__).parent
+_LARGEST_SVG = 350_000
+_WORDS = {"score": "Score", "budget": "Score against budget", "samples": "Samples"}
+VERDICTS = {
+    "reproduced": "the published number, at its scale and protocol",
+    "off": "measured at the published scale and protocol, and different",
+    "different-scale": "measured, at another scale than the published number",
+    "not-run": "ready to launch, not measured here",
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An inlined picture."""
+
+    source: str
+    alt: str
+    caption: str
+    drawing: bool
+    """Lines on white, which a dark page may invert; pictures with pixels stay as they are."""
+
+
+def build(results: Path) -> Path:
+    """Write ``report.html`` into the results folder, from what is in it; returns its path."""
+    results = Path(results)
+    found = studies(results)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    text = environment.get_template("page.html").render(
+        experiments=[_experiment(group) for group in _grouped(found)],
+        verdicts=_verdict_counts(found),
+        meanings=VERDICTS,
+        cells=sum(int(study.cells["value"].notna().sum()) for study in found),
+        demo=_demonstration(results),
+    )
+    path = results / "report.html"
+    write_text(path, text)
+    return path
+
+
+def inlined(path: Path, alt: str, caption: str = "") -> Picture:
+    """A picture file as a data URI; the vector form where it is small enough."""
+    vector = path.with_suffix(".svg")
+    if vector.exists() and (not path.with_suffix(".png").exists() or vector.stat().st_size <= _LARGEST_SVG):
+        path = vector
+    content = path.read_bytes()
+    kind = "svg+xml" if path.suffix == ".svg" else "png"
+    drawing = kind == "svg+xml" and b"<image" not in content
+    return Picture(f"data:image/{kind};base64,{base64.b64encode(content).decode()}", alt, caption, drawing)
+
+
+def _grouped(found: Sequence[Study]) -> Iterator[list[Study]]:
+    for name in dict.fromkeys(study.name for study in found):
+        yield [study for study in found if study.name == name]
+
+
+def _experiment(group: Sequence[Study]) -> dict[str, Any]:
+    first = group[0]
+    return {
+        "id": first.name,
+        "title": first.title,
+        "question": first.question,
+        "scales": [_scale(study) for study in group],
+    }
+
+
+def _scale(study: Study) -> dict[str, Any]:
+    table = tables.build(study)
+    names = sorted({path.stem for path in study.folder.iterdir() if path.suffix in (".svg", ".png")})
+    names.sort(key=lambda name: list(_WORDS).index(name) if name in _WORDS else len(_WORDS))
+    return {
+        "name": study.scale,
+        "table": table,
+        "best": table.best,
+        "pictures": [_picture(study, name) for name in names if name != "trajectory"],
+        "command": command(study),
+        "commits": sorted(set(study.cells["commit"].dropna())),
+        "numbers": [_number(study, cell) for _, cell in study.cells.iterrows() if pd.notna(cell["value"])],
+        "facts": _facts(study),
+    }
+
+
+def command(study: Study) -> str:
+    """The command that made, and makes again, the study's numbers."""
+    kept = study.provenance.get("command")
+    return kept or f"python -m experiments experiment={study.name} scale={study.scale}"
+
+
+def _picture(study: Study, name: str) -> Picture:
+    words = _WORDS.get(name) or name.replace("_", " ").replace("-", " ").capitalize()
+    return inlined(study.folder / f"{name}.png", f"{words}: {study.title}, scale {study.scale}", words)
+
+
+def _number(study: Study, cell: pd.Series) -> dict[str, str]:
+    return {
+        "row": str(cell["label"]),
+        "dataset": str(cell["dataset"]),
+        "metric": metric_name(str(cell["metric"])),
+        "protocol": str(cell["protocol"]),
+        "value": tables.with_interval(cell["value"], cell["low"], cell["high"]),
+        "commit": "" if pd.isna(cell["commit"]) else str(cell["commit"]),
+        "runs": "" if pd.isna(cell["runs"]) else str(cell["runs"]),
+        "verdict": str(cell["verdict"]),
+    }
+
+
+def _facts(study: Study) -> list[tuple[str, str]]:
+    kept = study.provenance
+    packages = ", ".join(f"{name} {version}" for name, version in kept.get("packages", {}).items())
+    data = kept.get("data", {})
+    facts = [
+        ("Device", kept.get("device", "")),
+        ("System", kept.get("system", "")),
+        ("Packages", packages),
+        ("Data", " ".join(str(data[key]) for key in ("name", "source") if key in data)),
+        ("Data checksum", str(data.get("sha256", ""))),
+    ]
+    return [(name, text) for name, text in facts if text]
+
+
+def _verdict_counts(found: Sequence[Study]) -> list[tuple[str, int]]:
+    counts = Counter(verdict for study in found for verdict in study.cells["verdict"].dropna())
+    return [(verdict, counts[verdict]) for verdict in VERDICTS if counts[verdict]]
+
+
+def _demonstration(results: Path) -> dict[str, Picture] | None:
+    """The animation of ``results/demo``, or of the first experiment that carries one."""
+    folders = [results / "demo", *(path.parent for path in sorted(results.glob("*/*/trajectory.png")))]
+    folder = next((folder for folder in folders if (folder / "trajectory.png").exists()), None)
+    if folder is None:
+        return None
+    pictures = {"animation": inlined(folder / "trajectory.png", "Animation: noise becomes images, level by level")}
+    if (folder / "stages.png").exists():
+        alt = "The same images at rest: noise, each level's proposal and refined sample, and the result"
+        pictures["stages"] = inlined(folder / "stages.png", alt, "Noise, proposal and refined sample of every level")
+    if (folder / "energy.png").exists():
+        alt = "The energy network's value along the chains of each level, above the proposal's"
+        pictures["energy"] = inlined(folder / "energy.png", alt, "The energy along the way")
+    return pictures

@@ -1,0 +1,246 @@
+"""Cells to tables: one row a row, one column a (data set, metric, protocol); two protocols never share a column.
+
+A value is printed with its 95 % interval over seeds, both to the decimal place of the interval's second significant
+digit, so that digits without meaning are not shown.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from experiments.files import write_text
+from experiments.report.figures.common import axis_label
+from experiments.report.study import Study
+
+_BLANK = "–"
+_LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "×": r"$\times$", "↓": r"$\downarrow$",
+    "↑": r"$\uparrow$", "–": "--", "−": "$-$", "λ": r"$\lambda$", "σ": r"$\sigma$", "∅": r"$\emptyset$", "²": "$^2$",
+    "<": r"\textless{}", ">": r"\textgreater{}", "†": r"\dag{}", "‡": r"\ddag{}",
+}  # fmt: skip
+_MARK = {"unconfirmed": "†", "conflicting": "‡"}
+_MEANING = {"unconfirmed": "† unconfirmed", "conflicting": "‡ sources disagree"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table ready to be written in any form.
+
+    Attributes:
+        header, body: text, cell by cell; the first column names the row.
+        best: (row, column) of the best value in each column that has a direction.
+    """
+
+    header: tuple[str, ...]
+    body: tuple[tuple[str, ...], ...]
+    caption: str
+    best: frozenset[tuple[int, int]] = frozenset()
+
+    def markdown(self) -> str:
+        """A GitHub table with its caption above."""
+        lines = [_pipes(self.header), _pipes(["---"] + ["---:"] * (len(self.header) - 1))]
+        for number, row in enumerate(self.body):
+            lines.append(_pipes([f"**{text}**" if (number, c) in self.best else text for c, text in enumerate(row)]))
+        return f"{self.caption}\n\n" + "\n".join(lines) + "\n"
+
+    def latex(self) -> str:
+        """A booktabs table."""
+
+        def line(row: Sequence[str], number: int = -1) -> str:
+            cells = [latex_escape(text) for text in row]
+            bold = [rf"\textbf{{{text}}}" if (number, c) in self.best else text for c, text in enumerate(cells)]
+            return "    " + " & ".join(bold) + r" \\"
+
+        body = [line(row, number) for number, row in enumerate(self.body)]
+        return "\n".join(
+            [
+                r"% needs \usepackage{booktabs}",
+                r"\begin{table}",
+                r"  \centering",
+                rf"  \caption{{{latex_escape(self.caption)}}}",
+                rf"  \begin{{tabular}}{{l{'r' * (len(self.header) - 1)}}}",
+                r"    \toprule",
+                line(self.header),
+                r"    \midrule",
+                *body,
+                r"    \bottomrule",
+                r"  \end{tabular}",
+                r"\end{table}",
+                "",
+            ]
+        )
+
+    def plain(self) -> str:
+        """Columns aligned with spaces, for a terminal."""
+        rows = [self.header, *self.body]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(self.header))]
+        first, *others = widths
+        lines = [
+            "  ".join([row[0].ljust(first), *(text.rjust(width) for text, width in zip(row[1:], others, strict=True))])
+            for row in rows
+        ]
+        rule = "  ".join("-" * width for width in widths)
+        return "\n".join([self.caption, "", lines[0].rstrip(), rule, *(line.rstrip() for line in lines[1:])])
+
+
+def write(study: Study) -> Table:
+    """Write table.md and table.tex beside the cells."""
+    table = build(study)
+    write_text(study.folder / "table.md", table.markdown())
+    write_text(study.folder / "table.tex", table.latex())
+    return table
+
+
+def build(study: Study) -> Table:
+    """The table of a study's cells."""
+    cells = study.cells
+    columns = _columns(cells)
+    facts = [name for name in _FACTS if any(_FACTS[name](cell) != _BLANK for _, cell in cells.iterrows())]
+    body = []
+    values: list[list[float]] = []
+    for _, group in cells.groupby("row", sort=False):
+        by_column = {_key(cell): cell for _, cell in group.iterrows()}
+        chosen = [by_column.get(column) for column in columns]
+        values.append([math.nan if cell is None else float(cell["value"]) for cell in chosen])
+        measured = [
+            _BLANK if cell is None else with_interval(cell["value"], cell["low"], cell["high"]) for cell in chosen
+        ]
+        first = group.iloc[0]
+        body.append((str(first["label"]), *measured, *(_joined(_FACTS[name], group) for name in facts)))
+    header = ("", *(_title(column, columns) for column in columns), *facts)
+    references = [cell in ("real", "noise") for cell in cells.groupby("row", sort=False)["method"].first()]
+    return Table(header, tuple(body), _caption(study), _best(columns, values, references))
+
+
+def _measured(cell: pd.Series | None) -> str:
+    return _BLANK if cell is None else with_interval(cell["value"], cell["low"], cell["high"])
+
+
+def with_interval(value: float, low: float, high: float) -> str:
+    """``"4.31 [4.18, 4.44]"``; four significant digits without an interval; "–" for nothing."""
+    if not math.isfinite(value):
+        return _BLANK
+    if not high > low:  # a single seed, or nothing random
+        return significant(value, 4)
+    places = min(6, max(0, 1 - math.floor(math.log10((high - low) / 2))))
+    return f"{value:.{places}f} [{low:.{places}f}, {high:.{places}f}]"
+
+
+def significant(value: float, digits: int) -> str:
+    """A number to so many significant digits, never in exponent notation between 1e-4 and 1e15."""
+    if value == 0 or not math.isfinite(value):
+        return "0" if value == 0 else _BLANK
+    places = digits - 1 - math.floor(math.log10(abs(value)))
+    if places > digits + 3:
+        return f"{value:.{digits - 1}e}"
+    return f"{round(value, places):,.{max(places, 0)}f}"
+
+
+def latex_escape(text: str) -> str:
+    """Text with everything that LaTeX would read as markup escaped."""
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def _key(cell: pd.Series) -> tuple[str, str, str]:
+    return (str(cell["dataset"]), str(cell["metric"]), str(cell["protocol"]))
+
+
+def _columns(cells: pd.DataFrame) -> list[tuple[str, str, str]]:
+    return list(dict.fromkeys(_key(cell) for _, cell in cells.iterrows()))
+
+
+def _title(column: tuple[str, str, str], columns: Sequence[tuple[str, str, str]]) -> str:
+    several = len({dataset for dataset, _, _ in columns}) > 1
+    return (f"{column[0]}: " if several else "") + axis_label(column[1], column[2])
+
+
+def _best(
+    columns: Sequence[tuple[str, str, str]], values: Sequence[Sequence[float]], references: Sequence[bool]
+) -> frozenset[tuple[int, int]]:
+    """The best values of each column, ties included, reference rows apart; none where one row is measured."""
+    best = set()
+    for number, column in enumerate(columns):
+        arrow = axis_label(column[1], column[2])[-1]
+        measured = [
+            (row[number], place)
+            for place, (row, reference) in enumerate(zip(values, references, strict=True))
+            if not reference and math.isfinite(row[number])
+        ]
+        if arrow in "↓↑" and len(measured) > 1:
+            record = (min if arrow == "↓" else max)(value for value, _ in measured)
+            best |= {(place, number + 1) for value, place in measured if value == record}
+    return frozenset(best)
+
+
+def _caption(study: Study) -> str:
+    cells = study.cells
+    protocols = ", ".join(dict.fromkeys(cells["protocol"].astype(str)))
+    devices = ", ".join(dict.fromkeys(cells["device"].dropna().astype(str)))
+    title = study.title.rstrip(".")
+    text = (
+        f"{title}. Scale {study.scale}; protocol {protocols}; {devices}. Mean and 95 % interval over training seeds. "
+        "Budget: energy-gradient evaluations × images in training; NFE: gradient evaluations a sample."
+    )
+    used = [meaning for status, meaning in _MEANING.items() if (cells["published_status"] == status).any()]
+    if cells["published"].notna().any():
+        text += " Published numbers are the papers' own, at their scale" + "".join(f"; {item}" for item in used) + "."
+    return text
+
+
+def _count(column: str) -> Any:
+    def text(cell: Mapping[str, Any]) -> str:
+        value = cell.get(column)
+        return f"{int(value):,}" if value is not None and not pd.isna(value) and value != 0 else _BLANK
+
+    return text
+
+
+def _seconds(column: str) -> Any:
+    def text(cell: Mapping[str, Any]) -> str:
+        value = cell.get(column)
+        return significant(float(value), 3) if value is not None and not pd.isna(value) and value > 0 else _BLANK
+
+    return text
+
+
+def _published(cell: Mapping[str, Any]) -> str:
+    value, status = cell.get("published"), cell.get("published_status")
+    if value is None or pd.isna(value) or value == "":
+        return _BLANK
+    return f"{value}{_MARK.get(str(status), '')}"
+
+
+def _verdict(cell: Mapping[str, Any]) -> str:
+    verdict = str(cell.get("verdict") or "")
+    if cell.get("method") in ("real", "noise") or (verdict == "different-scale" and _published(cell) == _BLANK):
+        return _BLANK
+    return verdict or _BLANK
+
+
+def _joined(fact: Any, group: pd.DataFrame) -> str:
+    """A fact of a row's cells: one text where they agree."""
+    texts = dict.fromkeys(fact(cell) for _, cell in group.iterrows())
+    known = [text for text in texts if text != _BLANK]
+    return ", ".join(known) or _BLANK
+
+
+_FACTS: Mapping[str, Any] = {
+    "Published": _published,
+    "Verdict": _verdict,
+    "Seeds": _count("seeds"),
+    "Samples": _count("samples"),
+    "Budget": _count("budget"),
+    "NFE": _count("grad_evals"),
+    "Training (s)": _seconds("train_seconds"),
+    "Sampling (s)": _seconds("sample_seconds"),
+}
+
+
+def _pipes(row: Sequence[str]) -> str:
+    return "| " + " | ".join(text.replace("|", r"\|") for text in row) + " |"

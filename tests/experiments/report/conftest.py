@@ -1,0 +1,70 @@
+"""A results folder with runs, small and made up, in a temporary directory."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.report.study import COLUMNS
+
+METHODS = {
+    "cdrl": ("CDRL", [1.0, 1.1, 1.2]),
+    "drl": ("DRL", [2.0, 2.2, 2.4]),
+    "short_run": ("Short-run_EBM & co", [4.0, 4.0, 4.3]),
+    "real": ("Real (held out)", [0.1, 0.1, 0.1]),
+    "noise": ("Gaussian noise", [20.0, 20.1, 20.2]),
+}
+PUBLISHED = {"cdrl": ("4.31", "confirmed"), "drl": ("9.58", "unconfirmed"), "short_run": ("44.5", "conflicting")}
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """``results/`` with table1 at nano, and its ``runs/`` beside it."""
+    folder = tmp_path / "results" / "table1" / "nano"
+    folder.mkdir(parents=True)
+    with (folder / "cells.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*COLUMNS, "label", "method", "budget"])
+        writer.writeheader()
+        for row, (label, values) in METHODS.items():
+            writer.writerows(_cells(row, label, values))
+    (folder / "rows.json").write_text(json.dumps([_row(tmp_path, row) for row in METHODS]))
+    provenance = {"command": "python -m experiments experiment=table1 scale=nano", "packages": {"torch": "2.6"}}
+    (folder / "provenance.json").write_text(json.dumps(provenance))
+    return tmp_path / "results"
+
+
+def _cells(row: str, label: str, values: list[float]) -> list[dict[str, object]]:
+    mean, spread = float(np.mean(values)), float(np.std(values))
+    published, status = PUBLISHED.get(row, ("", ""))
+    shared = {
+        "experiment": "table1", "scale": "nano", "row": row, "label": label, "method": row, "dataset": "digits",
+        "seeds": 3, "samples": 1000, "verdict": "different-scale", "grad_evals": 31, "train_seconds": 123.4,
+        "sample_seconds": 1.234, "device": "a CPU", "commit": "0123456789ab", "runs": f"runs/{row}", "budget": 500000,
+    }  # fmt: skip
+    first = {"metric": "fd", "protocol": "fd-digits", "value": mean, "low": mean - spread, "high": mean + spread,
+             "published": published, "published_status": status}  # fmt: skip
+    second = {"metric": "precision", "protocol": "fd-digits", "value": 0.51234, "low": 0.49, "high": 0.53}
+    return [{**shared, **first}, {**shared, **second}]
+
+
+def _row(root: Path, row: str) -> dict[str, object]:
+    evaluations = []
+    for seed in range(3):
+        out = root / "runs" / row / f"seed{seed}" / "eval"
+        out.mkdir(parents=True)
+        rng = np.random.default_rng(seed)
+        np.save(out / "grid.npy", rng.integers(0, 256, (70, 8, 8, 1), dtype=np.uint8))
+        if row not in ("real", "noise"):
+            np.savez(out / "curve.npz", grad_evals=[1000, 10000, 100000], value=rng.uniform(1, 2, 3) / [1, 3, 9])
+        value = METHODS[row][1][seed]
+        measurement = {"metric": "fd", "protocol": "fd-digits", "value": value, "samples": 1000}
+        (out / "result.json").write_text(json.dumps({"measurements": [measurement]}))
+        (out.parent / "metrics.jsonl").write_text('{"iteration": 1, "loss": [0.5]}\n')
+        evaluations.append(
+            {"seed": seed, "folder": str(out.relative_to(root)), "run": str(out.parent.relative_to(root))}
+        )
+    return {"row": row, "label": METHODS[row][0], "method": row, "evaluations": evaluations}
