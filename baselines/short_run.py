@@ -18,7 +18,8 @@ from torch import Tensor
 from cdrl import langevin, randomness
 from cdrl.conditions import Condition
 from cdrl.errors import UserError
-from cdrl.langevin import Coefficients, Stepper
+from cdrl.fast import EAGER, Engine
+from cdrl.langevin import Coefficients
 from cdrl.learner import Learner, Optimisation
 from cdrl.method import Meters, Method
 from cdrl.networks import EnergyNet, FrozenEnergy
@@ -62,11 +63,12 @@ class ShortRun(Method):
         optimisation: Optimisation,
         seed: int = 0,
         iterations: int = 100_000,
-        stepper: Stepper = langevin.step,
+        engine: Engine = EAGER,
     ) -> None:
         self.energy_net, self.settings = energy_net, settings
         self.learners = {"energy": Learner(energy_net, optimisation)}
-        self.seed, self.iterations, self.stepper = seed, iterations, stepper
+        self.seed, self.iterations, self.engine = seed, iterations, engine
+        self._values = engine.prepare(evaluate)
         self.meters = Meters(self.METERS, 1, self.device)
         self.logsnr = -2.0 * math.log(settings.data_noise)
         self.shape = (energy_net.channels, energy_net.image_size, energy_net.image_size)
@@ -89,7 +91,7 @@ class ShortRun(Method):
 
         weights = self.energy_net.weights()
         context = self.energy_net.context(weights, self._logsnr(2 * len(x0)))
-        values = evaluate(torch.cat((positive, refined.y)), weights, context)
+        values = self._values(torch.cat((positive, refined.y)), weights, context)
         gap = values[: len(x0)] - values[len(x0) :]
         loss = -gap.mean() + self.settings.energy_weight * values.square().mean()
         norm = self.learners["energy"].descend(loss, iteration, self.iterations)
@@ -118,7 +120,7 @@ class ShortRun(Method):
     ) -> langevin.Refined:
         energy: FrozenEnergy = network.frozen(network.weights(), self._logsnr(len(start)))
         zero = torch.zeros(len(start), 1, 1, 1, device=start.device)
-        return langevin.refine(
+        return self.engine.refine(
             energy=energy,
             start=start,
             anchor=start,
@@ -127,7 +129,6 @@ class ShortRun(Method):
                 self.seed if seed is None else seed, purpose, counter, count=self.settings.steps, device=start.device
             ),
             index=index,
-            stepper=self.stepper,
         )
 
     def _logsnr(self, n: int) -> Tensor:

@@ -19,7 +19,8 @@ from cdrl import langevin, randomness
 from cdrl.conditions import NULL_LABEL, Condition
 from cdrl.ema import SPECTRAL_MODES
 from cdrl.errors import UserError
-from cdrl.langevin import Langevin, Stepper
+from cdrl.fast import EAGER, Engine
+from cdrl.langevin import Langevin
 from cdrl.learner import Learner, Optimisation
 from cdrl.method import Meters, Method
 from cdrl.networks import EnergyNet, Initializer
@@ -79,7 +80,7 @@ class Cooperative(Method):
         initializer_optimisation: how g is trained.
         seed: of all draws.
         iterations: planned length of the run, which learning-rate decays refer to.
-        stepper: the form of the Langevin step.
+        engine: the form in which the hot loop runs.
     """
 
     METERS = ("energy_gap", "displacement", "gradient_norm", "proposal_error", "energy_grad", "initializer_grad")
@@ -93,13 +94,15 @@ class Cooperative(Method):
         initializer_optimisation: Optimisation | None = None,
         seed: int = 0,
         iterations: int = 400_000,
-        stepper: Stepper = langevin.step,
+        engine: Engine = EAGER,
     ) -> None:
         self.energy_net, self.initializer, self.settings = energy_net, initializer, settings
         self.learners = {"energy": Learner(energy_net, optimisation)}
         if initializer is not None:
             self.learners["initializer"] = Learner(initializer, initializer_optimisation or optimisation)
-        self.seed, self.iterations, self.stepper = seed, iterations, stepper
+        self.seed, self.iterations, self.engine = seed, iterations, engine
+        self._values = engine.prepare(evaluate)
+        self._proposal_mean = engine.prepare(initializer) if initializer is not None else None
         self.schedule = settings.schedule.to(self.device)
         self.meters = Meters(self.METERS, settings.schedule.levels + 1, self.device)
 
@@ -122,7 +125,7 @@ class Cooperative(Method):
         mean, proposal = self._propose(upper, level, label, index, iteration)
         iterate_all(self.energy_net)  # the one power iteration; chain, positive and negative pass share its result
         weights = self.energy_net.weights()
-        refined = langevin.refine(
+        refined = self.engine.refine(
             energy=self.energy_net.frozen(weights, self.schedule.logsnr[level - 1], label),
             start=proposal,
             anchor=upper,
@@ -131,7 +134,6 @@ class Cooperative(Method):
                 self.seed, "train/chain", iteration, count=self.settings.chain.steps, device=x0.device
             ),
             index=index,
-            stepper=self.stepper,
         )
         gap, energy_norm = self._learn_energy(weights, refined.y, positive, level, label, iteration)
         initializer_norm = self._learn_initializer(mean, proposal, refined.y, iteration)
@@ -164,7 +166,7 @@ class Cooperative(Method):
             chain=self.settings.sampling or self.settings.chain,
             shared_noise=self.settings.shared_noise,
             last_denoise=self.settings.last_denoise,
-            stepper=self.stepper,
+            engine=self.engine,
         )
 
     def sample(
@@ -193,11 +195,11 @@ class Cooperative(Method):
         self, upper: Tensor, level: Tensor, label: Tensor | None, index: Tensor, iteration: int
     ) -> tuple[Tensor, Tensor]:
         """The initializer's mean, with its history, and the noisy proposal that the chain starts from."""
-        if self.initializer is None:
+        if self.initializer is None or self._proposal_mean is None:
             return upper, upper
         self.initializer.train()
         with randomness.global_generator(self._key("dropout", iteration), upper.device):
-            mean = self.initializer(upper, self.schedule.logsnr[level], label)
+            mean = self._proposal_mean(upper, self.schedule.logsnr[level], label)
         noise = randomness.normal(self._key("proposal", iteration), index, tuple(upper.shape[1:]))
         return mean, mean + per_image(self.schedule.proposal_std[level]) * noise
 
@@ -212,7 +214,7 @@ class Cooperative(Method):
     ) -> tuple[Tensor, Tensor]:
         """The energy step, both signs as one batch; returns f(y⁺) − f(ỹ) ``(B,)`` and the gradient's norm."""
         context = self.energy_net.context(weights, self.schedule.logsnr[level - 1], label)
-        values = evaluate(torch.cat((positive, refined)), weights, context.repeat(2))
+        values = self._values(torch.cat((positive, refined)), weights, context.repeat(2))
         gap = values[: len(positive)] - values[len(positive) :]
         loss = -(self.schedule.loss_weight[level] * gap).mean()
         return gap, self.learners["energy"].descend(loss, iteration, self.iterations)

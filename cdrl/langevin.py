@@ -112,8 +112,8 @@ def refine(
     constants: Coefficients,
     streams: Tensor,
     index: Tensor,
-    stepper: Stepper = step,
     known: KnownPixels | None = None,
+    stepper: Stepper = step,
 ) -> Refined:
     """Run one chain.
 
@@ -124,8 +124,8 @@ def refine(
         constants: see `coefficients`.
         streams: noise keys, int64 ``(K,)``, one a step.
         index: global image indices, int64 ``(B,)``.
-        stepper: `step`, or a faster form of it with the same numbers.
         known: pixels pinned before the first and after every step.
+        stepper: `step`, or a faster form of it with the same numbers.
 
     Returns:
         The refined sample ỹ, detached, and the last gradient.

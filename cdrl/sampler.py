@@ -17,7 +17,8 @@ from torch import Tensor
 from cdrl import conditions, langevin, randomness
 from cdrl.conditions import Condition
 from cdrl.errors import UserError
-from cdrl.langevin import KnownPixels, Langevin, Stepper
+from cdrl.fast import EAGER, Engine
+from cdrl.langevin import KnownPixels, Langevin
 from cdrl.networks import EnergyNet, FrozenEnergy, Initializer
 from cdrl.noise import NoiseSchedule, marginal, posterior, same_noise
 
@@ -40,7 +41,7 @@ class Sampler:
         shared_noise: whether training pairs shared their noise; known pixels then follow the same kind of pair.
         last_denoise: "consistent" with the chain's energy scale; "official" as in the released code, whose denoise
             divides by the step built from b²/2 and so takes twice the score; or "none".
-        stepper: the form of the Langevin step.
+        engine: the form in which the chains run.
     """
 
     energy_net: EnergyNet
@@ -50,7 +51,7 @@ class Sampler:
     chain: Langevin = field(default_factory=Langevin)
     shared_noise: bool = True
     last_denoise: str = "consistent"
-    stepper: Stepper = langevin.step
+    engine: Engine = EAGER
 
     def __post_init__(self) -> None:
         if self.last_denoise not in LAST_DENOISE:
@@ -129,7 +130,7 @@ class _Descent:
         sampler, scale = self.sampler, self.schedule.scale[t]
         proposal = self._proposal(x, t, repeat)
         self.observe("proposal", t - 1, proposal / scale)
-        refined = langevin.refine(
+        refined = sampler.engine.refine(
             energy=self._energy(t),
             start=proposal,
             anchor=x,
@@ -138,7 +139,6 @@ class _Descent:
                 self.seed, "sample/chain", t, repeat, count=sampler.chain.steps, device=sampler.device
             ),
             index=self.index,
-            stepper=sampler.stepper,
             known=self._known(x, t, repeat),
         )
         lower = refined.y / scale

@@ -12,7 +12,8 @@ from baselines.short_run import ShortRun, ShortRunSettings
 from cdrl import conditions, noise, randomness
 from cdrl.cooperative import Cooperative, Settings
 from cdrl.errors import UserError
-from cdrl.langevin import Langevin, Stepper, step
+from cdrl.fast import EAGER, Engine
+from cdrl.langevin import Langevin
 from cdrl.learner import Optimisation
 from cdrl.method import Method
 from cdrl.networks import EnergyNet, Initializer
@@ -43,7 +44,7 @@ def build(
     seed: int,
     iterations: int,
     device: torch.device,
-    stepper: Stepper = step,
+    engine: Engine = EAGER,
 ) -> Method:
     """A method ready to train; its initial weights are a function of ``seed``.
 
@@ -58,12 +59,12 @@ def build(
         "classes": classes if method["conditional"] else 0,
     }
     with randomness.global_generator(randomness.key(seed, "initial weights"), torch.device("cpu")):
-        return BUILDERS[method["kind"]](method, sizes, seed=seed, iterations=iterations, device=device, stepper=stepper)
+        return BUILDERS[method["kind"]](method, sizes, seed=seed, iterations=iterations, device=device, engine=engine)
 
 
 @builder("cooperative")
 def cooperative(
-    method: Config, sizes: dict[str, Any], *, seed: int, iterations: int, device: torch.device, stepper: Stepper
+    method: Config, sizes: dict[str, Any], *, seed: int, iterations: int, device: torch.device, engine: Engine
 ) -> Cooperative:
     """CDRL, DRL and everything between."""
     initializer = method["initializer"]
@@ -75,7 +76,7 @@ def cooperative(
         Optimisation(**_tuples(method["initializer_optimisation"])),
         seed=seed,
         iterations=iterations,
-        stepper=stepper,
+        engine=engine,
     )
 
 
@@ -100,7 +101,7 @@ def cooperative_settings(method: Config) -> Settings:
 
 @builder("short_run")
 def short_run(
-    method: Config, sizes: dict[str, Any], *, seed: int, iterations: int, device: torch.device, stepper: Stepper
+    method: Config, sizes: dict[str, Any], *, seed: int, iterations: int, device: torch.device, engine: Engine
 ) -> ShortRun:
     """The short-run EBM."""
     names = ("steps", "gain", "step_noise", "data_noise", "energy_weight")
@@ -110,7 +111,7 @@ def short_run(
         Optimisation(**_tuples(method["optimisation"])),
         seed=seed,
         iterations=iterations,
-        stepper=stepper,
+        engine=engine,
     )
 
 

@@ -14,7 +14,6 @@ All three are differentiable; a chain runs on their detached values (`EnergyNet.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -201,7 +200,7 @@ class FrozenEnergy(NamedTuple):
         return input_gradient(self, y)
 
 
-def input_gradient(energy: Callable[[Tensor], Tensor], y: Tensor) -> Tensor:
+def input_gradient(energy: FrozenEnergy, y: Tensor) -> Tensor:
     """``∇_y Σ energy(y)``, the shape of ``y``, not tracked further."""
     with torch.enable_grad():
         y = y.detach().requires_grad_(True)

@@ -1,0 +1,174 @@
+"""The forms in which the hot loop runs: eager, compiled, captured. Same numbers, different speed.
+
+An `Engine` decides how two things are executed and nothing else: a chain, and the forward and backward passes that are
+learned from. `EAGER` is the plain form and the truth for the others; each of them agrees with it to rounding.
+
+    eager     operation by operation
+    compiled  one generated program for the Langevin step (noise, gradient, update), one for each training pass
+    captured  on a GPU, a chain's compiled steps recorded once as a CUDA graph and replayed: one launch a chain
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar, cast
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from cdrl import langevin
+from cdrl.errors import UserError
+from cdrl.langevin import Coefficients, KnownPixels, Refined
+from cdrl.networks.energy import FrozenEnergy
+
+MODES = ("auto", "eager", "compiled", "captured")
+COMPILATION_PAYS = {"cpu": 20_000, "cuda": 2_000}
+"""Langevin steps in a plan from which compilation earns back what it costs (docs/performance.md)."""
+
+F = TypeVar("F", bound=Callable[..., Any])
+_log = logging.getLogger(__name__)
+
+
+class Refine(Protocol):
+    """Runs one chain: `cdrl.langevin.refine` in some form."""
+
+    def __call__(
+        self,
+        energy: FrozenEnergy,
+        start: Tensor,
+        anchor: Tensor,
+        constants: Coefficients,
+        streams: Tensor,
+        index: Tensor,
+        known: KnownPixels | None = None,
+    ) -> Refined: ...
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How the hot loop is executed.
+
+    Attributes:
+        mode: "eager", "compiled" or "captured".
+        refine: runs a chain.
+        prepare: turns a function that is learned through into the form to be called instead of it.
+    """
+
+    mode: str = "eager"
+    refine: Refine = langevin.refine
+    prepare: Callable[[F], F] = field(default=lambda function: function)
+
+
+EAGER = Engine()
+
+
+def engine(mode: str, device: torch.device) -> Engine:
+    """The engine of that name; `EAGER`, with a warning, where the machine cannot compile.
+
+    Raises:
+        UserError: an unknown mode, or "captured" without a GPU.
+    """
+    if mode not in MODES[1:]:
+        raise UserError(f"unknown engine '{mode}'; choose one of {', '.join(MODES)}")
+    if mode == "captured" and device.type != "cuda":
+        raise UserError("engine=captured records CUDA graphs; use engine=compiled or engine=eager on the CPU")
+    if mode == "eager":
+        return EAGER
+    if not can_compile(device):
+        _log.warning("no compiler for %s here (a C++ compiler, or Triton on a GPU): running eager", device.type)
+        return EAGER
+    refine = functools.partial(langevin.refine, stepper=compiled_step())
+    return Engine(mode, Captured(refine) if mode == "captured" else refine, _compile)
+
+
+def choose(mode: str, device: torch.device, planned_steps: int) -> Engine:
+    """The engine for a run: as asked, or for "auto" the fastest for ``planned_steps`` Langevin steps in all."""
+    if mode == "auto":
+        mode = "compiled" if planned_steps >= COMPILATION_PAYS.get(device.type, planned_steps + 1) else "eager"
+    return engine(mode, device)
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether `torch.compile` finds what it needs for ``device``."""
+    if device.type == "cuda":
+        return torch.utils._triton.has_triton()
+    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++"))
+
+
+def compiled_step() -> langevin.Stepper:
+    """`cdrl.langevin.step` as one program: noise, gradient and update; one compilation per shape."""
+    return _compile(functools.partial(langevin.step, gradient_of=_functional_gradient))
+
+
+def _compile(function: F) -> F:
+    # fallback_random: dropout draws the numbers it draws in eager mode.
+    compiled = torch.compile(function, fullgraph=True, dynamic=False, options={"fallback_random": True})
+    return cast("F", compiled)
+
+
+def _functional_gradient(energy: FrozenEnergy, y: Tensor) -> Tensor:
+    """`cdrl.networks.energy.input_gradient` in a form that the compiler can trace through."""
+    return torch.func.grad(lambda images: energy(images).sum())(y)
+
+
+Recorder = Callable[[Callable[[], Refined]], tuple[Callable[[], None], Refined]]
+"""Runs a chain on fixed memory and returns what repeats it, and where its result appears."""
+
+
+def record_graph(chain: Callable[[], Refined]) -> tuple[Callable[[], None], Refined]:
+    """Records ``chain`` as a CUDA graph, after warming up on a side stream as capture demands."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        chain()
+        chain()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = chain()
+    return graph.replay, result
+
+
+class Captured:
+    """A chain that is recorded once for each set of shapes and then replayed on copies of its inputs.
+
+    Args:
+        refine: the chain to record.
+        record: how it is recorded; another one takes the place of CUDA graphs in tests.
+    """
+
+    def __init__(self, refine: Refine, record: Recorder = record_graph) -> None:
+        self._refine, self._record = refine, record
+        self._recordings: dict[Any, tuple[list[Tensor], Callable[[], None], Refined]] = {}
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        energy: FrozenEnergy,
+        start: Tensor,
+        anchor: Tensor,
+        constants: Coefficients,
+        streams: Tensor,
+        index: Tensor,
+        known: KnownPixels | None = None,
+    ) -> Refined:
+        """See `cdrl.langevin.refine`."""
+        leaves, structure = pytree.tree_flatten((energy, start, anchor, constants, streams, index, known))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        signature = tuple((x.shape, x.dtype, x.device) if isinstance(x, Tensor) else x for x in leaves)
+        key = (str(structure), signature)
+        if key not in self._recordings:
+            fixed = [leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+            chain = functools.partial(self._refine, *pytree.tree_unflatten(fixed, structure))
+            memory = [leaf for leaf in fixed if isinstance(leaf, Tensor)]
+            self._recordings[key] = (memory, *self._record(chain))
+        memory, replay, result = self._recordings[key]
+        torch._foreach_copy_(memory, tensors)
+        replay()
+        return Refined(*(value.clone() for value in result))

@@ -1,0 +1,133 @@
+"""Every form of the hot loop gives the plain form's numbers."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cdrl import fast, langevin, randomness
+from cdrl.cooperative import Cooperative
+from cdrl.errors import UserError
+from cdrl.langevin import KnownPixels, Langevin, Refined
+
+Build = Callable[..., Cooperative]
+CPU = torch.device("cpu")
+STEPS = 3
+
+
+def chain_inputs(method: Cooperative, batch: int = 5, seed: int = 0) -> dict[str, Any]:
+    """A chain's arguments, all of them functions of ``seed``."""
+    index = torch.arange(batch) + 10 * seed
+    level = 1 + index % 6
+    start, anchor = (randomness.normal(randomness.key(seed, name), index, (1, 8, 8)) for name in ("start", "anchor"))
+    net = method.energy_net
+    return {
+        "energy": net.frozen(net.weights(), method.schedule.logsnr[level - 1]),
+        "start": start,
+        "anchor": anchor,
+        "constants": langevin.coefficients(method.schedule, level, Langevin(STEPS, 1e-2)),
+        "streams": randomness.keys(seed, "chain", count=STEPS),
+        "index": index,
+    }
+
+
+def replayed(recordings: list[int]) -> fast.Recorder:
+    """In place of a CUDA graph: runs the chain again on the memory it was recorded on."""
+
+    def record(chain: Callable[[], Refined]) -> tuple[Callable[[], None], Refined]:
+        recordings.append(1)
+        result = Refined(*(value.clone() for value in chain()))
+
+        def replay() -> None:
+            for old, new in zip(result, chain(), strict=True):
+                old.copy_(new)
+
+        return replay, result
+
+    return record
+
+
+def test_functional_gradient_is_the_gradient(cooperative: Build) -> None:
+    inputs = chain_inputs(cooperative())
+    stepper = functools.partial(langevin.step, gradient_of=fast._functional_gradient)
+    assert torch.allclose(langevin.refine(**inputs, stepper=stepper).y, langevin.refine(**inputs).y, atol=1e-6)
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+def test_a_captured_chain_reads_new_inputs(cooperative: Build, pinned: bool) -> None:
+    """One recording for each set of shapes; every replay sees the inputs, weights and noise keys it is given."""
+    method, recordings = cooperative(), []
+    captured = fast.Captured(langevin.refine, replayed(recordings))
+    results: list[Tensor] = []
+    for seed in (1, 2):
+        inputs = chain_inputs(method, seed=seed)
+        known = KnownPixels(torch.rand_like(inputs["start"]) < 0.5, inputs["anchor"]) if pinned else None
+        results.append(captured(**inputs, known=known).y)
+        assert torch.equal(results[-1], langevin.refine(**inputs, known=known).y)
+        method.energy_net.stem.weight.data.mul_(1.5).add_(0.1)
+    assert not torch.equal(*results)
+    assert len(recordings) == 1
+    captured(**chain_inputs(method, batch=4))
+    assert len(recordings) == 2
+
+
+def test_an_engine_is_what_a_method_runs_on(cooperative: Build) -> None:
+    """Training and sampling both go through it."""
+    method, calls = cooperative(), []
+
+    def refine(*arguments: Any, **named: Any) -> Refined:
+        calls.append(1)
+        return langevin.refine(*arguments, **named)
+
+    method.engine = fast.Engine("counted", refine)
+    method.train_step(torch.zeros(2, 1, 8, 8), None, 0)
+    assert len(calls) == 1
+    next(iter(method.sample(2, seed=0)))
+    assert len(calls) == 1 + 6
+
+
+@pytest.mark.parametrize(("steps", "mode"), [(10, "eager"), (10**9, "compiled")])
+def test_compilation_is_chosen_for_long_plans(steps: int, mode: str) -> None:
+    expected = mode if fast.can_compile(CPU) else "eager"
+    assert fast.choose("auto", CPU, steps).mode == expected
+
+
+def test_without_a_compiler_it_runs_eager(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(fast.shutil, "which", lambda name: None)
+    assert fast.engine("compiled", CPU) is fast.EAGER
+    assert "running eager" in caplog.text
+
+
+@pytest.mark.parametrize(("mode", "message"), [("warp", "choose one of"), ("captured", "engine=compiled")])
+def test_impossible_engines_are_refused(mode: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        fast.engine(mode, CPU)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not fast.can_compile(CPU), reason="needs a C++ compiler")
+def test_compiled_training_matches_eager(cooperative: Build) -> None:
+    """Three iterations with dropout: parameters to 1e-5, and no compilation after the first iteration."""
+    eager, compiled = cooperative(dropout=0.1), cooperative(dropout=0.1)
+    compiled.__init__(  # type: ignore[misc]
+        compiled.energy_net,
+        compiled.initializer,
+        compiled.settings,
+        compiled.learners["energy"].settings,
+        engine=fast.engine("compiled", CPU),
+    )
+    images = 2 * torch.rand(6, 1, 8, 8) - 1
+    for iteration in range(3):
+        eager.train_step(images, None, iteration)
+        compiled.train_step(images, None, iteration)
+        if iteration == 0:
+            graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+    for name, learner in eager.learners.items():
+        for expected, actual in zip(learner.parameters, compiled.learners[name].parameters, strict=True):
+            assert torch.allclose(actual, expected, rtol=1e-4, atol=1e-5), name
