@@ -55,9 +55,7 @@ class Scorer:
             protocol.extractor, Path(cache), self._device, protocol.weights, protocol.weights_sha256
         )
         if CLASS_METRICS & set(protocol.metrics) and not self._extractor.classes:
-            raise UserError(
-                f"{protocol.extractor} tells no classes apart; leave is and class_accuracy out of its metrics"
-            )
+            raise UserError(f"{protocol.extractor} knows no classes; leave is and class_accuracy out of its metrics")
         self._reference = reference(protocol, self._extractor, images, Path(cache), self._device)
         self.reference_samples = self._reference.images
         self._moments = Moments(self._extractor.dim, self._device)

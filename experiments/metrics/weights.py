@@ -61,9 +61,7 @@ class WeightFile:
         try:
             download_url_to_file(self.url, str(path), hash_prefix=self.sha256)
         except (OSError, RuntimeError) as error:
-            remedy = (
-                f"get {self.url} on a connected machine, then set {VARIABLE} to its folder or metrics.weights to it"
-            )
+            remedy = f"get {self.url} elsewhere, then set {VARIABLE} to its folder or metrics.weights to the file"
             raise UserError(f"cannot download {self.name} ({error}); {remedy}") from error
 
 

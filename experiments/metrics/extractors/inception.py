@@ -14,6 +14,7 @@ graph's 1,008 outputs and without its output bias, as in the original Inception 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
@@ -65,15 +66,13 @@ class Inception:
         weights: str | Path | None = None,
         sha256: str | None = None,
     ) -> None:
-        from cleanfid.resize import build_resizer
-
         path = _FILES[mode].get(cache, weights, sha256)
         self.name = "inception-" + mode.replace("_", "-")
         self.sha256 = file_sha256(path)
         self._device = device
-        self._resize: Callable[[np.ndarray], np.ndarray] = build_resizer(mode)
-        load = _load_port if mode == "legacy_pytorch" else _load_torchscript
-        self._network, self._head = load(path, device, mode)
+        with warnings.catch_warnings():  # clean-fid calls dated functions, and turns all warnings off for good
+            warnings.simplefilter("ignore")
+            self._resize, self._network, self._head = _open(mode, path, device)
 
     def __call__(self, pixels: Pixels) -> Extracted:
         """Features (n, 2048) and probabilities (n, 1008) of grey or colour ``pixels``."""
@@ -84,27 +83,32 @@ class Inception:
             return Extracted(features, F.linear(features, self._head).softmax(dim=1))
 
 
-_Loaded = tuple[Callable[[Tensor], Tensor], Tensor]
+_Network = Callable[[Tensor], Tensor]
 
 
-def _load_torchscript(path: Path, device: torch.device, mode: str) -> _Loaded:
-    """The TorchScript graph and its output weights (1008, 2048). It takes pixels 0 … 255."""
+def _open(mode: str, path: Path, device: torch.device) -> tuple[Callable[[np.ndarray], np.ndarray], _Network, Tensor]:
+    """clean-fid's resizer of one image, its network on pixels 0 … 255, and the output weights (1008, 2048)."""
+    from cleanfid.resize import build_resizer
+
+    if mode == "legacy_pytorch":
+        return build_resizer(mode), *_open_port(path, device)
+    return build_resizer(mode), *_open_torchscript(path, device, resize_inside=mode == "legacy_tensorflow")
+
+
+def _open_torchscript(path: Path, device: torch.device, resize_inside: bool) -> tuple[_Network, Tensor]:
     from cleanfid.inception_torchscript import InceptionV3W
 
     if path.name != TORCHSCRIPT.name:
         raise UserError(f"clean-fid opens this network only by its own name; rename {path} to {TORCHSCRIPT.name}")
-    network = InceptionV3W(str(path.parent), download=False, resize_inside=mode == "legacy_tensorflow")
-    network.to(device).eval()
+    network = InceptionV3W(str(path.parent), download=False, resize_inside=resize_inside).to(device).eval()
     return network, network.base.output.weight
 
 
-def _load_port(path: Path, device: torch.device, mode: str) -> _Loaded:
-    """pytorch-fid's network and its output weights (1008, 2048). It takes pixels 0 … 255."""
+def _open_port(path: Path, device: torch.device) -> tuple[_Network, Tensor]:
     from cleanfid import inception_pytorch
 
     state = torch.load(path, map_location="cpu", weights_only=True)
     # The library's own loader goes to the network and unpickles whatever comes; hand it the verified tensors.
     with mock.patch.object(inception_pytorch, "load_state_dict_from_url", return_value=state):
-        network = inception_pytorch.InceptionV3(output_blocks=[3], resize_input=False)
-    network.to(device).eval()
+        network = inception_pytorch.InceptionV3(output_blocks=[3], resize_input=False).to(device).eval()
     return lambda x: network(x / 255)[0].flatten(1), state["fc.weight"].to(device)

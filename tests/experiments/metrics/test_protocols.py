@@ -1,0 +1,70 @@
+"""Protocols: one file each, no two alike, and nothing misspelt gets through."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from cdrl.errors import UserError
+from experiments.metrics import Protocol, protocols
+
+
+def test_every_file_is_a_protocol_of_that_name_and_no_two_are_alike() -> None:
+    known = [protocols.load(name) for name in protocols.names()]
+    assert [protocol.name for protocol in known] == protocols.names()
+    assert {"fd-digits", "fid-clean", "fid-legacy-pytorch", "fid-legacy-tensorflow", "fid-released-5k"} <= set(
+        protocols.names()
+    )
+    unnamed = {replace(protocol, name="").fingerprint for protocol in known}
+    assert len(unnamed) == len(known)
+
+
+def test_only_inception_is_called_fid() -> None:
+    for protocol in map(protocols.load, protocols.names()):
+        assert protocol.name.startswith("fid-") == protocol.extractor.startswith("inception-")
+
+
+def test_the_released_protocol_is_that_of_the_scripts() -> None:
+    released = protocols.load("fid-released-5k")
+    assert (released.samples, released.reference_samples, released.reference_split) == (5000, 5000, "train")
+    assert not released.rounding
+    assert released.extractor == "inception-legacy-pytorch"
+
+
+def test_the_place_of_the_weights_changes_no_fingerprint_but_their_hash_does() -> None:
+    protocol = protocols.load("fid-clean")
+    assert replace(protocol, weights="elsewhere").fingerprint == protocol.fingerprint
+    assert replace(protocol, weights_sha256="0" * 64).fingerprint != protocol.fingerprint
+    assert replace(protocol, samples=49_999).fingerprint != protocol.fingerprint
+
+
+def test_labels_state_the_counts() -> None:
+    assert protocols.load("fid-clean").label() == "fid-clean (50,000 samples, train)"
+    assert protocols.load("fid-released-5k").label() == "fid-released-5k (5,000 samples, 5,000 train)"
+    assert protocols.load("fd-digits").label(500, 1297) == "fd-digits (500 samples, 1,297 train)"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sample": 10}, "no setting sample"),
+        ({"metrics": ["fd", "fdi"]}, "unknown metrics"),
+        ({"metrics": []}, "unknown metrics"),
+        ({"extractor": "resnet"}, "no extractor 'resnet'"),
+        ({"samples": 0}, "at least 2"),
+        ({"samples": -3}, "at least 2"),
+        ({"reference_samples": 1}, "at least 2"),
+    ],
+)
+def test_a_bad_setting_gets_one_clear_line(change: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        Protocol.from_config({"name": "x", "extractor": "digits", "samples": 10, **change})
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_settings_and_unknown_names_are_named() -> None:
+    with pytest.raises(UserError, match="lacks samples"):
+        Protocol.from_config({"name": "x", "extractor": "digits"})
+    with pytest.raises(UserError, match=r"unknown protocol 'fid'.*fid-clean"):
+        protocols.load("fid")

@@ -1,0 +1,142 @@
+"""`Scorer`, reference statistics and the doctor's list."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cdrl.errors import UserError
+from experiments.data import load
+from experiments.metrics import Extracted, Extractor, Scorer, inventory, protocols, to_pixels
+from experiments.metrics.extractors import Pixels
+
+PROTOCOL = protocols.load("fd-digits")
+
+
+class Counting:
+    """An extractor that counts the images it sees."""
+
+    def __init__(self, inner: Extractor) -> None:
+        self.name, self.dim, self.classes, self.sha256 = inner.name, inner.dim, inner.classes, inner.sha256
+        self._inner = inner
+        self.images = 0
+
+    def __call__(self, pixels: Pixels) -> Extracted:
+        self.images += len(pixels)
+        return self._inner(pixels)
+
+
+def test_streaming_equals_one_batch(digits: Extractor, cache: Path) -> None:
+    images = load("digits", "test")
+    labels = torch.as_tensor(images.labels)
+    results = []
+    for size in (500, 37):
+        scorer = Scorer(PROTOCOL, load("digits", "train"), cache, extractor=digits)
+        for start in range(0, 500, size):
+            scorer.update(images.images[start : start + size], labels[start : start + size])
+        assert scorer.samples == 500
+        assert scorer.reference_samples == 1297
+        results.append(scorer.result())
+    assert list(results[0]) == list(PROTOCOL.metrics)
+    assert results[0] == pytest.approx(results[1], rel=1e-4)
+
+
+def test_result_equals_plain_numpy(digits: Extractor, cache: Path) -> None:
+    linalg = pytest.importorskip("scipy.linalg")
+    train, test = load("digits", "train"), load("digits", "test")
+    scorer = Scorer(PROTOCOL, train, cache, extractor=digits)
+    scorer.update(test.images)
+    a, b = (digits(images.images).features.double().numpy() for images in (train, test))
+    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    cross = np.trace(linalg.sqrtm(cov_a @ cov_b)).real
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * cross
+    assert scorer.result()["fd"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_reference_statistics_are_computed_once_for_each_content(digits: Extractor, tmp_path: Path) -> None:
+    extractor, train = Counting(digits), load("digits", "train")
+
+    def seen(images: object = train, **changes: object) -> int:
+        before = extractor.images
+        Scorer(replace(PROTOCOL, **changes), images, tmp_path, extractor=extractor)  # type: ignore[arg-type]
+        return extractor.images - before
+
+    assert seen() == 1297
+    assert seen() == 0
+    assert seen(samples=50) == 0, "the number of samples says nothing about the reference"
+    assert seen(flips=True) == 2 * 1297
+    assert seen(reference_samples=100) == 100
+    assert seen(metrics=("fd",)) == 1297
+    assert seen(train.subset(np.arange(1297)[::-1])) == 1297
+    for path in (tmp_path / "reference").glob("*"):
+        path.write_bytes(b"damaged")
+    assert seen() == 1297, "damaged statistics are made again"
+
+
+def test_flips_add_every_mirror_image(digits: Extractor, tmp_path: Path) -> None:
+    train = load("digits", "train")
+    protocol = replace(PROTOCOL, flips=True, metrics=("fd",))
+    scorer = Scorer(protocol, train, tmp_path, extractor=digits)
+    scorer.update(np.concatenate([train.images, train.images[:, :, ::-1]]))
+    assert scorer.result()["fd"] == pytest.approx(0, abs=1e-6)
+
+
+def test_another_split_or_too_few_images_are_refused(digits: Extractor, cache: Path) -> None:
+    with pytest.raises(UserError, match="compares with 'train'"):
+        Scorer(PROTOCOL, load("digits", "test"), cache, extractor=digits)
+    with pytest.raises(UserError, match="needs 5000 train images; digits has 1297"):
+        Scorer(replace(PROTOCOL, reference_samples=5000), load("digits", "train"), cache, extractor=digits)
+
+
+def test_too_few_samples_are_refused(digits: Extractor, cache: Path) -> None:
+    train = load("digits", "train")
+    scorer = Scorer(PROTOCOL, train, cache, extractor=digits)
+    scorer.update(train.images[:1])
+    with pytest.raises(UserError, match="at least 2 samples, not 1"):
+        scorer.result()
+    scorer.update(train.images[1:2])
+    assert np.isfinite(list(scorer.result().values())).all()
+
+
+def test_rounding_is_part_of_the_protocol(digits: Extractor, cache: Path) -> None:
+    train = load("digits", "train")
+    images = torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    for rounding in (True, False):
+        scorer = Scorer(replace(PROTOCOL, rounding=rounding), train, cache, extractor=digits)
+        scorer.update(to_pixels(images, rounding))
+        with pytest.raises(ValueError, match="looks at"):
+            scorer.update(to_pixels(images, not rounding))
+
+
+def test_pixels_are_clamped_and_rounded() -> None:
+    images = torch.tensor([-3.0, -1.0, 0.0, 0.001, 1.0, 7.0]).reshape(1, 1, 2, 3)
+    assert to_pixels(images, True).flatten().tolist() == [0, 0, 128, 128, 255, 255]
+    assert to_pixels(images, True).shape == (1, 2, 3, 1)
+    assert to_pixels(images, False).flatten()[2].item() == 127.5
+
+
+def test_class_metrics_need_classes(digits: Extractor, cache: Path) -> None:
+    extractor = Counting(digits)
+    extractor.classes = 0
+    with pytest.raises(UserError, match="knows no classes"):
+        Scorer(PROTOCOL, load("digits", "train"), cache, extractor=extractor)
+
+
+def test_the_doctor_lists_every_file(digits: Extractor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CDRL_WEIGHTS", raising=False)
+    items = {item.name: item for item in inventory(tmp_path)}
+    assert items["EfficientNet-Lite0"].state == "ready"
+    assert items["digits classifier"].state == "missing"
+    inception = items["inception-2015-12-05.pt"]
+    assert not inception.present
+    assert inception.needed_for == "fid-clean, fid-legacy-tensorflow"
+    assert "https://" in inception.remedy
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / inception.name).write_bytes(b"not it")
+    assert {item.name: item.state for item in inventory(tmp_path)}[inception.name] == "wrong"
+    Scorer(PROTOCOL, load("digits", "train"), tmp_path, extractor=digits)
+    assert inventory(tmp_path)[-1].name == "reference statistics"
