@@ -1,0 +1,104 @@
+"""Ablations: what each switch changes, paired by seed, and the score of every setting."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.report import style
+from experiments.report.figures.common import (
+    axis_label,
+    bars_with_intervals,
+    curve_with_intervals,
+    effect_plot,
+    interval,
+)
+from experiments.report.study import MissingArray, Study
+
+SWITCHES = ("schedule", "shared", "initializer")
+
+
+def draw(study: Study) -> dict[str, Figure]:
+    """``scores``, and where the seeds' values are at hand ``effects`` and ``initializer``.
+
+    Raises:
+        MissingArray: nothing is measured.
+    """
+    cells = study.measured("fd")
+    if cells.empty:
+        raise MissingArray(f"{study.name}: nothing is measured yet")
+    protocol = str(cells["protocol"].iloc[0])
+    figure, axes = style.figure(width=6.6, height=0.8 + 0.34 * len(cells))
+    axes.set_xscale("log")
+    bars_with_intervals(
+        axes, list(cells["label"]), cells["value"], cells["low"], cells["high"], methods=_colours(cells["row"]),
+        dots=[study.seed_values(row, "fd", protocol) for row in cells["row"]], xlabel=axis_label("fd", protocol),
+    )  # fmt: skip
+    axes.set_xlim(left=0.6 * cells["value"].min(), right=1.6 * cells["value"].max())
+    drawn = {"scores": figure, "effects": effects(study, protocol), "initializer": initializer(study)}
+    return {name: one for name, one in drawn.items() if one is not None}
+
+
+def effects(study: Study, protocol: str) -> Figure | None:
+    """Each comparison as the mean difference of ln FD between settings of equal seed; left of zero is better."""
+    values = {
+        row["row"]: np.log(study.seed_values(row["row"], "fd", protocol))
+        for row in study.rows
+        if len(study.seed_values(row["row"], "fd", protocol)) == len(study.seeds(row["row"]))
+    }
+    known = {label: values[b] - values[a] for label, (a, b) in comparisons().items() if a in values and b in values}
+    if not known:
+        return None
+    mean, low, high = interval(np.stack(list(known.values()), axis=1))
+    figure, axes = style.figure(width=6.6, height=0.8 + 0.28 * len(known))
+    methods = ["drl" if label.startswith("DRL") else "cdrl" for label in known]
+    xlabel = f"Change of ln Fréchet distance ({protocol}), paired by seed; below 0 is better"
+    effect_plot(axes, list(known), mean, low, high, methods=methods, xlabel=xlabel)
+    return figure
+
+
+def comparisons() -> dict[str, tuple[str, str]]:
+    """Label → the row before and after: every switch on from DRL, off from CDRL, and the sampling switches."""
+    pairs = {f"DRL + {switch}": ("none", switch) for switch in SWITCHES}
+    for off in SWITCHES:
+        left = "_".join(switch for switch in SWITCHES if switch != off)
+        pairs |= {f"DRL + {left.replace('_', ' + ')}": ("none", left), f"CDRL − {off}": ("cdrl", left)}
+    pairs |= {f"CDRL − all but {switch}": ("cdrl", switch) for switch in SWITCHES}
+    others = {
+        "target_mean": "initializer target: mean",
+        "denoise_official": "last denoise: as released",
+        "denoise_none": "last denoise: none",
+        "spectral_live": "spectral norm under EMA: live",
+    }
+    return {**pairs, **{f"CDRL, {label}": ("cdrl", row) for row, label in others.items()}}
+
+
+def initializer(study: Study) -> Figure | None:
+    """CDRL's proposal error and how far refinement moves it, per level over training (first seed)."""
+    try:
+        log = study.metrics("cdrl", study.seeds("cdrl")[0])
+    except (MissingArray, IndexError):
+        return None
+    if "proposal_error" not in log:
+        return None
+    figure, panels = style.figure(2, width=7.2, height=3.0, sharex=True)
+    titles = {"proposal_error": "Initializer's mean to data (RMS)", "displacement": "Moved by the chain (RMS)"}
+    for axes, (meter, title) in zip(panels, titles.items(), strict=True):
+        values = np.array([[np.nan if v is None else v for v in row] for row in log[meter]], dtype=float)
+        for level in range(1, values.shape[1]):
+            shade = style.matplotlib.colormaps["viridis"](level / values.shape[1])
+            curve_with_intervals(
+                axes, log["iteration"], values[None, :, level], label=f"level {level}", method="cdrl", colour=shade,
+                marker="",
+            )  # fmt: skip
+        axes.set_title(title)
+        axes.set_xlabel("Iteration")
+        axes.set_yscale("log")
+    panels[1].legend(fontsize=7)
+    return figure
+
+
+def _colours(rows: object) -> list[str]:
+    """Bars in the colour of the method that a setting departs from."""
+    drl = {"none", *SWITCHES}
+    return ["drl" if row in drl else "cdrl" for row in list(rows)]  # type: ignore[call-overload]

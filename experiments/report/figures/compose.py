@@ -1,0 +1,95 @@
+"""Composition: how often all concepts are there, over the weight and for each combination; what samples look like."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.report import style
+from experiments.report.figures.common import show, tile
+from experiments.report.study import MissingArray, Study
+
+_SERIES = {
+    "all_concepts": ("all concepts", "#0072B2", "o"),
+    "all_concepts_rare": ("all concepts, rare combinations", "#D55E00", "s"),
+    "one_without_other": ("one concept without the other", "#009E73", "^"),
+}
+
+
+def draw(study: Study) -> dict[str, Figure]:
+    """``success``, and where arrays are at hand ``combinations`` and ``samples``.
+
+    Raises:
+        MissingArray: nothing is measured.
+    """
+    if study.measured("all_concepts").empty:
+        raise MissingArray(f"{study.name}: nothing is measured yet")
+    drawn = {"success": success(study)}
+    best = _best(study)
+    kept = list(study.arrays(best, "compose.npz").values())
+    if kept:
+        drawn["combinations"] = combinations(kept)
+        drawn["samples"] = samples(kept[0])
+    return drawn
+
+
+def success(study: Study) -> Figure:
+    """The rate at which what was asked for is there, over the weight; at w = 0 nothing is asked for."""
+    figure, axes = style.figure(width=5.4, height=3.2)
+    for metric, (label, colour, marker) in _SERIES.items():
+        cells = study.measured(metric)
+        if not cells.empty:
+            weights = [float(row.partition("-")[2]) for row in cells["row"]]
+            axes.plot(weights, cells["value"], color=colour, marker=marker, label=label)
+            axes.fill_between(weights, cells["low"], cells["high"], color=colour, alpha=0.16, linewidth=0)
+    axes.set_xlabel("Weight w of every concept (0: unconditional)")
+    axes.set_ylabel(f"Success rate ({study.measured('all_concepts')['protocol'].iloc[0]}) ↑")
+    axes.set_ylim(0.0, 1.0)
+    axes.legend()
+    return figure
+
+
+def combinations(kept: list[dict[str, Any]]) -> Figure:
+    """For two kinds: the share of training images beside the mean success of every combination."""
+    names, values = kept[0]["names"], kept[0]["combinations"]
+    figure, (left, right) = style.figure(2, width=6.4, height=0.5 + 0.28 * (values[:, 0].max() + 1))
+    _table(left, names, values, 100 * kept[0]["share"], "Training images, %")
+    _table(right, names, values, 100 * np.mean([one["joint"] for one in kept], axis=0), "Samples that show both, %")
+    return figure
+
+
+def samples(kept: dict[str, Any], each: int = 3) -> Figure:
+    """The first samples of every combination: a row a value of the first kind, a block a value of the last."""
+    values, images, names = kept["combinations"], kept["images"], kept["names"]
+    blocks = np.unique(values[:, -1])
+    figure, axes = style.figure(len(blocks), width=1.7 * len(blocks), height=4.6, squeeze=False)
+    for place, block in zip(axes.flat, blocks, strict=True):
+        rows = values[:, -1] == block
+        shown = images[rows][:, :each]
+        show(place, tile(shown.reshape(-1, *shown.shape[2:]), each), str(names[rows][0, -1]))
+    return figure
+
+
+def _best(study: Study) -> str:
+    """The row whose combinations succeed most."""
+    cells = study.measured("all_concepts")
+    return str(cells["row"].iloc[int(np.argmax(cells["value"]))])
+
+
+def _table(axes: Axes, names: Any, values: Any, numbers: Any, title: str) -> None:
+    """Numbers as a heat map, first kind down, last kind across (kinds between are averaged over)."""
+    grid = np.zeros((values[:, 0].max() + 1, values[:, -1].max() + 1))
+    counts = np.zeros_like(grid)
+    np.add.at(grid, (values[:, 0], values[:, -1]), numbers)
+    np.add.at(counts, (values[:, 0], values[:, -1]), 1)
+    grid /= counts
+    axes.imshow(grid, cmap="Blues", vmin=0, vmax=max(1e-9, 1.2 * grid.max()), aspect="auto")
+    for (row, column), number in np.ndenumerate(grid):
+        axes.text(column, row, f"{number:.1f}", ha="center", va="center", fontsize=7.5, color=style.INK)
+    axes.set_yticks(range(len(grid)), [names[values[:, 0] == row][0, 0] for row in range(len(grid))])
+    axes.set_xticks(range(grid.shape[1]), [names[values[:, -1] == column][0, -1] for column in range(grid.shape[1])])
+    axes.grid(False)
+    axes.set_title(title)

@@ -1,0 +1,68 @@
+"""Inpainting: masked images, completions and the truth for each mask; and the errors in the hole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from experiments.report import style
+from experiments.report.figures.common import effect_plot, show, tile
+from experiments.report.study import MissingArray, Study
+
+_MEASURED = {
+    "hole_mse": "Squared error in the hole, mean ↓",
+    "hole_mse_best": "Squared error, best completion ↓",
+    "agreement": "Classifier agrees with truth ↑",
+    "diversity": "Difference between completions (RMS)",
+}
+_HOLE = np.array([86, 180, 233], np.uint8)
+
+
+def draw(study: Study) -> dict[str, Figure]:
+    """``errors``, and ``completions-<mask>`` where arrays are at hand. Raises `MissingArray` without a measurement."""
+    if study.measured("hole_mse").empty:
+        raise MissingArray(f"{study.name}: nothing is measured yet")
+    drawn = {"errors": errors(study)}
+    first = study.rows[0]["row"]
+    for protocol in dict.fromkeys(study.measured("hole_mse")["protocol"]):
+        kept = list(study.arrays(first, f"{protocol}.npz").values())
+        if kept:
+            drawn[f"completions-{protocol.partition('-')[2]}"] = completions(kept[0])
+    return drawn
+
+
+def errors(study: Study) -> Figure:
+    """Each metric of every method and mask, with intervals."""
+    found = {metric: study.measured(metric) for metric in _MEASURED}
+    found = {metric: cells for metric, cells in found.items() if not cells.empty}
+    rows = max(len(cells) for cells in found.values())
+    figure, axes = style.figure(
+        len(found), width=2.2 * len(found) + 1.2, height=1.0 + 0.24 * rows, squeeze=False, sharey=True
+    )
+    for place, (metric, cells) in zip(axes[0], found.items(), strict=True):
+        effect_plot(
+            place, list(cells["label"]), cells["value"], cells["low"], cells["high"], methods=list(cells["method"]),
+            xlabel=_MEASURED[metric],
+        )  # fmt: skip
+        place.xaxis.label.set_fontsize(7.5)
+    return figure
+
+
+def completions(kept: dict[str, Any], rows: int = 8) -> Figure:
+    """A row an image: what is known (the hole tinted), completions, the truth."""
+    truth, mask, drawn = kept["truth"][:rows], kept["mask"][:rows], kept["completions"][:rows]
+    n, times, height, width, _ = drawn.shape
+    masked = np.where(mask, _rgb(truth), _HOLE).astype(np.uint8)
+    strips = np.concatenate([masked[:, None], _rgb(drawn), _rgb(truth)[:, None]], axis=1)
+    picture = tile(strips.reshape(n * (times + 2), height, width, 3), times + 2)
+    figure, axes = style.figure(width=0.5 * (times + 2), height=0.5 * n + 0.3)
+    show(axes, picture, "known · completions · truth")
+    return figure
+
+
+def _rgb(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Grey or colour images as colour images."""
+    return np.broadcast_to(images, (*images.shape[:-1], 3))
