@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,8 @@ def save(folder: Path, tensors: Mapping[str, Tensor], facts: Facts, stem: str = 
             if old != path:
                 old.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
         raise UserError(f"cannot write to {folder} ({error}); free space there or choose another folder") from None
 
 

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,8 @@ def train(
         on_resume(start.iteration)
     if start.status == "diverged":
         return start
+    if start.iteration >= iterations:
+        return replace(start, status="finished")
 
     iteration, reason, clock = start.iteration, "", _Clock(start.seconds)
     saved_at = clock.seconds
@@ -131,7 +133,7 @@ def train(
 
     status = "diverged" if reason else "finished" if iteration >= iterations else "interrupted"
     outcome = Outcome(status, iteration, clock.seconds, reason)
-    if folder is not None and outcome.iteration > start.iteration:
+    if folder is not None and iteration > start.iteration:
         _keep(method, folder, outcome)
     return outcome
 
