@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 
 import jinja2
 import pandas as pd
+from PIL import Image
 
 from experiments.files import write_text
 from experiments.report import tables
@@ -37,6 +39,8 @@ class Picture:
     caption: str
     drawing: bool
     """Lines on white, which a dark page may invert; pictures with pixels stay as they are."""
+    width: int
+    """Natural width in CSS pixels."""
 
 
 def build(results: Path) -> Path:
@@ -67,7 +71,18 @@ def inlined(path: Path, alt: str, caption: str = "") -> Picture:
     content = path.read_bytes()
     kind = "svg+xml" if path.suffix == ".svg" else "png"
     drawing = kind == "svg+xml" and b"<image" not in content
-    return Picture(f"data:image/{kind};base64,{base64.b64encode(content).decode()}", alt, caption, drawing)
+    source = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    return Picture(source, alt, caption, drawing, _width(path, content))
+
+
+def _width(path: Path, content: bytes) -> int:
+    """A picture's natural width in CSS pixels; figures' PNGs have the resolution that `style` gives them."""
+    if path.suffix == ".svg":
+        points = re.search(rb'<svg[^>]*? width="([\d.]+)pt"', content)
+        return round(float(points.group(1)) * 96 / 72) if points else 640
+    with Image.open(path) as picture:
+        dots = picture.info.get("dpi", (96.0, 96.0))[0]
+        return round(picture.width * 96 / dots)
 
 
 def _grouped(found: Sequence[Study]) -> Iterator[list[Study]]:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -75,7 +74,7 @@ def marker(method: str) -> str:
 
 
 def figure(
-    columns: int = 1, rows: int = 1, *, width: float = 7.0, height: float = 3.2, **subplots: Any
+    columns: int = 1, rows: int = 1, *, width: float = 5.0, height: float = 3.0, **subplots: Any
 ) -> tuple[Figure, Any]:
     """A figure (inches) and its axes, as ``Figure.subplots`` gives them: one Axes, or an array for several."""
     canvas = Figure(figsize=(width, height), layout="constrained")
@@ -97,8 +96,8 @@ def save(canvas: Figure, folder: Path, name: str) -> None:
 def _small_png(buffer: io.BytesIO) -> bytes:
     """The picture with a palette when it has few colours: a third of the size."""
     picture = Image.open(buffer).convert("RGB")
-    few = len(np.unique(np.asarray(picture).reshape(-1, 3), axis=0)) <= 4096
+    few = picture.getcolors(4096) is not None
     small = picture.quantize(256, dither=Image.Dither.NONE) if few else picture
     result = io.BytesIO()
-    small.save(result, format="PNG", optimize=True)
+    small.save(result, format="PNG", optimize=True, dpi=(LOOK["savefig.dpi"],) * 2)
     return result.getvalue()

@@ -35,7 +35,7 @@ def metric_name(metric: str) -> str:
 
 def axis_label(metric: str, protocol: str) -> str:
     """A metric with its protocol and the better direction: "Fréchet distance (fd-digits) ↓"."""
-    arrow = {"lower": " ↓", "higher": " ↑"}.get(METRICS.get(metric.lower(), ("", ""))[1], "")
+    arrow = {"lower": "\u00a0↓", "higher": "\u00a0↑"}.get(METRICS.get(metric.lower(), ("", ""))[1], "")
     return f"{metric_name(metric)} ({protocol}){arrow}"
 
 
@@ -91,6 +91,8 @@ def bars_with_intervals(
 ) -> None:
     """Horizontal bars, first on top, with 95 % intervals, one dot a seed, and labelled reference lines.
 
+    On a logarithmic axis, where a bar has no beginning, a marker stands for it: set the scale before.
+
     Args:
         values, lows, highs: ``(n,)``; a NaN interval is left out.
         dots: for each bar the values of its seeds.
@@ -98,11 +100,13 @@ def bars_with_intervals(
     """
     where = np.arange(len(labels))
     mean = np.asarray(values, dtype=float)
-    axes.barh(where, mean, height=0.62, color=[style.colour(method) for method in methods], alpha=0.28)
-    _ranges(axes, mean, lows, highs, methods, size=0)
+    linear = axes.get_xscale() == "linear"
+    if linear:
+        axes.barh(where, mean, height=0.62, color=[style.colour(method) for method in methods], alpha=0.28)
+    _ranges(axes, mean, lows, highs, methods, size=0 if linear else 7)
     for y, several in enumerate(dots or ()):
-        jitter = np.linspace(-0.14, 0.14, len(several)) if len(several) > 1 else [0.0]
-        axes.plot(several, y + np.asarray(jitter), "o", color=style.colour(methods[y]), markersize=3.6, alpha=0.9)
+        jitter = np.linspace(-0.14, 0.14, len(several)) if len(several) != 1 else np.zeros(1)
+        axes.plot(several, y + jitter, "o", color=style.colour(methods[y]), markersize=3.6, alpha=0.9)
     for name, value in (references or {}).items():
         axes.axvline(value, color=style.SOFT, linestyle=(0, (4, 3)), linewidth=1.0)
         axes.annotate(

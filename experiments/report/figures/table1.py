@@ -32,7 +32,7 @@ def score(study: Study) -> Figure | None:
     methods = cells[~cells["method"].isin(list(_REFERENCES))]
     if methods.empty:
         return None
-    figure, axes = style.figure(width=6.6, height=0.9 + 0.42 * len(methods))
+    figure, axes = style.figure(width=4.8, height=0.9 + 0.42 * len(methods))
     axes.set_xscale("log")
     references = {
         name: float(cells[cells["method"] == method]["value"].iloc[0])
@@ -53,7 +53,7 @@ def score(study: Study) -> Figure | None:
 def budget(study: Study) -> Figure | None:
     """The score along training against energy-gradient evaluations × images, with bands over seeds."""
     metric, protocol = _first(study)
-    figure, axes = style.figure(width=6.6, height=3.4)
+    figure, axes = style.figure(width=4.8, height=3.0)
     for row in study.rows:
         curves = list(study.arrays(row["row"], "curve.npz").values())
         if not curves:
@@ -68,6 +68,8 @@ def budget(study: Study) -> Figure | None:
     axes.set_yscale("log")
     axes.set_xlabel("Training budget: energy-gradient evaluations × images")
     axes.set_ylabel(axis_label(metric, protocol))
+    for floor in study.measured(metric, protocol).query("method == 'real'")["value"]:
+        axes.axhline(floor, color=style.SOFT, linestyle=(0, (4, 3)), linewidth=1.0, label=_REFERENCES["real"])
     axes.legend()
     return figure
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments.report import build_experiment, page
 from experiments.report.study import COLUMNS
 
 METHODS = {
@@ -24,17 +25,29 @@ PUBLISHED = {"cdrl": ("4.31", "confirmed"), "drl": ("9.58", "unconfirmed"), "sho
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
     """``results/`` with table1 at nano, and its ``runs/`` beside it."""
-    folder = tmp_path / "results" / "table1" / "nano"
+    return make_results(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of such a folder; to be read only."""
+    results = make_results(tmp_path_factory.mktemp("report"))
+    build_experiment(results / "table1" / "nano")
+    return page.build(results)
+
+
+def make_results(root: Path) -> Path:
+    folder = root / "results" / "table1" / "nano"
     folder.mkdir(parents=True)
     with (folder / "cells.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, [*COLUMNS, "label", "method", "budget"])
         writer.writeheader()
         for row, (label, values) in METHODS.items():
             writer.writerows(_cells(row, label, values))
-    (folder / "rows.json").write_text(json.dumps([_row(tmp_path, row) for row in METHODS]))
+    (folder / "rows.json").write_text(json.dumps([_row(root, row) for row in METHODS]))
     provenance = {"command": "python -m experiments experiment=table1 scale=nano", "packages": {"torch": "2.6"}}
     (folder / "provenance.json").write_text(json.dumps(provenance))
-    return tmp_path / "results"
+    return root / "results"
 
 
 def _cells(row: str, label: str, values: list[float]) -> list[dict[str, object]]:

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+
+from experiments.report import drawing, style
+from experiments.report.figures import common, table1
+from experiments.report.study import MissingArray, Study
+
+
+def test_table1_draws_its_three_figures_and_again_the_same_bytes(results: Path) -> None:
+    study = Study.load(results / "table1" / "nano")
+
+    assert drawing.write(study) == ["score", "budget", "samples"]
+    first = {path.name: path.read_bytes() for path in study.folder.glob("*.[sp][vn]g")}
+    for name in first:
+        (study.folder / name).unlink()
+    drawing.write(study)
+
+    assert len(first) == 6
+    assert {path.name: path.read_bytes() for path in study.folder.glob("*.[sp][vn]g")} == first
+
+
+def test_without_runs_the_committed_pictures_stay(results: Path) -> None:
+    study = Study.load(results / "table1" / "nano")
+    drawing.write(study)
+    before = (study.folder / "samples.png").read_bytes()
+    shutil.rmtree(results.parent / "runs")
+
+    assert drawing.write(study) == ["score"]
+    assert (study.folder / "samples.png").read_bytes() == before
+
+
+def test_curve_shows_mean_and_interval_over_seeds() -> None:
+    values = np.array([[3.0, 2.0], [5.0, 2.5], [4.0, 3.0]])
+    _, axes = style.figure()
+
+    common.curve_with_intervals(axes, [1, 2], values, label="CDRL", method="cdrl")
+
+    np.testing.assert_allclose(axes.lines[0].get_ydata(), [4.0, 2.5])
+    expected = stats.t.interval(0.95, 2, loc=4.0, scale=stats.sem(values[:, 0]))
+    (band,) = axes.collections
+    inside = band.get_paths()[0].vertices
+    np.testing.assert_allclose(sorted(set(inside[inside[:, 0] == 1, 1])), expected, rtol=1e-6)
+
+
+def test_a_single_seed_has_no_band() -> None:
+    _, axes = style.figure()
+
+    common.curve_with_intervals(axes, [1, 2], [[3.0, 2.0]], label="CDRL", method="cdrl")
+
+    assert not axes.collections
+
+
+@pytest.mark.parametrize("plot", [common.bars_with_intervals, common.effect_plot])
+def test_ranges_lie_on_their_intervals(plot: object) -> None:
+    _, axes = style.figure()
+
+    plot(axes, ["a", "b"], [1.0, 2.0], [0.5, np.nan], [1.5, np.nan], methods=["cdrl", "drl"])  # type: ignore[operator]
+
+    lines = [line.get_xdata() for line in axes.lines if list(line.get_ydata()) == [0, 0]]
+    assert [list(line) for line in lines] == [[0.5, 1.5]]
+    assert not [line for line in axes.lines if list(line.get_ydata()) == [1, 1]]
+
+
+def test_tile_places_images_in_rows() -> None:
+    images = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((5, 2, 3, 1), dtype=np.uint8)
+
+    picture = common.tile(images, columns=3, gap=1, background=9)
+
+    assert picture.shape == (5, 11, 1)
+    assert picture[0, [0, 4, 8], 0].tolist() == [0, 1, 2]
+    assert picture[3, [0, 4, 8], 0].tolist() == [3, 4, 9]
+    assert (picture[2] == 9).all()
+
+
+def test_methods_have_colours_of_their_own() -> None:
+    colours = [style.colour(method) for method in style.COLOURS]
+
+    assert len(set(colours)) == len(colours)
+    assert style.colour("a new method") == style.colour("a new method") in style.SPARE
+
+
+def test_png_of_a_figure_has_its_size(tmp_path: Path) -> None:
+    figure, _ = style.figure(width=3.0, height=2.0)
+
+    style.save(figure, tmp_path, "figure")
+
+    with Image.open(tmp_path / "figure.png") as picture:
+        assert picture.size == (600, 400)
+    assert "<dc:date>" not in (tmp_path / "figure.svg").read_text()
+
+
+def test_study_reads_arrays_and_metrics(results: Path) -> None:
+    study = Study.load(results / "table1" / "nano")
+
+    assert study.array("cdrl", 1, "grid.npy").shape == (70, 8, 8, 1)
+    assert set(study.arrays("cdrl", "curve.npz")) == {0, 1, 2}
+    assert study.seed_values("cdrl", "fd", "fd-digits") == [1.0, 1.1, 1.2]
+    assert study.metrics("cdrl", 0)["iteration"].tolist() == [1]
+    for missing in (("cdrl", 7, "grid.npy"), ("cdrl", 0, "other.npy"), ("nothing", 0, "grid.npy")):
+        with pytest.raises(MissingArray):
+            study.array(*missing)
+
+
+def test_nothing_measured_is_no_figure(results: Path) -> None:
+    study = Study.load(results / "table1" / "nano")
+    study.cells["value"] = np.nan
+
+    with pytest.raises(MissingArray):
+        table1.draw(study)

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from cdrl.errors import UserError
+from experiments.report import tables
+from experiments.report.study import Study
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "text"),
+    [
+        (4.3149, 4.18, 4.44, "4.31 [4.18, 4.44]"),
+        (1234.4, 1200.0, 1268.0, "1234 [1200, 1268]"),
+        (0.99951, 0.9991, 0.9999, "0.99951 [0.99910, 0.99990]"),
+        (2.0, math.nan, math.nan, "2.000"),
+        (0.1, 0.1, 0.1, "0.1000"),
+        (12345.6, math.nan, math.nan, "12,350"),
+        (math.nan, math.nan, math.nan, "–"),
+        (0.0, math.nan, math.nan, "0"),
+        (-1.5, -1.75, -1.25, "-1.50 [-1.75, -1.25]"),
+    ],
+)
+def test_value_with_interval(value: float, low: float, high: float, text: str) -> None:
+    assert tables.with_interval(value, low, high) == text
+
+
+def test_table_of_cells(results: Path) -> None:
+    table = tables.build(Study.load(results / "table1" / "nano"))
+
+    assert table.header[:5] == (
+        "", "Fréchet distance (fd-digits)\u00a0↓", "Precision (fd-digits)\u00a0↑", "Published", "Verdict",
+    )  # fmt: skip
+    assert table.body[0] == (
+        "CDRL", "1.100 [1.018, 1.182]", "0.512 [0.490, 0.530]", "4.31", "different-scale", "3", "1,000", "500,000",
+        "31", "123", "1.23",
+    )  # fmt: skip
+    assert [row[3] for row in table.body] == ["4.31", "9.58†", "44.5‡", "–", "–"]
+    assert "† unconfirmed; ‡ sources disagree" in table.caption
+    assert "Scale nano; protocol fd-digits; a CPU" in table.caption
+
+
+def test_best_is_the_lowest_distance_of_the_methods(results: Path) -> None:
+    table = tables.build(Study.load(results / "table1" / "nano"))
+
+    assert {place for place in table.best if place[1] == 1} == {(0, 1)}
+
+
+def test_two_protocols_never_share_a_column(results: Path) -> None:
+    path = results / "table1" / "nano" / "cells.csv"
+    cells = pd.read_csv(path)
+    cells.loc[(cells["row"] == "drl") & (cells["metric"] == "fd"), "protocol"] = "fid-clean"
+    cells.to_csv(path, index=False)
+
+    table = tables.build(Study.load(path.parent))
+
+    columns = [title for title in table.header if title.startswith("Fréchet")]
+    assert columns == ["Fréchet distance (fd-digits)\u00a0↓", "Fréchet distance (fid-clean)\u00a0↓"]
+    body = {row[0]: row for row in table.body}
+    assert (body["DRL"][1], body["CDRL"][3]) == ("–", "–")
+
+
+def test_latex_is_escaped_and_balanced(results: Path) -> None:
+    latex = tables.write(Study.load(results / "table1" / "nano")).latex()
+
+    assert (results / "table1" / "nano" / "table.tex").read_text() == latex
+    assert r"Short-run\_EBM \& co" in latex
+    assert r"95 \% interval" in latex
+    rows = latex.split(r"\toprule")[1].split(r"\bottomrule")[0].replace(r"\&", "")
+    assert {line.count("&") for line in rows.splitlines() if "&" in line} == {10}
+    assert not set(latex) & set("↓↑†‡×–\u00a0")
+
+
+def test_markdown_has_a_cell_in_every_column(results: Path) -> None:
+    lines = tables.build(Study.load(results / "table1" / "nano")).markdown().splitlines()[2:]
+
+    assert {line.count("|") for line in lines} == {12}
+    assert lines[2].startswith("| CDRL | **1.100 [1.018, 1.182]** |")
+
+
+def test_a_row_that_was_not_run(results: Path) -> None:
+    path = results / "table1" / "nano" / "cells.csv"
+    cells = pd.read_csv(path)
+    cells = cells[~((cells["row"] == "drl") & (cells["metric"] == "precision"))]
+    cells.loc[cells["row"] == "drl", ["value", "low", "high", "seeds", "samples", "published", "verdict"]] = [
+        math.nan, math.nan, math.nan, 0, math.nan, None, "not-run",
+    ]  # fmt: skip
+    cells.to_csv(path, index=False)
+
+    row = tables.build(Study.load(path.parent)).body[1]
+
+    assert row[:5] == ("DRL", "–", "–", "–", "not-run")
+
+
+def test_cells_without_the_fixed_columns_are_refused(results: Path) -> None:
+    path = results / "table1" / "nano" / "cells.csv"
+    pd.read_csv(path).drop(columns=["verdict"]).to_csv(path, index=False)
+
+    with pytest.raises(UserError, match="verdict"):
+        Study.load(path.parent)
+    with pytest.raises(UserError, match="run the experiment first"):
+        Study.load(results)
