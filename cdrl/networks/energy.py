@@ -50,14 +50,14 @@ class Weights(NamedTuple):
 
 
 class Context(NamedTuple):
-    """All that the level and the label contribute: a bias ``(B, C)`` per block, and the read-out vector ``(B, C)``."""
+    """What the level and the label contribute: a bias ``(B, C, 1, 1)`` per block and the read-out vector ``(B, C)``."""
 
     biases: tuple[Tensor, ...]
     readout: Tensor
 
     def repeat(self, times: int) -> Context:
         """The same context for ``times`` batches laid one after the other."""
-        return Context(tuple(bias.repeat(times, 1) for bias in self.biases), self.readout.repeat(times, 1))
+        return Context(tuple(bias.repeat(times, 1, 1, 1) for bias in self.biases), self.readout.repeat(times, 1))
 
 
 class ResidualBlock(nn.Module):
@@ -157,7 +157,7 @@ class EnergyNet(nn.Module):
             h = h + F.embedding(label, weights.label.T) + self.embed_label.bias
         h = F.leaky_relu(h, _SLOPE)
         biases = tuple(
-            F.leaky_relu(F.linear(h, kernel, block.time.bias), _SLOPE) + block.first.bias
+            (F.leaky_relu(F.linear(h, kernel, block.time.bias), _SLOPE) + block.first.bias)[:, :, None, None]
             for block, kernel in zip(self._blocks(), weights.time, strict=True)
         )
         return Context(biases, self.readout(h))
@@ -212,7 +212,7 @@ def evaluate(y: Tensor, weights: Weights, context: Context) -> Tensor:
     """``f(y)``, ``(B,)``, from effective weights and a context; ``y`` is ``(B, C, H, W)``."""
     h = F.conv2d(y, weights.stem, weights.stem_bias, padding="same")
     for block, bias in zip(weights.blocks, context.biases, strict=True):
-        inner = F.conv2d(F.leaky_relu(h, _SLOPE), block.first, padding="same") + bias[:, :, None, None]
+        inner = F.conv2d(F.leaky_relu(h, _SLOPE), block.first, padding="same") + bias
         inner = F.conv2d(F.leaky_relu(inner, _SLOPE), block.second, block.second_bias, padding="same")
         h = inner + (h if block.shortcut is None else F.conv2d(h, block.shortcut, block.shortcut_bias, padding="same"))
         if block.pool:
