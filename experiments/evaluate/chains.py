@@ -1,0 +1,210 @@
+"""Are the chains sampling? Long conditional chains at every level, watched.
+
+A chain at transition t targets ``log π(y) = f(y; λ_{t−1})/s_t² − |y − x_t|²/(2β_t)`` (no tether at the top). Its moves
+``y' ~ q(·|y) = N(y + drift(y), s_t² I)`` are never rejected; this computes how often a Metropolis–Hastings correction
+would accept them,
+
+    min(1, π(y') q(y|y') / π(y) q(y'|y)),
+
+and does not apply it. For ``images`` held-out images, ``chains`` chains start from independent proposals given the same
+x_t, and run ``steps`` steps, all levels at once. Measured per level, chains of one x_t together, then averaged:
+
+    acceptance      mean acceptance probability
+    rhat            split-R̂, the worst over log π and ``pixels`` fixed pixels
+    ess             effective sample size per 1,000 steps of one chain, the smallest over the same quantities
+    energy-drift    mean log π of the last tenth minus that of the tenth after the first K steps, in standard deviations
+                    within a chain
+
+Then whole samples with chains of other lengths, the usual one and those in ``long``: ``pictures`` images each, and the
+protocol's first metric for the usual length and those in ``scored``. Further settings: ``samples``, ``batch``. Written to
+``chains.npz``: ``acceptance`` (levels, steps), ``log_density`` (levels, steps, images, chains); to ``long.npz``: uint8
+pictures by length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cdrl import langevin, randomness
+from cdrl.langevin import Coefficients
+from cdrl.networks import FrozenEnergy
+from cdrl.noise import marginal, per_image
+from cdrl.sampler import Sampler
+from experiments import data
+from experiments.evaluate import Measurement, Progress, TrainedRun
+from experiments.metrics import Scorer
+from experiments.metrics.mixing import effective_sample_size, split_rhat
+
+_LONG_SHARE = 0.5
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a batch of chains samples: energies, anchors and step constants, image by image."""
+
+    energy: FrozenEnergy
+    anchor: Tensor
+    constants: Coefficients
+    variance: Tensor
+    """s_t² ``(B,)``: f is divided by it."""
+    tether: Tensor
+    """1/β_t ``(B,)``, 0 at the top."""
+
+    @torch.no_grad()
+    def look(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """log π up to a constant ``(B,)``, and the mean of the next move, like ``y``."""
+        with torch.enable_grad():
+            y = y.detach().requires_grad_(True)
+            value = self.energy(y)
+            (gradient,) = torch.autograd.grad(value.sum(), y)
+        pull = (y - self.anchor).square().sum(dim=(1, 2, 3))
+        log_density = value.double() / self.variance - 0.5 * self.tether * pull.double()
+        mean = y + self.constants.gain * gradient - self.constants.tether * (y - self.anchor)
+        return log_density.detach(), mean.detach()
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Along chains: ``(steps, B)`` acceptance probabilities and log π, ``(steps, B, pixels)`` pixels."""
+
+    acceptance: Array
+    log_density: Array
+    pixels: Array
+
+
+def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: Progress) -> list[Measurement]:
+    """See the module's docstring."""
+    sampler = run.sampler()
+    images, chains, levels = settings["images"], settings["chains"], sampler.schedule.levels
+    x0 = data.to_float(run.test.images[:images]).to(run.device).repeat_interleave(chains, dim=0).repeat(levels, 1, 1, 1)
+    level = torch.arange(1, levels + 1, device=run.device).repeat_interleave(images * chains)
+    target, start = conditional(sampler, x0, level, run.seed, same=chains)
+    trace = walk(target, start, settings["steps"], settings["pixels"], run.seed, progress)
+    by_level = {name: _grouped(getattr(trace, name), levels, images, chains) for name in vars(trace)}
+    np.savez_compressed(
+        out / "chains.npz",
+        acceptance=by_level["acceptance"].mean(axis=(2, 3)).astype(np.float32),
+        log_density=by_level["log_density"].astype(np.float32),
+    )
+    measurements = []
+    for number in range(levels):
+        found = diagnose(*(by_level[name][number] for name in vars(trace)), warm_up=sampler.chain.steps)
+        measurements += [
+            _measurement(name, f"chains-level{number}", value, images * chains) for name, value in found.items()
+        ]
+    return measurements + _long_run(run, sampler, settings, out, progress)
+
+
+def conditional(sampler: Sampler, x0: Tensor, level: Tensor, seed: int, same: int = 1) -> tuple[Target, Tensor]:
+    """The targets of chains from x_t to level t − 1, and their proposals.
+
+    Args:
+        sampler: networks, schedule and chain.
+        x0: clean images ``(B, C, H, W)``, ``same`` in a row alike.
+        level: t in 1 … T, int64 ``(B,)``.
+        seed: any integer.
+        same: so many neighbours share their x_t, and differ in their proposals.
+    """
+    schedule, index = sampler.schedule.to(sampler.device), torch.arange(len(x0), device=sampler.device)
+    upper_noise = randomness.normal(randomness.key(seed, "chains/upper"), index // same, sampler.shape)
+    upper = marginal(schedule, x0, level, upper_noise)
+    start = upper
+    with torch.no_grad():
+        if sampler.initializer is not None:
+            own = randomness.normal(randomness.key(seed, "chains/proposal"), index, sampler.shape)
+            mean = sampler.initializer(upper, schedule.logsnr[level])
+            start = mean + per_image(schedule.proposal_std[level]) * own
+        energy = sampler.energy_net.frozen(sampler.energy_net.weights(), schedule.logsnr[level - 1])
+    target = Target(
+        energy=energy,
+        anchor=upper,
+        constants=langevin.coefficients(schedule, level, sampler.chain),
+        variance=sampler.chain.step_variance * schedule.unit_step[level].square(),
+        tether=torch.where(level < schedule.levels, 1.0 / schedule.beta[level], 0.0),
+    )
+    return target, start
+
+
+def walk(target: Target, start: Tensor, steps: int, pixels: int, seed: int, progress: Progress) -> Trace:
+    """Uncorrected Langevin steps from ``start``, with the acceptance each would have had."""
+    index = torch.arange(len(start), device=start.device)
+    streams = randomness.keys(seed, "chains/step", count=steps, device=start.device)
+    watched = torch.linspace(0, start[0].numel() - 1, pixels).round().long().to(start.device)
+    y, (value, mean) = start, target.look(start)
+    rows: list[tuple[Tensor, Tensor, Tensor]] = []
+    for number, stream in enumerate(streams.unbind()):
+        moved = mean + target.constants.noise * randomness.normal(stream, index, tuple(y.shape[1:]))
+        new_value, new_mean = target.look(moved)
+        ratio = new_value - value + _log_move(target, y, new_mean) - _log_move(target, moved, mean)
+        rows.append((ratio.clamp(max=0).exp(), new_value, moved.flatten(1)[:, watched].double()))
+        y, value, mean = moved, new_value, new_mean
+        if number % 100 == 0:
+            progress(_LONG_SHARE * number / steps, f"step {number} of {steps}")
+    return Trace(*(torch.stack(column).cpu().numpy() for column in zip(*rows, strict=True)))
+
+
+def diagnose(acceptance: Array, log_density: Array, pixels: Array, warm_up: int) -> dict[str, float]:
+    """The measurements of one level from traces ``(steps, images, chains[, pixels])``; see the module's docstring."""
+    kept = slice(min(warm_up, len(acceptance) // 10), None)
+    quantities = np.concatenate((log_density[kept, ..., None], pixels[kept]), axis=3)
+    rhat, size = [], []
+    for image in np.moveaxis(quantities, (1, 2), (0, 1)):  # (chains, steps, quantities) of one x_t
+        traces = [image[..., number] for number in range(image.shape[2])]
+        rhat.append(np.nanmax([split_rhat(trace) for trace in traces]))
+        size.append(np.nanmin([effective_sample_size(trace) for trace in traces]))
+    tail = log_density[kept]
+    tenth = max(1, len(tail) // 10)
+    drift = (tail[-tenth:].mean(axis=0) - tail[:tenth].mean(axis=0)) / tail[-tenth:].std(axis=0)
+    return {
+        "acceptance": float(acceptance.mean()),
+        "rhat": float(np.mean(rhat)),
+        "ess": float(np.mean(size)) * 1000 / (len(tail) * log_density.shape[2]),
+        "energy-drift": float(drift.mean()),
+    }
+
+
+def _log_move(target: Target, to: Tensor, mean: Tensor) -> Tensor:
+    """log q up to the constant that both directions share, ``(B,)``."""
+    return -0.5 * ((to - mean).double() / target.constants.noise).square().sum(dim=(1, 2, 3))
+
+
+def _grouped(values: Array, levels: int, images: int, chains: int) -> Array:
+    """``(steps, B, …)`` → ``(levels, steps, images, chains, …)``."""
+    return np.moveaxis(values.reshape(len(values), levels, images, chains, *values.shape[2:]), 1, 0)
+
+
+def _long_run(
+    run: TrainedRun, sampler: Sampler, settings: dict[str, Any], out: Path, progress: Progress
+) -> list[Measurement]:
+    pictures, measurements = {}, []
+    lengths = [sampler.chain.steps, *settings["long"]]
+    for number, steps in enumerate(lengths):
+        longer = replace(sampler, chain=replace(sampler.chain, steps=steps))
+        pictures[str(steps)] = data.to_uint8(longer(torch.arange(settings["pictures"]), run.seed))
+        if steps in (sampler.chain.steps, *settings["scored"]):
+            measurements += _scored(run, longer, settings)
+        progress(_LONG_SHARE + (1 - _LONG_SHARE) * (number + 1) / len(lengths), f"samples with {steps} steps a level")
+    np.savez_compressed(out / "long.npz", **pictures)
+    return measurements
+
+
+def _scored(run: TrainedRun, sampler: Sampler, settings: dict[str, Any]) -> list[Measurement]:
+    scorer = Scorer(run.protocol, run.train, run.cache, run.device)
+    for images in sampler.batches(settings["samples"], run.seed, None, settings["batch"]):
+        scorer.update(data.to_uint8(images))
+    metric, value = next(iter(scorer.result().items()))
+    found = _measurement(metric, run.protocol.name, value, settings["samples"])
+    found.update(row=f"K = {sampler.chain.steps}", grad_evals=sampler.gradient_evaluations)
+    return [found]
+
+
+def _measurement(metric: str, protocol: str, value: float, samples: int) -> Measurement:
+    return {"metric": metric, "protocol": protocol, "value": value, "samples": samples}

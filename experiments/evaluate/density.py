@@ -1,0 +1,133 @@
+"""The energy itself against the truth: log-densities on a grid, at every level, for data whose density is known.
+
+The energy of the transition t → t − 1 is the log-density of ``y = scale_t x_{t−1}`` up to a factor and a constant, so in
+the coordinates of x_{t−1} (the change of variables adds 2 ln scale_t, a constant)
+
+    log p̂(x) = f(scale_t x; λ_{t−1}) / s_t² − log Z_t,      Z_t = Σ_cells exp(f / s_t²) · area
+
+with Z_t summed on the grid: log-densities are in nats, and so are their differences to the truth
+``p_{t−1} = law of α_{t−1} x_0 + σ_{t−1} ε``:
+
+    kl               Σ_cells p (log p − log p̂) · area
+    log-likelihood   mean of log p̂ (nearest cell) over held-out points noised to the level; "truth" is the same of p
+
+Settings: ``grid`` (cells a side), ``samples``, ``batch``. Written to ``density.npz``: ``half`` (levels), ``learned``
+and ``truth`` (levels, grid, grid; rows are the second coordinate), ``samples``, ``data`` (n, 2).
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import logsumexp
+
+from cdrl import randomness
+from cdrl.cooperative import Cooperative
+from cdrl.model import Model
+from cdrl.noise import NoiseSchedule
+from cdrl.sampler import Sampler
+from experiments.data.points import PointSet
+from experiments.data.sets.toy import Density, density
+from experiments.evaluate import Measurement, Progress, TrainedRun
+
+_REACH = 4.0
+"""The grid reaches so many noise standard deviations beyond the data's square."""
+_PROTOCOL = "grid-level{}"
+Array = NDArray[np.float64]
+
+
+class Grid(NamedTuple):
+    """Centres of the cells of a square [−half, half]², ``(cells², 2)``, first coordinate fastest."""
+
+    half: float
+    cells: int
+
+    @property
+    def centres(self) -> Array:
+        axis = (np.arange(self.cells) + 0.5) * (2 * self.half / self.cells) - self.half
+        return np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
+
+    @property
+    def log_area(self) -> float:
+        """Of one cell."""
+        return 2 * math.log(2 * self.half / self.cells)
+
+    def cell(self, x: Array) -> NDArray[np.int64]:
+        """Which cell holds each of the points ``(n, 2)``; those outside go to the border."""
+        place = np.floor((x + self.half) * (self.cells / (2 * self.half))).astype(np.int64).clip(0, self.cells - 1)
+        return place[:, 0] + self.cells * place[:, 1]
+
+
+def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: Progress) -> list[Measurement]:
+    """See the module's docstring."""
+    assert isinstance(run.method, Cooperative)
+    assert isinstance(run.test, PointSet)
+    known, sampler, measurements = density(run.train.name), run.sampler(), []
+    grids, learned, truth = [], [], []
+    points = run.test.points[: settings["samples"]].astype(np.float64)
+    for level in range(sampler.schedule.levels):
+        grid = level_grid(sampler.schedule, level, settings["grid"])
+        estimate = learned_log_density(sampler, level, grid)
+        exact = _at(known, sampler.schedule, level, grid.centres)
+        measurements += _compared(run, level, grid, estimate, exact, points)
+        grids.append(grid.half)
+        learned.append(estimate.reshape(grid.cells, grid.cells))
+        truth.append(exact.reshape(grid.cells, grid.cells))
+        progress((level + 1) / (sampler.schedule.levels + 1), f"level {level}")
+    drawn = torch.cat(list(sampler.batches(settings["samples"], run.seed, None, settings["batch"]))).flatten(1)
+    samples = drawn.cpu().numpy().astype(np.float64)
+    score = float(np.mean(_at(known, sampler.schedule, 0, samples)))
+    measurements.append(_measurement("sample log-density under the truth (nats)", _PROTOCOL.format(0), score, samples))
+    arrays: dict[str, Any] = {"half": np.array(grids), "learned": np.array(learned), "truth": np.array(truth)}
+    np.savez_compressed(out / "density.npz", samples=samples, data=points, **arrays)
+    return measurements
+
+
+def level_grid(schedule: NoiseSchedule, level: int, cells: int) -> Grid:
+    """A grid that holds all but a negligible part of the noised data in [−1, 1]²."""
+    return Grid(float(schedule.alpha[level] + _REACH * schedule.sigma[level]), cells)
+
+
+@torch.no_grad()
+def learned_log_density(sampler: Sampler, level: int, grid: Grid) -> Array:
+    """The normalised log p̂ at the grid's centres in the coordinates of ``x_level``, nats, ``(cells²,)``."""
+    x = torch.from_numpy(grid.centres).float().to(sampler.device)
+    y = sampler.schedule.scale[level + 1] * x[:, :, None, None]
+    values = Model(sampler).log_density(y, level + 1).double().cpu().numpy()
+    return values - logsumexp(values) - grid.log_area
+
+
+def divergence(estimate: Array, exact: Array) -> float:
+    """KL(truth ‖ estimate) in nats from log-densities in equal cells, both normalised over the cells."""
+    difference = (exact - logsumexp(exact)) - (estimate - logsumexp(estimate))
+    share = np.exp(exact - logsumexp(exact))
+    return float(np.sum(share[share > 0] * difference[share > 0]))
+
+
+def _compared(
+    run: TrainedRun, level: int, grid: Grid, estimate: Array, exact: Array, points: Array
+) -> list[Measurement]:
+    assert isinstance(run.method, Cooperative)
+    schedule = run.method.settings.schedule
+    stream = randomness.key(run.seed, "density/noise", level)
+    noise = randomness.normal(stream, torch.arange(len(points)), (2,)).double().numpy()
+    noised = float(schedule.alpha[level]) * points + float(schedule.sigma[level]) * noise
+    cell, protocol = grid.cell(noised), _PROTOCOL.format(level)
+    return [
+        _measurement("kl (nats)", protocol, divergence(estimate, exact), points),
+        _measurement("log-likelihood (nats)", protocol, float(estimate[cell].mean()), points),
+        _measurement("log-likelihood of the truth (nats)", protocol, float(exact[cell].mean()), points),
+    ]
+
+
+def _at(known: Density, schedule: NoiseSchedule, level: int, x: Array) -> Array:
+    return known.log_density(x, float(schedule.alpha[level]), float(schedule.sigma[level]))
+
+
+def _measurement(metric: str, protocol: str, value: float, points: Array) -> Measurement:
+    return {"metric": metric, "protocol": protocol, "value": value, "samples": len(points)}

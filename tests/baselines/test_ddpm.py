@@ -1,0 +1,90 @@
+"""The DDPM: schedules, exact sampling with an exact predictor, cost, and a training step that learns."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from baselines.ddpm import DDPM, DDPMSettings, denoise, flops, linear_signal, scales
+from cdrl.errors import UserError
+from cdrl.learner import Optimisation
+from cdrl.networks import EnergyNet, Initializer
+
+MEAN, DEVIATION = 0.2, 0.15
+
+
+def exact(x: Tensor, logsnr: Tensor) -> Tensor:
+    """E[ε | x_k] for independent pixels N(MEAN, DEVIATION²)."""
+    alpha, sigma = scales(logsnr)
+    return sigma * (x - alpha * MEAN) / (alpha.square() * DEVIATION**2 + sigma.square())
+
+
+def small(iterations: int = 100) -> DDPM:
+    torch.manual_seed(0)
+    network = Initializer(1, 2, 16, (1,), 1, dropout=0.0, attention_sizes=(), kernel=1)
+    optimisation = Optimisation(learning_rate=3e-3, warm_up=1, ema=0.9)
+    reference = EnergyNet(1, 2, 16, (1,), 1, kernel=1)
+    return DDPM(network, reference, DDPMSettings(sampling_steps=10), optimisation, (2, 1, 1), iterations=iterations)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_exact_predictor_gives_the_data(schedule: str, eta: float) -> None:
+    settings = DDPMSettings(schedule, sampling_steps=200, eta=eta)
+    x = denoise(exact, settings.logsnr(), settings, torch.arange(4000), (2, 1, 1), seed=1)
+    assert float(x.mean()) == pytest.approx(MEAN, abs=0.01)
+    assert float(x.std()) == pytest.approx(DEVIATION, rel=0.06)
+
+
+def test_schedules() -> None:
+    assert float(linear_signal(1000)[-1]) == pytest.approx(4.04e-5, rel=0.01)
+    for schedule in ("cosine", "linear"):
+        logsnr = DDPMSettings(schedule).logsnr()
+        assert bool((logsnr.diff() < 0).all())
+        assert bool(logsnr.isfinite().all())
+
+
+def test_flops_of_a_known_network() -> None:
+    conv = torch.nn.Conv2d(3, 5, 3, padding=1)
+
+    class Network(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = conv
+
+        def forward(self, x: Tensor, logsnr: Tensor) -> Tensor:
+            return self.conv(x)
+
+    assert flops(Network(), (3, 8, 8)) == 2 * 8 * 8 * 3 * 5 * 9
+    assert next(conv.parameters()).device.type == "cpu"
+
+
+def test_cost_is_counted_in_gradient_evaluations() -> None:
+    method = small()
+    share = flops(method.network, (2, 1, 1)) / (2 * flops(EnergyNet(1, 2, 16, (1,), 1, kernel=1), (2, 1, 1)))
+    assert method.training_cost == math.ceil(3 * share) >= 1
+    assert method.sampling_cost == math.ceil(10 * share) >= 1
+
+
+def test_learns_and_samples() -> None:
+    method = small()
+    x0 = torch.randn(256, 2, 1, 1, generator=torch.Generator().manual_seed(0)) * DEVIATION + MEAN
+    errors = []
+    for iteration in range(100):
+        method.train_step(x0, None, iteration)
+        errors.append(method.meters.read()["noise_error"][0])
+    assert sum(errors[-10:]) < 0.7 * sum(errors[:10])
+    whole = torch.cat(list(method.sample(6, seed=2)))
+    parts = torch.cat([*method.sample(4, seed=2, batch_size=3), *method.sample(6, seed=2, first=4)])
+    torch.testing.assert_close(whole, parts)
+    assert float(whole.abs().max()) <= 1
+
+
+def test_mistakes() -> None:
+    with pytest.raises(UserError, match="unknown schedule"):
+        DDPMSettings("quadratic")
+    with pytest.raises(UserError, match="sampling_steps"):
+        DDPMSettings(sampling_steps=0)

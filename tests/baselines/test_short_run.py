@@ -1,0 +1,102 @@
+"""The short-run EBM against its equations written out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from baselines.short_run import ShortRun, ShortRunSettings
+from cdrl import conditions, randomness
+from cdrl.errors import UserError
+from cdrl.learner import Optimisation
+from cdrl.networks import EnergyNet
+from tests import reference
+
+SHAPE = (1, 8, 8)
+
+
+def short_run(seed: int = 0, **settings: float) -> ShortRun:
+    torch.manual_seed(0)
+    net = EnergyNet(8, 1, 8, (1, 2), 1)
+    for parameter in net.parameters():
+        parameter.data.add_(0.05 * torch.randn_like(parameter))
+    optimisation = Optimisation(learning_rate=1e-3, warm_up=2, clip=None, ema=0.9)
+    return ShortRun(net, ShortRunSettings(**{"steps": 4, **settings}), optimisation, seed)  # type: ignore[arg-type]
+
+
+def walk(net: EnergyNet, y: Tensor, logsnr: Tensor, streams: list[int], settings: ShortRunSettings) -> Tensor:
+    """``y ← y + gain ∇f(y) + ω z``."""
+    for stream in streams:
+        y = y.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(reference.energy(net, y, logsnr).sum(), y)
+        z = randomness.normal(stream, torch.arange(len(y)), SHAPE)
+        y = y + settings.gain * gradient + settings.step_noise * z
+    return y.detach()
+
+
+def uniform(seed: int, purpose: str, index: Tensor, *counters: int) -> Tensor:
+    return 2 * randomness.uniform(randomness.key(seed, purpose, *counters), index, SHAPE) - 1
+
+
+@pytest.mark.parametrize("settings", [{}, {"gain": 0.5, "step_noise": 0.05, "data_noise": 0.1}, {"energy_weight": 0.3}])
+def test_iteration_matches_the_equations(settings: dict[str, float]) -> None:
+    method = short_run(seed=3, **settings)
+    trained = reference.Trained(short_run(**settings).energy_net, method.learners["energy"].settings)
+    s = method.settings
+    net, index = trained.network, torch.arange(10)
+    logsnr = torch.full((10,), method.logsnr)
+    for iteration in range(3):
+        images = 2 * torch.rand(10, *SHAPE) - 1
+        method.train_step(images, None, iteration)
+
+        noise = randomness.normal(randomness.key(3, "train/data", iteration), index, SHAPE)
+        positive = images + s.data_noise * noise
+        reference.power_iteration(net)
+        streams = [randomness.key(3, "train/chain", iteration, step) for step in range(4)]
+        refined = walk(net, uniform(3, "train/start", index, iteration), logsnr, streams, s)
+        plus, minus = reference.energy(net, positive, logsnr), reference.energy(net, refined, logsnr)
+        loss = (minus - plus).mean() + s.energy_weight * 0.5 * (plus.square().mean() + minus.square().mean())
+        gradients = reference.descend(trained, loss, iteration, method.iterations)
+
+        (gap,) = method.meters.read()["energy_gap"]
+        assert gap == pytest.approx(float((plus - minus).mean()), rel=1e-4, abs=1e-5)
+        learner = method.learners["energy"]
+        assert reference.distance([p.grad for p in learner.parameters], gradients) < 1e-5
+        assert reference.distance(learner.parameters, net.parameters()) < 1e-4
+        assert reference.distance(learner.ema.average.parameters(), trained.average) < 1e-4
+
+
+def test_sampling_is_the_training_chain_on_averages() -> None:
+    method = short_run()
+    method.train_step(2 * torch.rand(6, *SHAPE) - 1, None, 0)
+    net = method.learners["energy"].ema.synchronised()
+    assert isinstance(net, EnergyNet)
+    index = torch.arange(5)
+    streams = [randomness.key(9, "sample/chain", 0, step) for step in range(4)]
+    expected = walk(net, uniform(9, "sample/start", index), torch.full((5,), method.logsnr), streams, method.settings)
+    (images,) = method.sample(5, 9)
+    torch.testing.assert_close(images, expected.clamp(-1, 1), rtol=1e-4, atol=1e-5)
+
+
+def test_a_sample_does_not_depend_on_its_batch() -> None:
+    """Equal noise to the last bit; the network's sums are grouped by batch size, hence 1e-5 on the images."""
+    method = short_run()
+    whole = torch.cat(list(method.sample(9, 5, batch_size=9)))
+    for size in (1, 4):
+        torch.testing.assert_close(torch.cat(list(method.sample(9, 5, batch_size=size))), whole, rtol=0, atol=1e-5)
+    torch.testing.assert_close(torch.cat(list(method.sample(9, 5, first=6))), whole[6:], rtol=0, atol=1e-5)
+
+
+def test_published_settings_and_cost() -> None:
+    settings = ShortRunSettings()
+    assert (settings.steps, settings.gain, settings.step_noise, settings.data_noise) == (100, 1.0, 0.01, 0.03)
+    method = short_run(steps=100)
+    assert (method.training_cost, method.sampling_cost) == (102, 100)
+
+
+def test_what_it_cannot_do_is_refused() -> None:
+    with pytest.raises(UserError, match="unconditional"):
+        next(short_run().sample(1, 0, conditions.labelled([1])))
+    with pytest.raises(UserError, match="at least one step"):
+        ShortRunSettings(steps=0)
