@@ -6,23 +6,18 @@ import csv
 import io
 import json
 import math
-import os
-import platform
-import subprocess
 from collections.abc import Iterable, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from scipy import stats
 
 from cdrl.errors import UserError
-from experiments import data
 from experiments.evaluate import Measurement
 from experiments.files import write_json, write_text
 from experiments.plan import Evaluation, Plan, Row
+from experiments.provenance import commit, device_name, provenance, resolve_device
 from experiments.report import published
 
 COLUMNS = (
@@ -30,7 +25,6 @@ COLUMNS = (
     "published", "published_status", "verdict", "grad_evals", "train_seconds", "sample_seconds", "device", "commit",
     "runs", "label", "method", "budget", "note",
 )  # fmt: skip
-_PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "clean-fid", "hydra-core", "safetensors")
 _TOLERANCE = 0.05
 """A measured number within this share of the published one, or with an interval that holds it, reproduces it."""
 
@@ -44,7 +38,7 @@ def write_results(plan: Plan, command: Sequence[str]) -> Path:
     writer.writerows(cells)
     write_text(plan.results / "cells.csv", text.getvalue())
     write_json(plan.results / "rows.json", [_row_facts(row) for row in plan.rows])
-    write_json(plan.results / "provenance.json", _provenance(plan, command))
+    write_json(plan.results / "provenance.json", provenance(plan, command))
     return plan.results
 
 
@@ -67,33 +61,6 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
         return mean, math.nan, math.nan
     half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
     return mean, mean - half, mean + half
-
-
-def device_name(device: str) -> str:
-    """The processor's or the GPU's own name."""
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(torch.device(device))
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return f"{line.split(':', 1)[1].strip()} (CPU)"
-    except OSError:
-        pass
-    return f"{platform.processor() or platform.machine()} (CPU)"
-
-
-def commit() -> str:
-    """The checkout's commit, marked when code has changed since; "unknown" outside a checkout."""
-    root = Path(__file__).parents[1]
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        dirty = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
-        return git("rev-parse", "--short=12", "HEAD") + ("-modified" if dirty else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def _row_cells(plan: Plan, row: Row) -> Iterable[dict[str, Any]]:
@@ -152,8 +119,8 @@ def _shared_facts(plan: Plan, row: Row) -> dict[str, Any]:
         "verdict": "not-run",
         "budget": row.evaluations[0].run.config["budget"] if seconds else 0,
         "train_seconds": round(float(np.mean(seconds)), 1) if seconds else 0.0,
-        "device": device_name(_device(plan)),
-        "commit": commit(),
+        "device": device_name(resolve_device(plan.config["device"])),
+        "commit": " ".join(sorted({status.get("commit", commit()) for status in statuses})),
         "runs": " ".join(str(evaluation.run.folder) for evaluation in row.evaluations),
         "note": "; ".join(diverged),
     }
@@ -174,12 +141,6 @@ def _status(evaluation: Evaluation) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def _device(plan: Plan) -> str:
-    from experiments.run import resolve_device
-
-    return resolve_device(plan.config["device"])
-
-
 def _row_facts(row: Row) -> dict[str, Any]:
     return {
         "row": row.id,
@@ -188,20 +149,4 @@ def _row_facts(row: Row) -> dict[str, Any]:
         "evaluations": [
             {"seed": e.run.seed, "folder": str(e.folder), "run": str(e.run.folder)} for e in row.evaluations
         ],
-    }
-
-
-def _provenance(plan: Plan, command: Sequence[str]) -> dict[str, Any]:
-    training = data.load_config(plan.config["data"], "train")
-    return {
-        "command": " ".join(command),
-        "commit": commit(),
-        "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in _PACKAGES},
-        "device": device_name(_device(plan)),
-        "cores": os.cpu_count(),
-        "system": platform.platform(),
-        "data": {"name": training.name, "source": training.source, "sha256": training.checksum},
-        "protocol": plan.config["metrics"],
-        "configs": {str(job.run.folder): job.run.config for job in plan.jobs()},
     }

@@ -142,6 +142,8 @@ def _expanded(name: str, row: dict[str, Any]) -> list[tuple[str, dict[str, Any]]
         OmegaConf.update(node, sweep["key"], value, force_add=True)
         single = plain(node)
         single["label"] = sweep.get("label", "{}").format(value)
+        if single.get("published"):
+            single["published"] = {key: text.format(value) for key, text in single["published"].items()}
         rows.append((f"{name}-{value}", single))
     return rows
 

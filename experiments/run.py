@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from cdrl.errors import UserError
 from experiments.files import write_json
 from experiments.plan import Job, Plan
+from experiments.provenance import commit, resolve_device
 
 EVALUATION_SHARE = 0.15
 """What an evaluation is taken to cost, as a share of its run's training, until it has been seen."""
@@ -57,23 +57,6 @@ def carry_out(plan: Plan) -> None:
     _Pool(plan, jobs, device, workers, threads).run()
 
 
-def resolve_device(name: str) -> str:
-    """``auto`` made definite. Raises `UserError` for a device this machine does not have."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"unknown device '{name}'; use auto, cpu, cuda or cuda:<number>") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(
-            f"device={name} needs an NVIDIA GPU, and this machine shows {torch.cuda.device_count()}; use device=cpu"
-        )
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"device '{name}' is not supported; use auto, cpu, cuda or cuda:<number>")
-    return name
-
-
 def parallelism(launcher: dict[str, Any], device: str, jobs: int) -> tuple[int, int]:
     """(runs at a time, CPU threads each)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -90,7 +73,7 @@ class _Pool:
 
     def __init__(self, plan: Plan, jobs: Sequence[Job], device: str, workers: int, threads: int) -> None:
         self.plan, self.waiting, self.device = plan, deque(jobs), device
-        self.workers, self.threads = workers, threads
+        self.workers, self.threads, self.commit = workers, threads, commit()
         self.total, self.finished = len(jobs), 0
         self.active: list[_Active] = []
         self.failed: list[str] = []
@@ -145,6 +128,7 @@ class _Pool:
             "folder": str(job.run.folder),
             "config": {**job.run.config, "data": {**job.run.config["data"]}},
             "seed": job.run.seed,
+            "commit": self.commit,
             "device": self.device,
             "engine": self.plan.config["engine"],
             "threads": self.threads,

@@ -25,9 +25,11 @@ from torch import Tensor
 
 from cdrl import checkpoint
 from cdrl.errors import UserError
+from cdrl.fast import choose
 from cdrl.method import Method
 from cdrl.trainer import train
 from experiments import data, methods
+from experiments.data import attributes
 from experiments.evaluate import Measurement, TrainedRun, evaluator
 from experiments.files import write_json
 from experiments.metrics import Protocol
@@ -83,7 +85,7 @@ def _do(job: dict[str, Any], folder: Path) -> int:
 def _trained(job: dict[str, Any], folder: Path, training: data.ImageSet, device: torch.device) -> Method | None:
     """The run's method with its trained weights, or None when it diverged or was interrupted."""
     config, seed = job["config"], job["seed"]
-    iterations = planned_iterations(config, training.classes)
+    iterations = planned_iterations(config, label_count(config, training))
     method = methods.build(
         config["method"],
         image_size=training.image_size,
@@ -92,6 +94,7 @@ def _trained(job: dict[str, Any], folder: Path, training: data.ImageSet, device:
         seed=seed,
         iterations=iterations,
         device=device,
+        engine=choose(job["engine"], device, iterations * chain_steps(config["method"])),
     )
     status = folder / "status.json"
     if status.exists():
@@ -101,9 +104,14 @@ def _trained(job: dict[str, Any], folder: Path, training: data.ImageSet, device:
     outcome = _train(method, config, folder, training, iterations, seed, device)
     if outcome.status == "interrupted":
         return None
-    facts = {"status": outcome.status, "iterations": outcome.iteration, "seconds": outcome.seconds}
+    facts = {
+        "status": outcome.status,
+        "iterations": outcome.iteration,
+        "seconds": outcome.seconds,
+        "commit": job["commit"],
+    }
     cost = method.training_cost * config["method"]["batch_size"]
-    write_json(status, {**facts, "grad_evals": outcome.iteration * cost})
+    write_json(status, {**facts, "grad_evals": outcome.iteration * cost, "commit": job["commit"]})
     return method if outcome.status == "finished" else None
 
 
@@ -117,9 +125,7 @@ def _train(
     device: torch.device,
 ) -> Any:
     batch_size = config["method"]["batch_size"]
-    batches = data.DeviceBatches(
-        training, batch_size, seed, device, flip=config["data"]["flip"], label_from=config["data"]["label_from"]
-    )
+    batches = training_batches(training, config, seed, device)
     milestones = [max(1, round(share * iterations)) for share in config["scale"]["milestones"]]
     log = MetricsLog(folder / "metrics.jsonl")
 
@@ -160,9 +166,28 @@ def planned_iterations(config: dict[str, Any], classes: int) -> int:
     return max(1, config["budget"] // (probe.training_cost * method["batch_size"]))
 
 
+def chain_steps(method: dict[str, Any]) -> int:
+    """K in training, whatever the kind of method calls it; 0 for methods without chains."""
+    return int(method["chain"]["steps"] if "chain" in method else method.get("steps", 0))
+
+
 def label_count(config: dict[str, Any], training: data.ImageSet) -> int:
-    """Number of labels a conditional network distinguishes, without the null label."""
-    return int(config["data"].get("classes") or training.classes)
+    """Number of labels C that a conditional network distinguishes, without the null label."""
+    if config["data"]["concepts"]:
+        return attributes.count(training, config["data"]["concepts"])
+    return 2 if config["data"]["label_from"] else training.classes
+
+
+def training_batches(
+    training: data.ImageSet, config: dict[str, Any], seed: int, device: torch.device
+) -> data.DeviceBatches | attributes.ConceptBatches:
+    """The batches of a run, labelled by class, by one attribute, or by concepts."""
+    settings = config["data"]
+    labels_as = None if settings["concepts"] else settings["label_from"]
+    batches = data.DeviceBatches(
+        training, config["method"]["batch_size"], seed, device, flip=settings["flip"], label_from=labels_as
+    )
+    return attributes.ConceptBatches(batches, settings["concepts"]) if settings["concepts"] else batches
 
 
 def milestone_folder(folder: Path, iteration: int) -> Path:
