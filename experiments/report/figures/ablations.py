@@ -19,7 +19,7 @@ SWITCHES = ("schedule", "shared", "initializer")
 
 
 def draw(study: Study) -> dict[str, Figure]:
-    """``scores``, and where the seeds' values are at hand ``effects`` and ``initializer``.
+    """``scores``, and as far as they are at hand ``effects``, ``gradients`` and ``initializer``.
 
     Raises:
         MissingArray: nothing is measured.
@@ -35,7 +35,12 @@ def draw(study: Study) -> dict[str, Figure]:
         dots=[study.seed_values(row, "fd", protocol) for row in cells["row"]], xlabel=axis_label("fd", protocol),
     )  # fmt: skip
     axes.set_xlim(left=0.6 * cells["value"].min(), right=1.6 * cells["value"].max())
-    drawn = {"scores": figure, "effects": effects(study, protocol), "initializer": initializer(study)}
+    drawn = {
+        "scores": figure,
+        "effects": effects(study, protocol),
+        "gradients": gradients(study),
+        "initializer": initializer(study),
+    }
     return {name: one for name, one in drawn.items() if one is not None}
 
 
@@ -71,6 +76,25 @@ def comparisons() -> dict[str, tuple[str, str]]:
         "spectral_live": "spectral norm under EMA: live",
     }
     return {**pairs, **{f"CDRL, {label}": ("cdrl", row) for row, label in others.items()}}
+
+
+def gradients(study: Study) -> Figure | None:
+    """The noise-to-signal ratio of the energy's gradient per level, on the same networks with both kinds of pairs."""
+    cells = study.measured("gradient-variance")
+    if cells.empty:
+        return None
+    figure, axes = style.figure(width=5.0, height=3.0)
+    for suffix, method in (("shared noise", "cdrl"), ("independent noise", "drl")):
+        chosen = cells[cells["row"].str.endswith(suffix)]
+        levels = chosen["protocol"].str.removeprefix("gradient-level").astype(int)
+        colour = style.colour(method)
+        axes.plot(levels, chosen["value"], color=colour, marker=style.marker(method), label=suffix)
+        axes.fill_between(levels, chosen["low"], chosen["high"], color=colour, alpha=0.16, linewidth=0)
+    axes.set_yscale("log")
+    axes.set_xlabel("Level")
+    axes.set_ylabel("Variance of the gradient / squared mean")
+    axes.legend()
+    return figure
 
 
 def initializer(study: Study) -> Figure | None:

@@ -127,7 +127,18 @@ def test_comparisons_name_rows_of_the_manifest() -> None:
 
     rows = yaml.safe_load((CONF / "experiment" / "ablations.yaml").read_text())["experiment"]["rows"]
     named = {row for pair in ablations.comparisons().values() for row in pair}
-    assert named == set(rows)
+    assert named == set(rows) - {"gradients"}
+
+
+def test_gradient_noise_of_both_kinds_of_pairs(study: Callable[..., Study]) -> None:
+    cells = [cell("cdrl", "fd", 1.0)]
+    cells += [
+        cell(f"gradients {kind} noise", "gradient-variance", value * (1 + level), protocol=f"gradient-level{level}")
+        for kind, value in (("shared", 1.0), ("independent", 5.0))
+        for level in range(3)
+    ]
+    axes = ablations.draw(study("ablations", cells))["gradients"].axes[0]
+    assert [line.get_ydata().tolist() for line in axes.lines] == [[1, 2, 3], [5, 10, 15]]
 
 
 def test_langevin_steps_are_in_order(study: Callable[..., Study]) -> None:
