@@ -1,0 +1,87 @@
+"""After the benchmarks: a table of ratios on the screen and in ``results/bench/``, and a figure."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from tests.benchmarks import cases
+
+OUT = Path(__file__).parents[2] / "results" / "bench"
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    session = getattr(config, "_benchmarksession", None)
+    if session is None or not session.benchmarks:
+        return
+    table = ratios([{**b.extra_info, "seconds": b.stats.min} for b in session.benchmarks], cases.ceiling())
+    terminalreporter.section("ratios")
+    terminalreporter.write_line(table.to_string(index=False))
+    write(table)
+    terminalreporter.write_line(f"written to {OUT.name}/ in results/")
+
+
+def ratios(measured: list[dict[str, Any]], ceiling: float) -> pd.DataFrame:
+    """One line per benchmark: how many times faster the fast path is than it; share of a matrix product's FLOP/s."""
+    table = pd.DataFrame(measured)
+    fast = table[table.variant == "fast"].set_index("case").seconds
+    table["fast_is"] = table.seconds / table.case.map(fast)
+    table["ms_per_image"] = 1e3 * table.seconds / table.images
+    table["ceiling_share"] = table["flops"] / table.seconds / ceiling if "flops" in table else float("nan")
+    table["ceiling_gflops"] = ceiling / 1e9
+    columns = ["case", "variant", "images", "seconds", "ms_per_image", "fast_is", "ceiling_share", "ceiling_gflops"]
+    return table[columns + [name for name in ("flops",) if name in table]]
+
+
+def write(table: pd.DataFrame) -> None:
+    """The table as CSV and Markdown, with the figure, in ``results/bench/``."""
+    OUT.mkdir(parents=True, exist_ok=True)
+    table.to_csv(OUT / "ratios.csv", index=False, float_format="%.6g")
+    where = (
+        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} thread(s), torch {torch.__version__}"
+    )
+    rows = [
+        f"| {r.case} | {r.variant} | {r.images} | {r.ms_per_image:.3g} | {r.fast_is:.2f} | "
+        + ("– |" if pd.isna(r.ceiling_share) else f"{r.ceiling_share:.0%} |")
+        for r in table.itertuples()
+    ]
+    head = [
+        "# Benchmarks",
+        "",
+        f"Shortest of the rounds; {where}. Matrix product: {table.ceiling_gflops.iloc[0]:.0f} GFLOP/s in the same run.",
+        "",
+        "| case | variant | images | ms per image | fast path is × faster | share of matrix product |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    (OUT / "ratios.md").write_text("\n".join([*head, *rows, ""]))
+    _draw(table)
+
+
+def _draw(table: pd.DataFrame) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    batches = table[table.case.str.startswith("batch/")]
+    left.loglog(batches.images, batches.ms_per_image, "o-", color="#0072B2")
+    left.set(xlabel="batch size", ylabel="ms per image", title="nano chain, 5 steps")
+    chains = table[table.case.str.startswith("chain/")].copy()
+    for variant, colour in (("fast", "#0072B2"), ("plain", "#D55E00"), ("released", "#009E73")):
+        rows = chains[chains.variant == variant]
+        if len(rows):
+            gflop = rows["flops"] / rows.images / 1e9
+            right.loglog(gflop, rows.ms_per_image, "o-", color=colour, label=variant)
+    right.set(xlabel="GFLOP per image (nano, mini, paper)", ylabel="ms per image", title="chain by model size")
+    if len(chains):
+        right.legend(frameon=False)
+    figure.savefig(OUT / "bench.png", dpi=150)
+    figure.savefig(OUT / "bench.svg", metadata={"Date": None})

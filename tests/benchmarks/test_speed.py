@@ -1,0 +1,132 @@
+"""The benchmarks; each group holds the plain reference beside the fast path, in the same process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cdrl import checkpoint
+from cdrl.cooperative import Cooperative
+from experiments import data
+from experiments.data.batches import DeviceBatches
+from experiments.metrics import Moments, frechet_distance
+from tests import reference
+from tests.benchmarks import cases
+
+RELEASED = os.environ.get("CDRL_RELEASED_REPO")
+VARIANTS = ["plain", "fast", *(["released"] if RELEASED else [])]
+
+
+@pytest.fixture
+def measure(benchmark: Any) -> Callable[..., None]:
+    """Times an act: ``case`` names what must do the same work to be compared, ``variant`` how it is done here."""
+
+    def run(act: Callable[[], object], case: str, variant: str, images: int, rounds: int = 3, **extra: Any) -> None:
+        benchmark.group = case.split("/")[0]
+        benchmark.extra_info.update(case=case, variant=variant, images=images, **extra)
+        benchmark.pedantic(act, rounds=rounds, iterations=1, warmup_rounds=1)
+
+    return run
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("size", cases.SIZES)
+def test_chain(measure: Any, size: str, variant: str) -> None:
+    setting = cases.SIZES[size]
+    method, y = cases.build(setting), cases.images(setting, setting.batch)
+    assert isinstance(method, Cooperative)
+    if variant == "released":
+        act = cases.released_chain(Path(RELEASED or ""), setting, y, setting.steps)
+    else:
+        act = cases.chain(method, y, setting.steps, plain=variant == "plain")
+    measure(act, f"chain/{size}", variant, len(y), flops=cases.flops(act))
+
+
+@pytest.mark.parametrize("batch", [1, 4, 16, 64, 256])
+def test_chain_by_batch(measure: Any, batch: int) -> None:
+    setting = cases.SIZES["nano"]
+    method = cases.build(setting)
+    assert isinstance(method, Cooperative)
+    measure(cases.chain(method, cases.images(setting, batch), 5), f"batch/{batch}", "fast", batch)
+
+
+@pytest.mark.parametrize("variant", ["plain", "fast"])
+@pytest.mark.parametrize(
+    ("size", "method"), [("nano", "cdrl"), ("nano", "drl"), ("nano", "short_run"), ("mini", "cdrl"), ("paper", "cdrl")]
+)
+def test_iteration(measure: Any, size: str, method: str, variant: str) -> None:
+    setting = cases.SIZES[size]
+    trained, x0 = cases.build(setting, method), cases.images(setting, setting.batch)
+    if variant == "plain" and not isinstance(trained, Cooperative):
+        pytest.skip("the plain reference is of CDRL and DRL")
+    if variant == "plain":
+        assert isinstance(trained, Cooperative)
+        state = reference.state_of(trained)
+        act: Callable[[], object] = lambda: reference.reference_step(state, x0, None, 1)  # noqa: E731
+    else:
+        act = lambda: trained.train_step(x0, None, 1)  # noqa: E731
+    measure(act, f"iteration/{size} {method}", variant, len(x0), rounds=5 if size == "nano" else 2)
+
+
+@pytest.mark.parametrize("variant", ["plain", "fast"])
+@pytest.mark.parametrize("method", ["cdrl", "drl", "short_run"])
+def test_sampling_64(measure: Any, method: str, variant: str) -> None:
+    setting = cases.SIZES["nano"]
+    trained = cases.build(setting, method)
+    if variant == "plain" and not isinstance(trained, Cooperative):
+        pytest.skip("the plain reference is of CDRL and DRL")
+    if variant == "plain":
+        assert isinstance(trained, Cooperative)
+        state = reference.state_of(trained)
+        act: Callable[[], object] = lambda: reference.reference_sample(  # noqa: E731
+            state, torch.arange(64), 0, setting.shape
+        )
+    else:
+        act = lambda: list(trained.sample(64, seed=0))  # noqa: E731
+    measure(act, f"sampling/nano {method}", variant, 64)
+
+
+@pytest.mark.parametrize("variant", ["plain", "fast"])
+def test_frechet_statistics(measure: Any, variant: str) -> None:
+    """Moments of 2,048 features of 512 numbers in batches, and the distance to another set's."""
+    features = torch.randn(2048, 512, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    other = torch.eye(512, dtype=torch.float64)
+
+    def fast() -> float:
+        moments = Moments(512)
+        for rows in features.split(256):
+            moments.update(rows)
+        return frechet_distance(moments.mean, moments.cov, torch.zeros(512), other)
+
+    def plain() -> float:
+        from scipy import linalg
+
+        mean, cov = features.numpy().mean(0), np.cov(features.numpy(), rowvar=False)
+        root = linalg.sqrtm(cov @ other.numpy())
+        return float(mean @ mean + np.trace(cov) + 512 - 2 * np.trace(root).real)
+
+    measure(fast if variant == "fast" else plain, "frechet/512", variant, len(features))
+
+
+@pytest.mark.parametrize("act", ["save", "load"])
+def test_checkpoint(measure: Any, act: str, tmp_path: Path) -> None:
+    state = cases.build(cases.SIZES["mini"]).state()
+    checkpoint.save(tmp_path, state, {})
+    measure(
+        (lambda: checkpoint.save(tmp_path, state, {})) if act == "save" else (lambda: checkpoint.load(tmp_path)),
+        f"checkpoint/{act}",
+        "fast",
+        1,
+        bytes=sum(x.nbytes for x in state.values()),
+    )
+
+
+def test_data_pipeline(measure: Any) -> None:
+    batches = DeviceBatches(data.load("digits", "train"), 32, 0, flip=True)
+    measure(lambda: [batches.batch(i) for i in range(20)], "data/digits", "fast", 20 * 32)
