@@ -90,7 +90,7 @@ def stages(trace: Trace, images: int = 4) -> Figure:
 
 def energy(trace: Trace) -> Figure:
     """The rise of f along every level's chain: mean over the images, and each image faintly."""
-    figure, axes = style.figure(width=7.0, height=2.5)
+    figure, axes = style.figure(width=4.9, height=2.8)
     where = np.arange(len(trace.levels))
     for level in np.unique(trace.levels):
         inside = (trace.levels == level) & np.isfinite(trace.rise).all(axis=1)
@@ -104,7 +104,7 @@ def energy(trace: Trace) -> Figure:
                 fontsize=8, color=style.SOFT,
             )  # fmt: skip
     axes.axhline(0.0, color=style.SOFT, linewidth=0.8)
-    axes.set_xlabel("Frame: a proposal, then its Langevin steps, level by level")
+    axes.set_xlabel("Frame: a proposal and its Langevin steps, level by level")
     axes.set_ylabel("f above the proposal's")
     return figure
 

@@ -136,7 +136,7 @@ def _number(study: Study, cell: pd.Series) -> dict[str, str]:
         "value": tables.with_interval(cell["value"], cell["low"], cell["high"]),
         "commit": "" if pd.isna(cell["commit"]) else str(cell["commit"]),
         "runs": "" if pd.isna(cell["runs"]) else str(cell["runs"]),
-        "verdict": str(cell["verdict"]),
+        "verdict": tables.verdict(cell),
     }
 
 
@@ -155,7 +155,7 @@ def _facts(study: Study) -> list[tuple[str, str]]:
 
 
 def _verdict_counts(found: Sequence[Study]) -> list[tuple[str, int]]:
-    counts = Counter(verdict for study in found for verdict in study.cells["verdict"].dropna())
+    counts = Counter(tables.verdict(cell) for study in found for _, cell in study.cells.iterrows())
     return [(verdict, counts[verdict]) for verdict in VERDICTS if counts[verdict]]
 
 

@@ -126,7 +126,7 @@ def with_interval(value: float, low: float, high: float) -> str:
     """``"4.31 [4.18, 4.44]"``; four significant digits without an interval; "–" for nothing."""
     if not math.isfinite(value):
         return _BLANK
-    if not high > low:  # a single seed, or nothing random
+    if not high - low > 1e-9 * abs(value):  # a single seed, or nothing random
         return significant(value, 4)
     places = min(6, max(0, 1 - math.floor(math.log10((high - low) / 2))))
     return f"{value:.{places}f} [{low:.{places}f}, {high:.{places}f}]"
@@ -216,11 +216,10 @@ def _published(cell: Mapping[str, Any]) -> str:
     return f"{value}{_MARK.get(str(status), '')}"
 
 
-def _verdict(cell: Mapping[str, Any]) -> str:
-    verdict = str(cell.get("verdict") or "")
-    if cell.get("method") in ("real", "noise") or (verdict == "different-scale" and _published(cell) == _BLANK):
-        return _BLANK
-    return verdict or _BLANK
+def verdict(cell: Any) -> str:
+    """A cell's verdict; "–" where nothing was published that it could agree with."""
+    text = str(cell.get("verdict") or _BLANK)
+    return _BLANK if text == "different-scale" and _published(cell) == _BLANK else text
 
 
 def _joined(fact: Any, group: pd.DataFrame) -> str:
@@ -232,7 +231,7 @@ def _joined(fact: Any, group: pd.DataFrame) -> str:
 
 _FACTS: Mapping[str, Any] = {
     "Published": _published,
-    "Verdict": _verdict,
+    "Verdict": verdict,
     "Seeds": _count("seeds"),
     "Samples": _count("samples"),
     "Budget": _count("budget"),

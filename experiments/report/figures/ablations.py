@@ -57,18 +57,18 @@ def effects(study: Study, protocol: str) -> Figure | None:
     mean, low, high = interval(np.stack(list(known.values()), axis=1))
     figure, axes = style.figure(width=6.6, height=0.8 + 0.28 * len(known))
     methods = ["drl" if label.startswith("DRL") else "cdrl" for label in known]
-    xlabel = f"Change of ln Fréchet distance ({protocol}), paired by seed; below 0 is better"
+    xlabel = f"Change of ln FD ({protocol}), paired by seed; below 0 is better"
     effect_plot(axes, list(known), mean, low, high, methods=methods, xlabel=xlabel)
     return figure
 
 
 def comparisons() -> dict[str, tuple[str, str]]:
     """Label → the row before and after: every switch on from DRL, off from CDRL, and the sampling switches."""
+    all_but = {off: [switch for switch in SWITCHES if switch != off] for off in SWITCHES}
     pairs = {f"DRL + {switch}": ("none", switch) for switch in SWITCHES}
-    for off in SWITCHES:
-        left = "_".join(switch for switch in SWITCHES if switch != off)
-        pairs |= {f"DRL + {left.replace('_', ' + ')}": ("none", left), f"CDRL − {off}": ("cdrl", left)}
-    pairs |= {f"CDRL − all but {switch}": ("cdrl", switch) for switch in SWITCHES}
+    pairs |= {f"DRL + {' + '.join(left)}": ("none", "_".join(left)) for left in all_but.values()}
+    pairs |= {"DRL + all (CDRL)": ("none", "cdrl")}
+    pairs |= {f"CDRL − {off}": ("cdrl", "_".join(left)) for off, left in all_but.items()}
     others = {
         "target_mean": "initializer target: mean",
         "denoise_official": "last denoise: as released",

@@ -86,7 +86,7 @@ def _table(axes: Axes, names: Any, values: Any, numbers: Any, title: str) -> Non
     np.add.at(grid, (values[:, 0], values[:, -1]), numbers)
     np.add.at(counts, (values[:, 0], values[:, -1]), 1)
     grid /= counts
-    axes.imshow(grid, cmap="Blues", vmin=0, vmax=max(1e-9, 1.2 * grid.max()), aspect="auto")
+    axes.imshow(grid, cmap="Blues", vmin=0, vmax=max(1e-9, 2 * grid.max()), aspect="auto")
     for (row, column), number in np.ndenumerate(grid):
         axes.text(column, row, f"{number:.1f}", ha="center", va="center", fontsize=7.5, color=style.INK)
     axes.set_yticks(range(len(grid)), [names[values[:, 0] == row][0, 0] for row in range(len(grid))])

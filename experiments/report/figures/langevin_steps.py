@@ -15,6 +15,7 @@ def draw(study: Study) -> dict[str, Figure]:
     quality, multiplier = over_steps(study, "fd"), over_steps(study, "step_multiplier")
     if quality.empty:
         raise MissingArray(f"{study.name}: nothing is measured yet")
+    multiplier = multiplier[multiplier["steps"] > 0]  # without a step there is nothing to search
     figure, (left, right) = style.figure(2, width=7.4, height=3.1)
     for axes, cells in ((left, quality), (right, multiplier)):
         for method, group in cells.groupby("method", sort=False):
@@ -29,7 +30,7 @@ def draw(study: Study) -> dict[str, Figure]:
     left.set_yscale("log")
     left.set_ylabel(axis_label("fd", quality["protocol"].iloc[0]))
     left.legend()
-    right.set_ylabel("Step-size multiplier m chosen by the search")
+    right.set_ylabel("Step-size multiplier m, searched")
     return {"steps": figure}
 
 
