@@ -45,7 +45,8 @@ def test_chain(measure: Any, size: str, variant: str) -> None:
         act = cases.released_chain(Path(RELEASED or ""), setting, y, setting.steps)
     else:
         act = cases.chain(method, y, setting.steps, plain=variant == "plain")
-    measure(act, f"chain/{size}", variant, len(y), flops=cases.flops(act))
+    work = setting.steps * cases.flops(cases.chain(method, y, 1))
+    measure(act, f"chain/{size}", variant, len(y), flops=work)
 
 
 @pytest.mark.parametrize("batch", [1, 4, 16, 64, 256])
