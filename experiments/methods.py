@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from baselines.ddpm import DDPM, DDPMSettings
 from baselines.short_run import ShortRun, ShortRunSettings
-from cdrl import conditions, noise, randomness
+from cdrl import conditions, noise, randomness, released
 from cdrl.cooperative import Cooperative, Settings
 from cdrl.errors import UserError
 from cdrl.fast import EAGER, Engine
@@ -22,7 +23,9 @@ Config = Mapping[str, Any]
 Builder = Callable[..., Method]
 BUILDERS: dict[str, Builder] = {}
 REFERENCES = ("real", "noise")
-"""Rows of a table that nothing is trained for."""
+"""Rows of a table that no network stands behind."""
+UNTRAINED = (*REFERENCES, "released")
+"""Kinds for which there is nothing to train here."""
 
 
 def builder(kind: str) -> Callable[[Builder], Builder]:
@@ -113,6 +116,37 @@ def short_run(
         iterations=iterations,
         engine=engine,
     )
+
+
+@builder("ddpm")
+def ddpm(
+    method: Config, sizes: dict[str, Any], *, seed: int, iterations: int, device: torch.device, engine: Engine
+) -> DDPM:
+    """A plain DDPM; it has no chains for an engine to run."""
+    return DDPM(
+        Initializer(**sizes, **_tuples(method["network"])).to(device),
+        EnergyNet(**sizes, **_tuples(method["energy"])),
+        DDPMSettings(**{name: method[name] for name in ("schedule", "diffusion_steps", "sampling_steps", "eta")}),
+        Optimisation(**_tuples(method["optimisation"])),
+        (sizes["channels"], sizes["image_size"], sizes["image_size"]),
+        seed,
+        iterations,
+    )
+
+
+@builder("released")
+def from_release(
+    method: Config, sizes: dict[str, Any], *, seed: int, iterations: int, device: torch.device, engine: Engine
+) -> Cooperative:
+    """The networks of an authors' checkpoint file, sampled with the released code's switches."""
+    if not method["checkpoint"]:
+        raise UserError("name the authors' file: python -m experiments experiment=released checkpoint=PATH")
+    energy_net, initializer = released.load(method["checkpoint"], method["weights"])
+    if energy_net.image_size != sizes["image_size"] or energy_net.channels != sizes["channels"]:
+        raise UserError(f"{method['checkpoint']} is for {energy_net.image_size} pixels; choose its data: data=…")
+    unused = Optimisation()
+    settings = released.settings()
+    return Cooperative(energy_net.to(device), initializer.to(device), settings, unused, unused, seed, 1, engine)
 
 
 def noise_images(n: int, shape: tuple[int, int, int], seed: int, batch_size: int) -> Iterator[Tensor]:

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cdrl.errors import UserError
 from experiments.configuration import digest, merged, plain
-from experiments.methods import REFERENCES
+from experiments.methods import UNTRAINED
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Run:
     @property
     def status(self) -> str:
         """``missing``, ``started``, ``finished`` or ``diverged``."""
-        if self.config["method"]["kind"] in REFERENCES:
+        if self.config["method"]["kind"] in UNTRAINED:
             return "finished"
         path = self.folder / "status.json"
         if path.exists():
@@ -187,7 +187,7 @@ def _run(
     scale = {key: config["scale"][key] for key in ("reports", "milestones")}
     settings = {key: value for key, value in method.items() if key != "label"}
     identity = {"data": location, "method": settings, "budget": budget, "scale": scale}
-    if method["kind"] in REFERENCES:
+    if method["kind"] in UNTRAINED:
         identity = {"data": location, "method": settings}
     folder = Path(config["runs"]) / data["name"] / name / digest(identity) / f"seed{seed}"
     return Run(folder, {"data": data, "method": method, "budget": budget, "scale": scale}, seed)

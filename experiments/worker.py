@@ -30,6 +30,7 @@ from cdrl.method import Method
 from cdrl.trainer import train
 from experiments import data, methods
 from experiments.data import attributes
+from experiments.data.points import PointBatches, PointSet
 from experiments.evaluate import Measurement, TrainedRun, evaluator
 from experiments.files import write_json
 from experiments.metrics import Protocol
@@ -85,7 +86,8 @@ def _do(job: dict[str, Any], folder: Path) -> int:
 def _trained(job: dict[str, Any], folder: Path, training: data.ImageSet, device: torch.device) -> Method | None:
     """The run's method with its trained weights, or None when it diverged or was interrupted."""
     config, seed = job["config"], job["seed"]
-    iterations = planned_iterations(config, label_count(config, training))
+    untrained = config["method"]["kind"] in methods.UNTRAINED
+    iterations = 1 if untrained else planned_iterations(config, label_count(config, training))
     method = methods.build(
         config["method"],
         image_size=training.image_size,
@@ -97,6 +99,8 @@ def _trained(job: dict[str, Any], folder: Path, training: data.ImageSet, device:
         engine=choose(job["engine"], device, iterations * chain_steps(config["method"])),
     )
     status = folder / "status.json"
+    if untrained:
+        return method
     if status.exists():
         method.load_state(checkpoint.load(folder)[0])
         return method if json.loads(status.read_text())["status"] == "finished" else None
@@ -180,8 +184,10 @@ def label_count(config: dict[str, Any], training: data.ImageSet) -> int:
 
 def training_batches(
     training: data.ImageSet, config: dict[str, Any], seed: int, device: torch.device
-) -> data.DeviceBatches | attributes.ConceptBatches:
-    """The batches of a run, labelled by class, by one attribute, or by concepts."""
+) -> data.DeviceBatches | attributes.ConceptBatches | PointBatches:
+    """The batches of a run: points, or images labelled by class, by one attribute, or by concepts."""
+    if isinstance(training, PointSet):
+        return PointBatches(training, config["method"]["batch_size"], seed, device)
     settings = config["data"]
     labels_as = None if settings["concepts"] else settings["label_from"]
     batches = data.DeviceBatches(
