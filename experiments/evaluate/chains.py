@@ -16,9 +16,9 @@ x_t, and run ``steps`` steps, all levels at once. Measured per level, chains of 
                     within a chain
 
 Then whole samples with chains of other lengths, the usual one and those in ``long``: ``pictures`` images each, and the
-protocol's first metric for the usual length and those in ``scored``. Further settings: ``samples``, ``batch``. Written to
-``chains.npz``: ``acceptance`` (levels, steps), ``log_density`` (levels, steps, images, chains); to ``long.npz``: uint8
-pictures by length.
+protocol's first metric for the usual length and those in ``scored``. Further settings: ``samples``, ``batch``. Written
+to ``chains.npz``: ``acceptance`` (levels, steps), ``log_density`` (levels, steps, images, chains); to ``long.npz``:
+uint8 pictures by length.
 """
 
 from __future__ import annotations

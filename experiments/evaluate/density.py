@@ -1,7 +1,7 @@
 """The energy itself against the truth: log-densities on a grid, at every level, for data whose density is known.
 
-The energy of the transition t → t − 1 is the log-density of ``y = scale_t x_{t−1}`` up to a factor and a constant, so in
-the coordinates of x_{t−1} (the change of variables adds 2 ln scale_t, a constant)
+The energy of the transition t → t − 1 is the log-density of ``y = scale_t x_{t−1}`` up to a factor and a constant, so
+in the coordinates of x_{t−1} (the change of variables adds 2 ln scale_t, a constant)
 
     log p̂(x) = f(scale_t x; λ_{t−1}) / s_t² − log Z_t,      Z_t = Σ_cells exp(f / s_t²) · area
 

@@ -1,7 +1,7 @@
 """How noisy is the learning gradient, with and without shared noise? Same networks, same images, many noise draws.
 
 The energy network's gradient ``g = ∇_θ mean_i w_t (f(ỹ_i) − f(y⁺_i))`` of one batch at one level is a random vector
-through the pair's noise, the proposal's and the chain's. Measured per level, over ``draws`` draws g_1 … g_n with mean ḡ:
+through the pair's noise, the proposal's and the chain's. Measured per level, over ``draws`` draws g_k with mean ḡ:
 
     gradient-variance    tr Cov(g) / |ḡ|²,  tr Cov = Σ_k |g_k − ḡ|²/(n − 1),  |ḡ|² less its own bias tr Cov / n
 

@@ -24,7 +24,7 @@ def exact(x: Tensor, logsnr: Tensor) -> Tensor:
 
 def small(iterations: int = 100) -> DDPM:
     torch.manual_seed(0)
-    network = Initializer(1, 2, 16, (1,), 1, dropout=0.0, attention_sizes=(), kernel=1)
+    network = Initializer(1, 2, 18, (1,), 1, dropout=0.0, attention_sizes=(), kernel=1)  # groups of 9
     optimisation = Optimisation(learning_rate=3e-3, warm_up=1, ema=0.9)
     reference = EnergyNet(1, 2, 16, (1,), 1, kernel=1)
     return DDPM(network, reference, DDPMSettings(sampling_steps=10), optimisation, (2, 1, 1), iterations=iterations)
@@ -33,10 +33,10 @@ def small(iterations: int = 100) -> DDPM:
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
 def test_exact_predictor_gives_the_data(schedule: str, eta: float) -> None:
-    settings = DDPMSettings(schedule, sampling_steps=200, eta=eta)
-    x = denoise(exact, settings.logsnr(), settings, torch.arange(4000), (2, 1, 1), seed=1)
-    assert float(x.mean()) == pytest.approx(MEAN, abs=0.01)
-    assert float(x.std()) == pytest.approx(DEVIATION, rel=0.06)
+    settings = DDPMSettings(schedule, sampling_steps=1000 if eta else 100, eta=eta)
+    x = denoise(exact, settings.logsnr(), settings, torch.arange(1000), (2, 1, 1), seed=1)
+    assert float(x.mean()) == pytest.approx(MEAN, abs=0.02)
+    assert float(x.std()) == pytest.approx(DEVIATION, rel=0.07)
 
 
 def test_schedules() -> None:

@@ -2,8 +2,8 @@
 
 With x_0 ~ p, the density of ``x = α x_0 + σ ε`` is closed-form for both kinds:
 
-    boxes       p uniform on squares [l_k, l_k + a]²:   mean_k Π_d (Φ((x_d − α l_kd)/σ) − Φ((x_d − α l_kd − α a)/σ)) / (α a)
-    Gaussians   p = mean_k N(m_k, s² I):                mean_k N(x; α m_k, (α² s² + σ²) I)
+    boxes       p uniform on squares [l_k, r_k]²:   mean_k Π_d (Φ((x_d − α l_kd)/σ) − Φ((x_d − α r_kd)/σ)) / (α r − α l)
+    Gaussians   p = mean_k N(m_k, s² I):            mean_k N(x; α m_k, (α² s² + σ²) I)
 
 All lie in [−1, 1]². The checkerboard is the paper's (Zhu et al. 2024, figure of the toy density), rings and spirals are
 curves of a few hundred small Gaussians.

@@ -1,0 +1,71 @@
+"""Chains: diagnostics per level, the energy along long chains, and samples from longer and longer chains."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.report import style
+from experiments.report.figures.common import curve_with_intervals, image_grid
+from experiments.report.study import MissingArray, Study
+
+_MEASURES = {
+    "acceptance": "Acceptance of a Metropolis correction",
+    "rhat": "Split-R̂, worst quantity",
+    "ess": "Effective samples per 1,000 steps",
+    "energy-drift": "Drift of log π (standard deviations)",
+}
+_SMOOTH = 20
+
+
+def draw(study: Study) -> dict[str, Figure]:
+    """``diagnostics``, ``energy`` and ``long-<row>``, each where it is at hand. Raises `MissingArray` when nothing is."""
+    figures = {"diagnostics": diagnostics(study), "energy": energy(study)}
+    for row in study.rows:
+        for pictures in list(study.arrays(row["row"], "long.npz").values())[:1]:
+            panels = {f"{steps} steps a level": pictures[steps] for steps in sorted(pictures, key=int)}
+            figures[f"long-{row['row']}"] = image_grid(panels, columns=4, rows=4, across=4)
+    found = {name: figure for name, figure in figures.items() if figure is not None}
+    if not found:
+        raise MissingArray(f"{study.name}: nothing is measured yet")
+    return found
+
+
+def diagnostics(study: Study) -> Figure | None:
+    """Every measure against the level, with bands over seeds."""
+    figure, axes = style.figure(2, 2, width=7.2, height=5.0)
+    for place, (metric, name) in zip(axes.flat, _MEASURES.items(), strict=True):
+        cells = study.measured(metric)
+        for row in study.rows:
+            protocols = list(cells[cells["row"] == row["row"]]["protocol"])
+            if protocols:
+                values = np.array([study.seed_values(row["row"], metric, protocol) for protocol in protocols]).T
+                if values.size == 0:  # results without their runs: the means alone
+                    values = cells[cells["row"] == row["row"]]["value"].to_numpy()[None]
+                levels = np.arange(len(protocols))
+                curve_with_intervals(place, levels, values, label=row["label"], method=row["method"])
+        place.set_xlabel("Level that the chain ends at")
+        place.set_ylabel(name, fontsize=8)
+    if not any(place.lines for place in axes.flat):
+        return None
+    axes[0, 0].legend()
+    return figure
+
+
+def energy(study: Study) -> Figure | None:
+    """log π along 2,000 steps at the lowest and the middle level, relative to the end, one line a chain."""
+    rows = [(row, arrays) for row in study.rows for arrays in list(study.arrays(row["row"], "chains.npz").values())[:1]]
+    if not rows:
+        return None
+    figure, axes = style.figure(len(rows), 2, width=3.6 * len(rows), height=4.2, squeeze=False, sharex=True)
+    for column, (row, arrays) in enumerate(rows):
+        traces = arrays["log_density"]
+        for line, level in enumerate((0, len(traces) // 2)):
+            chains = traces[level].reshape(len(traces[level]), -1)
+            chains = chains - chains[-len(chains) // 10 :].mean(axis=0)
+            smooth = np.apply_along_axis(lambda x: np.convolve(x, np.ones(_SMOOTH) / _SMOOTH, "valid"), 0, chains)
+            axes[line, column].plot(smooth, color=style.colour(row["method"]), alpha=0.4, linewidth=0.7)
+            axes[line, column].set_title(f"{row['label']}, level {level}", fontsize=8.5)
+            axes[line, column].set_ylabel("log π − its end (nats)", fontsize=8)
+        axes[1, column].set_xlabel("Langevin step")
+    return figure
