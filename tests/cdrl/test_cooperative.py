@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -35,12 +35,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def distance(actual: Iterable[Any], expected: Iterable[Tensor]) -> float:
-    """The distance between two lists of tensors as one vector each, relative to the norm of ``expected``."""
-    a, b = (torch.cat([x.detach().double().flatten() for x in tensors]) for tensors in (actual, expected))
-    return float((a - b).norm() / b.norm())
-
-
 def batch(iteration: int, classes: int) -> tuple[Tensor, Tensor | None]:
     generator = torch.Generator().manual_seed(iteration)
     images = 2 * torch.rand(BATCH, 1, 8, 8, generator=generator) - 1
@@ -62,9 +56,9 @@ def test_iteration_matches_the_reference(variant: str, cooperative: Build) -> No
             assert gap[t] == pytest.approx(float(expected["gap"][level == t].mean()), rel=1e-4, abs=1e-5)
         for name, learner in method.learners.items():
             trained = getattr(state, name)
-            assert distance([p.grad for p in learner.parameters], expected[f"{name}_gradients"]) < 1e-5
-            assert distance(learner.parameters, trained.network.parameters()) < 1e-5
-            assert distance(learner.ema.average.parameters(), trained.average) < 1e-5
+            assert reference.distance([p.grad for p in learner.parameters], expected[f"{name}_gradients"]) < 1e-5
+            assert reference.distance(learner.parameters, trained.network.parameters()) < 1e-5
+            assert reference.distance(learner.ema.average.parameters(), trained.average) < 1e-5
 
 
 def test_shared_noise_halves_what_the_pair_draws(cooperative: Build) -> None:

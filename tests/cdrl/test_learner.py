@@ -1,0 +1,86 @@
+"""Optimiser settings, learning-rate schedules, clipping, meters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from cdrl.errors import UserError
+from cdrl.learner import Learner, Optimisation
+from cdrl.method import Meters
+
+
+def test_defaults_are_the_published_ones() -> None:
+    settings = Optimisation()
+    assert (settings.learning_rate, settings.betas, settings.weight_decay) == (1e-4, (0.9, 0.999), 0.0)
+    assert (settings.warm_up, settings.decay, settings.clip, settings.ema) == (10_000, "none", 1.0, 0.9999)
+
+
+def test_optimiser_gets_its_settings() -> None:
+    settings = Optimisation(learning_rate=3e-4, betas=(0.5, 0.9), weight_decay=0.2)
+    (group,) = Learner(nn.Linear(2, 2), settings).optimizer.param_groups
+    assert (group["lr"], group["betas"], group["weight_decay"], group["eps"]) == (3e-4, (0.5, 0.9), 0.2, 1e-8)
+
+
+@pytest.mark.parametrize(
+    ("settings", "rates"),
+    [
+        (Optimisation(1.0, warm_up=4), {0: 0.25, 1: 0.5, 3: 1.0, 50: 1.0, 100: 1.0}),
+        (Optimisation(1.0, warm_up=0), {0: 1.0, 100: 1.0}),
+        (Optimisation(1.0, warm_up=0, decay="linear"), {0: 1.0, 25: 0.75, 100: 0.0, 200: 0.0}),
+        (Optimisation(1.0, warm_up=0, decay="cosine"), {0: 1.0, 50: 0.5, 100: 0.0}),
+        (Optimisation(2.0, warm_up=0, decay="cosine", final=0.1), {0: 2.0, 50: 1.1, 100: 0.2}),
+        (Optimisation(1.0, warm_up=100, decay="linear"), {49: 0.5 * 0.51}),
+    ],
+)
+def test_learning_rate(settings: Optimisation, rates: dict[int, float]) -> None:
+    for iteration, rate in rates.items():
+        assert settings.rate(iteration, 100) == pytest.approx(rate)
+
+
+def test_descend_clips_reports_the_norm_and_uses_the_rate() -> None:
+    network = nn.Linear(3, 1, bias=False)
+    learner = Learner(network, Optimisation(learning_rate=0.1, warm_up=2, clip=1.0))
+    before = network.weight.detach().clone()
+    norm = learner.descend(network(torch.tensor([[3.0, 0.0, 4.0]])).sum(), 0, 10)
+    assert float(norm) == pytest.approx(5.0)
+    torch.testing.assert_close(network.weight.grad, torch.tensor([[0.6, 0.0, 0.8]]))
+    assert learner.optimizer.param_groups[0]["lr"] == pytest.approx(0.05)
+    torch.testing.assert_close(network.weight.detach(), before - torch.tensor([[0.05, 0.0, 0.05]]))
+
+
+def test_no_clip_leaves_the_gradient() -> None:
+    network = nn.Linear(2, 1, bias=False)
+    Learner(network, Optimisation(clip=None)).descend(network(torch.tensor([[30.0, 40.0]])).sum(), 0, 10)
+    torch.testing.assert_close(network.weight.grad, torch.tensor([[30.0, 40.0]]))
+
+
+def test_state_restores_weights_averages_and_moments() -> None:
+    def step(learner: Learner, iteration: int) -> None:
+        learner.descend(learner.network(torch.ones(1, 3)).square().sum(), iteration, 10)
+
+    first, second = (Learner(nn.Linear(3, 2), Optimisation(learning_rate=0.1, warm_up=0)) for _ in range(2))
+    for iteration in range(3):
+        step(first, iteration)
+    second.load_state({name: value.clone() for name, value in first.state().items()})
+    for learner in (first, second):
+        step(learner, 3)
+    assert first.state().keys() == second.state().keys()
+    assert all(torch.equal(value, second.state()[name]) for name, value in first.state().items())
+
+
+@pytest.mark.parametrize("wrong", [{"learning_rate": 0.0}, {"learning_rate": -1.0}, {"decay": "exponential"}])
+def test_impossible_settings_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UserError):
+        Optimisation(**wrong)
+
+
+def test_meters_average_per_level_until_read() -> None:
+    meters = Meters(("gap", "norm"), 3, torch.device("cpu"))
+    meters.add(torch.tensor([1, 2, 1]), (torch.tensor([1.0, 5.0, 3.0]), torch.tensor([0.0, 2.0, 0.0])))
+    meters.add(torch.tensor([1]), (torch.tensor([8.0]), torch.tensor([3.0])))
+    assert meters.read() == {"gap": [None, 4.0, 5.0], "norm": [None, 1.0, 2.0]}
+    assert meters.read() == {"gap": [None] * 3, "norm": [None] * 3}

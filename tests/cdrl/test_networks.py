@@ -1,0 +1,190 @@
+"""The two networks: sizes of the published ones, spectral normalisation, labels, and sizes that cannot be."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from cdrl.errors import UserError
+from cdrl.networks import EnergyNet, Initializer
+from cdrl.networks.embedding import logsnr_embedding
+from cdrl.networks.energy import evaluate, input_gradient
+from cdrl.networks.spectral import SpectralNorm, iterate_all, spectral_layers
+from tests import reference
+
+SMALL: dict[str, Any] = {"image_size": 8, "channels": 2, "width": 12, "multipliers": (1, 2), "blocks": 2}
+
+
+def parameters(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+@pytest.fixture
+def _counting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counting needs shapes only: no memory, and no power iterations at the start."""
+    monkeypatch.setattr(SpectralNorm, "iterate", lambda self: None)
+
+
+@pytest.mark.usefixtures("_counting")
+@pytest.mark.parametrize(
+    ("kind", "arguments", "count"),
+    [
+        (EnergyNet, {}, 34_833_152),
+        (EnergyNet, {"classes": 1000}, 35_346_176),
+        (Initializer, {}, 3_769_795),
+        (Initializer, {"blocks": 2, "classes": 1000}, 3_181_443),
+    ],
+)
+def test_published_sizes(kind: type[nn.Module], arguments: dict[str, Any], count: int) -> None:
+    with torch.device("meta"):
+        assert parameters(kind(**arguments)) == count
+
+
+@pytest.mark.parametrize(
+    "shape", [(8, 1, (1, 2)), (28, 1, (1, 2, 2)), (32, 3, (1, 1)), (64, 3, (1, 1, 1, 1)), (1, 2, (1,))]
+)
+@pytest.mark.parametrize("classes", [0, 5])
+def test_any_image_size(shape: tuple[int, int, tuple[int, ...]], classes: int) -> None:
+    size, channels, multipliers = shape
+    sizes: dict[str, Any] = {"image_size": size, "channels": channels, "multipliers": multipliers, "classes": classes}
+    x, logsnr, label = torch.randn(2, channels, size, size), torch.zeros(2), torch.tensor([0, classes])
+    kernel = 1 if size == 1 else 3
+    assert EnergyNet(**sizes, width=4, blocks=1, kernel=kernel)(x, logsnr, label).shape == (2,)
+    assert Initializer(**sizes, width=4, blocks=1, kernel=kernel)(x, logsnr, label).shape == x.shape
+
+
+@pytest.mark.parametrize("classes", [0, 3])
+def test_energy_is_the_plain_network(classes: int) -> None:
+    net = EnergyNet(**SMALL, classes=classes)
+    for p in net.parameters():
+        p.data.add_(0.1 * torch.randn_like(p))
+    y, logsnr = torch.randn(7, 2, 8, 8), torch.linspace(-5, 9, 7)
+    label = torch.arange(7) % 4 if classes else None
+    expected = reference.energy(net, y, logsnr, label)
+    torch.testing.assert_close(net(y, logsnr, label), expected, rtol=1e-5, atol=1e-5)
+    frozen = net.frozen(net.weights(), logsnr, label)
+    torch.testing.assert_close(frozen(y), expected, rtol=1e-5, atol=1e-5)
+    gradient = input_gradient(lambda y: reference.energy(net, y, logsnr, label), y)
+    torch.testing.assert_close(frozen.gradient(y), gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_frozen_energy_does_not_touch_parameters() -> None:
+    net = EnergyNet(**SMALL)
+    frozen = net.frozen(net.weights(), torch.zeros(3))
+    frozen.gradient(torch.randn(3, 2, 8, 8))
+    assert all(p.grad is None for p in net.parameters())
+    before = frozen(torch.ones(3, 2, 8, 8))
+    for p in net.parameters():
+        p.data.mul_(1.5).add_(0.1)
+    assert not torch.allclose(net(torch.ones(3, 2, 8, 8), torch.zeros(3)), before)
+
+
+def test_energies_of_a_batch_are_independent() -> None:
+    net = EnergyNet(**SMALL)
+    y, logsnr = torch.randn(4, 2, 8, 8), torch.linspace(-2, 2, 4)
+    whole = net(y, logsnr)
+    alone = torch.cat([net(y[i : i + 1], logsnr[i : i + 1]) for i in range(4)])
+    torch.testing.assert_close(alone, whole, rtol=1e-5, atol=1e-6)
+    assert len(net(y[:1].expand(4, -1, -1, -1), logsnr).unique()) == 4
+
+
+@pytest.mark.parametrize("kind", [EnergyNet, Initializer])
+def test_labels(kind: type[nn.Module]) -> None:
+    """No label is label 0; an unconditional network ignores labels; a conditional one tells them apart."""
+    x, logsnr = torch.randn(1, 2, 8, 8).repeat(3, 1, 1, 1), torch.zeros(3)
+    for classes in (0, 2):
+        net = kind(**SMALL, classes=classes).eval()
+        for p in net.parameters():
+            p.data.add_(0.1 * torch.randn_like(p))
+        labelled = net(x, logsnr, torch.tensor([0, 1, 2]))
+        torch.testing.assert_close(net(x, logsnr)[0], labelled[0])
+        assert torch.allclose(labelled[1], labelled[2], atol=1e-4) == (classes == 0)
+
+
+def test_initializer_starts_as_the_identity_up_to_a_colour() -> None:
+    """The last kernel starts at zero, its bias does not (as released)."""
+    x = torch.randn(2, 2, 8, 8)
+    net = Initializer(**SMALL)
+    assert torch.equal(net(x, torch.zeros(2)), x + net.conv_out.bias[:, None, None])
+
+
+def test_initializer_attention_mixes_distant_pixels() -> None:
+    net = Initializer(**{**SMALL, "multipliers": (1,), "blocks": 1}, attention_sizes=(8,), kernel=1).eval()
+    for p in net.parameters():
+        p.data.add_(0.1 * torch.randn_like(p))
+    gradient = input_gradient(lambda x: net(x, torch.zeros(1))[..., 0, 0].sum(dim=1), torch.randn(1, 2, 8, 8))
+    assert bool((gradient != 0).all())
+
+
+def test_embedding_reads_an_angle_of_the_log_snr() -> None:
+    logsnr = torch.tensor([-30.0, -20.0, 0.0, 9.8, 20.0, 50.0])
+    features = logsnr_embedding(logsnr, 8)
+    assert features.shape == (6, 8)
+    assert torch.equal(features[0], features[1])
+    assert torch.equal(features[4], features[5])
+    time = 1000 * math.atan(math.exp(-4.9)) / (math.pi / 2)
+    frequencies = [10_000 ** (-k / 3) for k in range(4)]
+    expected = [math.sin(time * w) for w in frequencies] + [math.cos(time * w) for w in frequencies]
+    torch.testing.assert_close(features[3], torch.tensor(expected), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(3, 5, 3), nn.Linear(7, 4), nn.Linear(1, 6)])
+def test_spectral_norm_is_the_largest_singular_value(layer: nn.Conv2d | nn.Linear) -> None:
+    normalised = SpectralNorm(layer)
+    for _ in range(200):
+        normalised.iterate()
+    weight = normalised.normalized()
+    exact = layer.weight / torch.linalg.matrix_norm(layer.weight.flatten(1), ord=2)
+    torch.testing.assert_close(weight, exact, rtol=1e-4, atol=1e-5)
+
+
+def test_spectral_vectors_move_only_when_told() -> None:
+    net = EnergyNet(**SMALL)
+    before = [layer.u.clone() for layer in spectral_layers(net)]
+    net.train()
+    loss = net(torch.randn(2, 2, 8, 8), torch.zeros(2)).sum()
+    assert all(torch.equal(u, layer.u) for u, layer in zip(before, spectral_layers(net), strict=True))
+    iterate_all(net)
+    assert not all(torch.equal(u, layer.u) for u, layer in zip(before, spectral_layers(net), strict=True))
+    loss.backward()  # vectors that moved since must not disturb the backward pass
+
+
+def test_every_kernel_but_the_readout_is_normalised() -> None:
+    net = EnergyNet(**SMALL, classes=2)
+    plain = {name for name, p in net.named_parameters() if p.ndim > 1} - {
+        f"{name}.weight" for name, module in net.named_modules() if isinstance(module, SpectralNorm)
+    }
+    assert plain == {"readout.weight"}
+    assert net.readout.bias is None
+
+
+def test_gradient_through_the_frozen_parts_reaches_every_parameter() -> None:
+    net = EnergyNet(**SMALL, classes=2)
+    weights = net.weights()
+    context = net.context(weights, torch.zeros(3), torch.tensor([0, 1, 2]))
+    evaluate(torch.randn(3, 2, 8, 8), weights, context).sum().backward()
+    assert all(p.grad is not None and float(p.grad.abs().sum()) > 0 for p in net.parameters())
+
+
+@pytest.mark.parametrize("kind", [EnergyNet, Initializer])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"image_size": 0},
+        {"image_size": 9},
+        {"channels": -1},
+        {"width": 7},
+        {"width": 2},
+        {"multipliers": ()},
+        {"multipliers": (1, 0)},
+        {"blocks": 0},
+        {"classes": -1},
+    ],
+)
+def test_impossible_sizes_are_refused(kind: type[nn.Module], wrong: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        kind(**{**SMALL, **wrong})
