@@ -29,8 +29,8 @@ from cdrl.networks.energy import FrozenEnergy
 
 MODES = ("auto", "eager", "compiled", "captured")
 COMPILATION_PAYS: dict[str, int] = {}
-"""By kind of device, the Langevin steps in a plan from which compiling was measured to pay (docs/performance.md). None was
-measured to the end yet, so "auto" runs eager everywhere."""
+"""By kind of device, the Langevin steps in a plan from which compiling was measured to pay (docs/performance.md). No
+device has such a measurement yet, so "auto" runs eager everywhere."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 _log = logging.getLogger(__name__)
