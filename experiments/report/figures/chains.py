@@ -19,7 +19,7 @@ _SMOOTH = 20
 
 
 def draw(study: Study) -> dict[str, Figure]:
-    """``diagnostics``, ``energy`` and ``long-<row>``, each where it is at hand. Raises `MissingArray` when nothing is."""
+    """``diagnostics``, ``energy`` and ``long-<row>``, each where at hand. Raises `MissingArray` when nothing is."""
     figures = {"diagnostics": diagnostics(study), "energy": energy(study)}
     for row in study.rows:
         for pictures in list(study.arrays(row["row"], "long.npz").values())[:1]:

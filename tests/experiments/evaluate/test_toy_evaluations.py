@@ -1,0 +1,122 @@
+"""Density, chains and gradients against closed forms: a Gaussian's energy is known, and so are its chains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from cdrl.langevin import Coefficients
+from cdrl.networks import EnergyNet
+from cdrl.noise import cosine_logsnr
+from cdrl.sampler import Sampler
+from experiments.data.sets.toy import density
+from experiments.evaluate.chains import Target, diagnose, walk
+from experiments.evaluate.density import Grid, divergence, learned_log_density, level_grid
+from experiments.evaluate.gradients import learning_gradient, spread
+
+
+def gaussian_chain(step: float, n: int = 64) -> tuple[Target, Tensor]:
+    """Chains at a standard normal of 4 dimensions, started in equilibrium: f = −s²|y|²/2, no tether."""
+
+    def energy(y: Tensor) -> Tensor:
+        return -0.5 * step**2 * y.square().sum(dim=(1, 2, 3))
+
+    zero = torch.zeros(n, 1, 1, 1)
+    frozen: Any = energy
+    target = Target(
+        frozen,
+        torch.zeros(n, 1, 2, 2),
+        Coefficients(0.5, zero, zero + step),
+        torch.full((n,), step**2),
+        zero[:, 0, 0, 0],
+    )
+    return target, torch.randn(n, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+
+
+def acceptance(step: float) -> float:
+    target, start = gaussian_chain(step)
+    return float(walk(target, start, 50, 2, 0, lambda done, text: None).acceptance.mean())
+
+
+def test_small_steps_would_be_accepted_and_large_ones_not() -> None:
+    assert acceptance(0.05) > 0.999
+    assert 0.999 > acceptance(0.8) > acceptance(1.6)
+
+
+def test_acceptance_of_one_move_by_hand() -> None:
+    step = 0.9
+    target, start = gaussian_chain(step, n=3)
+    trace = walk(target, start, 1, 4, 0, lambda done, text: None)
+    y, moved = start.flatten(1).double(), torch.from_numpy(trace.pixels[0])
+    mean = 1 - step**2 / 2
+    log_ratio = (
+        0.5 * (y.square() - moved.square())
+        + 0.5 * ((moved - mean * y).square() - (y - mean * moved).square()) / step**2
+    ).sum(dim=1)
+    np.testing.assert_allclose(trace.acceptance[0], log_ratio.clamp(max=0).exp().numpy(), rtol=1e-4)
+
+
+def test_diagnosis_of_chains_that_mix_and_of_a_drift() -> None:
+    random = np.random.RandomState(0)
+    log_density, pixels = random.standard_normal((1000, 2, 4)), random.standard_normal((1000, 2, 4, 3))
+    found = diagnose(np.ones((1000, 2, 4)), log_density, pixels, warm_up=10)
+    assert found["acceptance"] == 1
+    assert found["rhat"] == pytest.approx(1, abs=0.02)
+    assert found["ess"] == pytest.approx(1000, rel=0.2)
+    assert abs(found["energy-drift"]) < 0.2
+    drifting = log_density + np.linspace(0, 10, 1000)[:, None, None]
+    assert diagnose(np.ones((1000, 2, 4)), drifting, pixels, warm_up=10)["energy-drift"] > 5
+
+
+class ExactNet(EnergyNet):
+    """Returns s_t² times the true log-density of the level, in energy units."""
+
+    def forward(self, y: Tensor, logsnr: Tensor, label: Tensor | None = None) -> Tensor:
+        schedule = cosine_logsnr(3)
+        level = int((schedule.logsnr - logsnr[0]).abs().argmin())
+        x = (y / schedule.scale[level + 1])[:, :, 0, 0].double().numpy()
+        exact = density("rings").log_density(x, float(schedule.alpha[level]), float(schedule.sigma[level]))
+        return torch.from_numpy(exact).float() * 4e-4 * schedule.unit_step[level + 1].square() + 0.01
+
+
+@pytest.mark.parametrize("level", [0, 2])
+def test_exact_energy_has_no_divergence(level: int) -> None:
+    schedule = cosine_logsnr(3)
+    sampler = Sampler(ExactNet(1, 2, 8, (1,), 1, kernel=1), None, schedule, (2, 1, 1))
+    grid = level_grid(schedule, level, 60)
+    estimate = learned_log_density(sampler, level, grid)
+    exact = density("rings").log_density(grid.centres, float(schedule.alpha[level]), float(schedule.sigma[level]))
+    assert divergence(estimate, exact) == pytest.approx(0, abs=0.01)
+    assert np.exp(estimate).sum() * np.exp(grid.log_area) == pytest.approx(1)
+
+
+def test_divergence_of_two_gaussians() -> None:
+    grid = Grid(8.0, 200)
+    first, second = (-0.5 * np.square(grid.centres - mean).sum(axis=1) for mean in (0.0, 0.5))
+    assert divergence(second, first) == pytest.approx(0.25, rel=1e-3)  # |Δm|²/2 with Δm = (½, ½)
+    assert list(grid.cell(grid.centres)) == list(range(200**2))
+
+
+def test_spread() -> None:
+    vectors = torch.randn(200, 5, generator=torch.Generator().manual_seed(0)) + 2
+    total, square = spread(vectors)
+    assert total == pytest.approx(float(vectors.var(dim=0).sum()), rel=1e-5)
+    assert square == pytest.approx(float(vectors.mean(dim=0).square().sum()) - total / 200, rel=1e-5)
+
+
+def test_learning_gradient_is_a_function_of_its_draw() -> None:
+    torch.manual_seed(0)
+    network = EnergyNet(1, 2, 8, (1,), 1, kernel=1)
+    sampler = Sampler(network, None, cosine_logsnr(3), (2, 1, 1))
+    x0 = torch.rand(8, 2, 1, 1) - 0.5
+    first, again, other, independent = (
+        learning_gradient(sampler, network, x0, 2, shared, 0, draw)
+        for shared, draw in ((True, 0), (True, 0), (True, 1), (False, 0))
+    )
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, other)
+    assert not torch.allclose(first, independent)
