@@ -20,7 +20,7 @@ from cdrl import checkpoint
 from cdrl.conditions import Condition
 from cdrl.cooperative import Cooperative
 from cdrl.ema import EMA
-from cdrl.langevin import Langevin
+from cdrl.sampler import Sampler
 from experiments import methods
 from experiments.evaluate import Measurement, Progress, TrainedRun
 from experiments.metrics import Scorer, to_pixels
@@ -100,21 +100,21 @@ def _batches(run: TrainedRun, n: int, settings: dict[str, Any], condition: Condi
     return run.method.sample(n, run.seed, condition, settings["batch"])
 
 
-def _sampler(run: TrainedRun, settings: dict[str, Any]) -> Any:
-    """The run's sampler with the evaluation's changes."""
+def _sampler(run: TrainedRun, settings: dict[str, Any]) -> Sampler:
+    """The run's sampler with the evaluation's changes; the run itself stays as it was."""
     assert isinstance(run.method, Cooperative)
-    method = run.method
-    if "spectral_ema" in settings:
-        method.settings = replace(method.settings, spectral_ema=settings["spectral_ema"])
-    sampler = method.sampler()
-    chain: Langevin = sampler.chain
-    changes = {
-        "steps": settings.get("steps", chain.steps),
-        "step_multiplier": settings.get("step_multiplier", chain.step_multiplier),
-    }
-    return replace(
-        sampler, chain=replace(chain, **changes), last_denoise=settings.get("last_denoise", sampler.last_denoise)
+    own = run.method.settings
+    try:
+        run.method.settings = replace(own, spectral_ema=settings.get("spectral_ema", own.spectral_ema))
+        sampler = run.method.sampler()
+    finally:
+        run.method.settings = own
+    chain = replace(
+        sampler.chain,
+        steps=settings.get("steps", sampler.chain.steps),
+        step_multiplier=settings.get("step_multiplier", sampler.chain.step_multiplier),
     )
+    return replace(sampler, chain=chain, last_denoise=settings.get("last_denoise", sampler.last_denoise))
 
 
 def _curve(
