@@ -96,7 +96,12 @@ def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: Pro
     )
     measurements = []
     for number in range(levels):
-        found = diagnose(*(by_level[name][number] for name in vars(trace)), warm_up=sampler.chain.steps)
+        found = diagnose(
+            by_level["acceptance"][number],
+            by_level["log_density"][number],
+            by_level["pixels"][number],
+            warm_up=sampler.chain.steps,
+        )
         measurements += [
             _measurement(name, f"chains-level{number}", value, images * chains) for name, value in found.items()
         ]
@@ -184,11 +189,12 @@ def _grouped(values: Array, levels: int, images: int, chains: int) -> Array:
 def _long_run(
     run: TrainedRun, sampler: Sampler, settings: dict[str, Any], out: Path, progress: Progress
 ) -> list[Measurement]:
-    pictures, measurements = {}, []
+    pictures: dict[str, Any] = {}
+    measurements: list[Measurement] = []
     lengths = [sampler.chain.steps, *settings["long"]]
     for number, steps in enumerate(lengths):
         longer = replace(sampler, chain=replace(sampler.chain, steps=steps))
-        pictures[str(steps)] = data.to_uint8(longer(torch.arange(settings["pictures"]), run.seed))
+        pictures[str(steps)] = np.asarray(data.to_uint8(longer(torch.arange(settings["pictures"]), run.seed)))
         if steps in (sampler.chain.steps, *settings["scored"]):
             measurements += _scored(run, longer, settings)
         progress(_LONG_SHARE + (1 - _LONG_SHARE) * (number + 1) / len(lengths), f"samples with {steps} steps a level")
@@ -202,7 +208,7 @@ def _scored(run: TrainedRun, sampler: Sampler, settings: dict[str, Any]) -> list
         scorer.update(data.to_uint8(images))
     metric, value = next(iter(scorer.result().items()))
     found = _measurement(metric, run.protocol.name, value, settings["samples"])
-    found.update(row=f"K = {sampler.chain.steps}", grad_evals=sampler.gradient_evaluations)
+    found["row"], found["grad_evals"] = f"K = {sampler.chain.steps}", sampler.gradient_evaluations
     return [found]
 
 

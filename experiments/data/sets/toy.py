@@ -125,7 +125,7 @@ def _register(name: str) -> None:
     def find(place: Place, split: str) -> PointSet:
         points = density(name).draw(_COUNTS[split], np.random.RandomState(_SEEDS[split]))
         return PointSet(
-            images=points.astype(np.float32)[:, None, None, :],
+            images=points.astype(np.float32)[:, None, None, :],  # type: ignore[arg-type]  # see PointSet
             labels=None,
             name=name,
             split=split,
