@@ -22,7 +22,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         return
     clock = session.options["timer"]
     table = ratios(
-        [{**b.extra_info, "seconds": b.stats.min} for b in session.benchmarks],
+        [{**b.extra_info, "seconds": b.stats.min} for b in session.benchmarks if b.stats.data],
         cases.ceiling(clock=clock.target),
     )
     terminalreporter.section("ratios")
