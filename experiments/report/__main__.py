@@ -2,9 +2,10 @@
 
     python -m experiments.report                        everything under results/, and results/report.html
     python -m experiments.report --results FOLDER       another results folder
-    python -m experiments.report --animate MODEL        first trace a saved model's sampling into results/demo/
+    python -m experiments.report --animate FOLDER       trace the sampling of this run or saved model into results/demo/
 
-Figures whose arrays are not on this machine keep their files.
+Figures whose arrays are not on this machine keep their files. Without --animate, the first CDRL run of table 1 is
+traced where there is one and results/demo/ is not there yet.
 """
 
 from __future__ import annotations
@@ -14,10 +15,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import cdrl
 from cdrl.errors import UserError
 from experiments.report import animation, drawing, page, tables
-from experiments.report.study import studies
+from experiments.report.study import Study, studies
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> int:
         prog="python -m experiments.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--results", type=Path, default=Path("results"), help="results folder (default: results)")
-    parser.add_argument("--animate", type=Path, metavar="MODEL", help="a saved model to trace")
+    parser.add_argument("--animate", type=Path, metavar="FOLDER", help="a run or a saved model to trace")
     options = parser.parse_args(arguments)
     try:
         return _build(options.results, options.animate)
@@ -38,14 +38,23 @@ def main(arguments: Sequence[str]) -> int:
 def _build(results: Path, model: Path | None) -> int:
     if not results.is_dir():
         raise UserError(f"there is no folder {results}; run an experiment first, or name another with --results")
+    found = studies(results)
+    if model is None and not (results / "demo" / "trajectory.png").exists():
+        model = next(filter(None, map(_traceable, found)), None)
     if model is not None:
-        animation.write(cdrl.load(model).sampler, results / "demo")
-    for study in studies(results):
+        animation.write(animation.trained_sampler(model), results / "demo")
+    for study in found:
         drawn = drawing.write(study)
         tables.write(study)
         print(f"{study.name} {study.scale}: table" + "".join(f", {name}" for name in drawn))
     print(f"written: {page.build(results)}")
     return 0
+
+
+def _traceable(study: Study) -> Path | None:
+    """Table 1's first finished CDRL run, where it is on this machine."""
+    runs = [study.root / e["run"] for row in study.rows if row["method"] == "cdrl" for e in row["evaluations"]]
+    return next((run for run in runs if study.name == "table1" and (run / "status.json").exists()), None)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """From noise to image, step by step: a trace of the sampler, an animated PNG of it, and the energy along the way.
 
-    python -m experiments.report --animate MODEL        (a folder saved by `cdrl.checkpoint.save_model`)
+    python -m experiments.report --animate FOLDER       (a run, or a model saved by `cdrl.checkpoint.save_model`)
 
 A trace has one frame for the noise, one for every proposal, one for every Langevin step, and one for the last denoise.
 Energies of different levels differ by unknown constants, so what is shown is the rise of f above the level's proposal.
@@ -9,6 +9,7 @@ Energies of different levels differ by unknown constants, so what is shown is th
 from __future__ import annotations
 
 import io
+import json
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,13 +21,17 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from cdrl import langevin
+import cdrl
+from cdrl import checkpoint, langevin
+from cdrl.cooperative import Cooperative
+from cdrl.errors import UserError
 from cdrl.langevin import Coefficients, Refined
 from cdrl.networks import FrozenEnergy
 from cdrl.sampler import Sampler
-from experiments import data
+from experiments import data, methods
 from experiments.report import style
 from experiments.report.figures.common import show, tile
+from experiments.worker import label_count
 
 _MILLISECONDS = {"noise": 900, "proposal": 350, "step": 110, "refined": 260, "sample": 2600}
 
@@ -55,6 +60,35 @@ class Trace:
     def save(self, path: Path) -> None:  # compressed: pixels repeat from step to step
         path.parent.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(path, **vars(self))
+
+
+def trained_sampler(folder: Path) -> Sampler:
+    """The sampler of a saved model, or of a finished run, on the CPU.
+
+    Raises:
+        UserError: the folder holds neither, or a method that is no series of energies.
+    """
+    if (folder / "model.json").exists():
+        return cdrl.load(folder).sampler
+    if not (folder / "status.json").exists():
+        raise UserError(
+            f"{folder} is neither a finished run nor a saved model; give one of runs/<data set>/cdrl/…/seed0"
+        )
+    config = json.loads((folder / "config.json").read_text())
+    training = data.load_config(config["data"], "train")
+    method = methods.build(
+        config["method"],
+        image_size=training.image_size,
+        channels=training.channels,
+        classes=label_count(config, training),
+        seed=config["seed"],
+        iterations=config["iterations"],
+        device=torch.device("cpu"),
+    )
+    if not isinstance(method, Cooperative):
+        raise UserError(f"{folder} is a run of '{config['method']['kind']}'; only CDRL and DRL have levels to show")
+    method.load_state(checkpoint.load(folder)[0])
+    return method.sampler()
 
 
 def record(sampler: Sampler, images: int = 12, seed: int = 0) -> Trace:

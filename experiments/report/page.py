@@ -57,6 +57,7 @@ def build(results: Path) -> Path:
         meanings=VERDICTS,
         cells=sum(int(study.cells["value"].notna().sum()) for study in found),
         demo=_demonstration(results),
+        speed=_speed(results / "bench"),
     )
     path = results / "report.html"
     write_text(path, text)
@@ -157,6 +158,22 @@ def _facts(study: Study) -> list[tuple[str, str]]:
 def _verdict_counts(found: Sequence[Study]) -> list[tuple[str, int]]:
     counts = Counter(tables.verdict(cell) for study in found for _, cell in study.cells.iterrows())
     return [(verdict, counts[verdict]) for verdict in VERDICTS if counts[verdict]]
+
+
+def _speed(folder: Path) -> dict[str, Any] | None:
+    """The benchmarks' table of ratios and their figure."""
+    path = folder / "ratios.csv"
+    if not path.exists():
+        return None
+    lines = pd.read_csv(path)
+    columns = ["case", "variant", "images", "ms_per_image", "fast_is"]
+    body = [
+        (str(case), str(variant), f"{images:,.0f}", *(tables.significant(number, 3) for number in numbers))
+        for case, variant, images, *numbers in lines[columns].itertuples(index=False)
+    ]
+    picture = folder / "bench.png"
+    alt = "Milliseconds an image for the plain, the fast and the released form of each hot loop"
+    return {"body": body, "picture": inlined(picture, alt, "Time an image") if picture.exists() else None}
 
 
 def _demonstration(results: Path) -> dict[str, Picture] | None:
