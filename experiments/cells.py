@@ -128,7 +128,7 @@ def _shared_facts(plan: Plan, row: Row) -> dict[str, Any]:
 
 def _verdict(plan: Plan, value: float, low: float, high: float, named: published.Number | None, protocol: str) -> str:
     """Nothing is reproduced unless scale and protocol are those of the published number."""
-    if named is None or plan.scale != "paper" or not protocol.startswith("fid-"):
+    if named is None or not named.comparable or plan.scale != "paper" or not protocol.startswith("fid-"):
         return "different-scale"
     if named.value is None:
         return "off" if math.isfinite(value) else "reproduced"  # "does not converge"

@@ -43,7 +43,8 @@ def uniform(seed: int, purpose: str, index: Tensor, *counters: int) -> Tensor:
 def test_iteration_matches_the_equations(settings: dict[str, float]) -> None:
     """The first step only: after it Adam has made whole steps of the rounding of vanishing gradients."""
     index = torch.arange(10)
-    for seed in range(3):
+    # Not seed 0: there one activation lies within rounding of its kink, and the two gradients take different sides.
+    for seed in (1, 2, 3):
         method, net = short_run(seed=seed, **settings), short_run(**settings).energy_net
         s, logsnr = method.settings, torch.full((10,), method.logsnr)
         trained = reference.Trained(net, method.learners["energy"].settings)
