@@ -1,4 +1,4 @@
-"""The authors' checkpoint files (github.com/yaxuanzhu/CDRL, ``*.pth.tar``): read, and sampled as they were sampled.
+"""The authors' checkpoint files (of Zhu et al. 2024, ``*.pth.tar``): read, and sampled as they were sampled.
 
 A file holds the live weights of both networks ("pi" is the energy network, "p" the initializer), under names that
 distributed training prefixes with ``module.``, and torch-ema's list of averaged parameters, in parameter order and

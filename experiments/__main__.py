@@ -28,6 +28,7 @@ from cdrl.errors import UserError
 from experiments import configuration
 from experiments.cells import check_writable, write_results
 from experiments.plan import Plan, make_plan
+from experiments.report import build_experiment
 from experiments.run import carry_out
 
 
@@ -65,18 +66,9 @@ def _command(arguments: list[str]) -> int:
     check_writable(plan)
     carry_out(plan)
     folder = write_results(plan, ["python", "-m", "experiments", *arguments])
-    _report(folder)
-    return 0
-
-
-def _report(folder: object) -> None:
-    from pathlib import Path
-
-    from experiments.report import build_experiment
-
-    table = build_experiment(Path(str(folder)))
-    Console().print(table, markup=False, highlight=False, soft_wrap=True)
+    Console().print(build_experiment(folder), markup=False, highlight=False, soft_wrap=True)
     print(f"written to {folder}")
+    return 0
 
 
 def _print_plan(plan: Plan) -> None:

@@ -104,9 +104,9 @@ class Plan:
         return [Job(run, tuple(known.values())) for run, known in found.values()]
 
     def missing(self) -> list[Job]:
-        """What is left to do."""
+        """What is left to do; a run that diverged stays as it is, and nothing is measured on it."""
         left = [Job(job.run, tuple(e for e in job.evaluations if not e.done)) for job in self.jobs()]
-        return [job for job in left if job.evaluations or not job.run.done]
+        return [job for job in left if not job.run.done or (job.evaluations and job.run.status == "finished")]
 
 
 def make_plan(config: DictConfig) -> Plan:

@@ -1,6 +1,6 @@
 """The importer of the authors' checkpoints: against their own networks, and against numbers that those gave.
 
-With ``CDRL_RELEASED_REPO`` naming a checkout of github.com/yaxuanzhu/CDRL, their networks are built, filled and run
+With ``CDRL_RELEASED_REPO`` naming a checkout of the authors' release, their networks are built, filled and run
 here, and the numbers in ``released_golden.json`` must be theirs (``CDRL_RELEASED_WRITE=1`` writes the file anew).
 Without a checkout our networks, read from a file in the authors' format, must give those numbers.
 """
