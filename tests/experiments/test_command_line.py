@@ -15,6 +15,7 @@ import pytest
 
 from cdrl.errors import UserError
 from experiments import configuration
+from experiments.__main__ import main
 from experiments.plan import make_plan
 
 ROOT = Path(__file__).parents[2]
@@ -138,14 +139,16 @@ def test_a_killed_run_continues_to_the_same_numbers(tmp_path: Path) -> None:
         (["runs=/dev/null/here"], ["runs=", "cannot write"]),
     ],
 )
-def test_a_mistake_gets_one_clear_line(arguments: list[str], words: list[str], tmp_path: Path) -> None:
+def test_a_mistake_gets_one_clear_line(
+    arguments: list[str], words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     where = [f for f in folders(tmp_path) if not any(f.split("=")[0] == a.split("=")[0] for a in arguments)]
     tiny = [setting for setting in TINY if not any(setting.split("=")[0] == a.split("=")[0] for a in arguments)]
-    result = command(*tiny, *where, *arguments)
-    assert result.returncode == 1
-    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert main([*tiny, *where, *arguments]) == 1
+    printed = capsys.readouterr().err
+    errors = [line for line in printed.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
-    assert "Traceback" not in result.stderr
+    assert "Traceback" not in printed
     for word in words:
         assert word in errors[0]
 
@@ -164,6 +167,6 @@ def test_a_truncated_checkpoint_is_named_and_nothing_is_lost(tmp_path: Path) -> 
     assert command(*TINY, *folders(tmp_path), "scale.samples=33").returncode == 0
 
 
-def test_a_configuration_error_is_raised_before_anything_is_written(tmp_path: Path) -> None:
+def test_a_misspelt_override_is_an_error_in_the_library_too() -> None:
     with pytest.raises(UserError, match="unknown experiment"):
         configuration.resolve(["experiment=nothing"])
