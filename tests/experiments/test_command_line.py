@@ -66,7 +66,16 @@ def test_table1_runs_and_a_second_call_has_nothing_left(tmp_path: Path) -> None:
     assert all(float(cell["value"]) == float(cell["value"]) for cell in cells(tmp_path) if cell["metric"] == "fd")
     assert all(cell["verdict"] in ("different-scale", "not-run") for cell in cells(tmp_path))
     folder = tmp_path / "results" / "table1" / "nano"
-    for file in ("cells.csv", "table.md", "table.tex", "provenance.json", "table1.png", "table1.svg"):
+    for file in (
+        "cells.csv",
+        "table.md",
+        "table.tex",
+        "provenance.json",
+        "score.png",
+        "score.svg",
+        "budget.png",
+        "samples.png",
+    ):
         assert (folder / file).stat().st_size > 0, file
     plan = command(*TINY, *folders(tmp_path), "plan=true")
     assert "0 runs to train" in plan.stdout
