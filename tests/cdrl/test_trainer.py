@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,14 @@ def test_ctrl_c_ends_after_a_whole_iteration(cooperative: Build, tmp_path: Path)
     method = cooperative()
     run(method, Log(), tmp_path)
     assert_same(method.state(), whole.state())
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c_raises() -> Iterator[None]:
+    """Python's own handler: a process started in the background inherits an ignored SIGINT instead."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def test_a_second_ctrl_c_does_not_wait(cooperative: Build) -> None:
