@@ -67,6 +67,7 @@ def _do(job: dict[str, Any], folder: Path) -> int:
         method = _trained(job, folder, training, device)
         if method is None:
             return 130 if _stop.is_set() else 0
+    held_out = data.load_config(config["data"], "test")
     for evaluation in job["evaluations"]:
         run = TrainedRun(
             folder=folder,
@@ -75,7 +76,7 @@ def _do(job: dict[str, Any], folder: Path) -> int:
             device=device,
             method=method,
             train=training,
-            test=data.load_config(config["data"], "test"),
+            test=held_out,
             protocol=Protocol.from_config(evaluation["settings"]["metrics"]),
             cache=Path(job["cache"]),
         )
