@@ -115,12 +115,12 @@ class DDPM(Method):
         """One forward pass in energy-gradient evaluations."""
 
     @property
-    def training_cost(self) -> int:
-        return math.ceil(3 * self.forward_share)
+    def training_cost(self) -> float:
+        return 3 * self.forward_share
 
     @property
-    def sampling_cost(self) -> int:
-        return math.ceil(self.settings.sampling_steps * self.forward_share)
+    def sampling_cost(self) -> float:
+        return self.settings.sampling_steps * self.forward_share
 
     def train_step(self, x0: Tensor, label: Tensor | None, iteration: int) -> None:
         index = torch.arange(len(x0), device=x0.device)

@@ -83,7 +83,17 @@ class Cooperative(Method):
         engine: the form in which the hot loop runs.
     """
 
-    METERS = ("energy_gap", "displacement", "gradient_norm", "proposal_error", "energy_grad", "initializer_grad")
+    METERS = (
+        "energy_gap",
+        "displacement",
+        "gradient_norm",
+        "proposal_error",
+        "refined_error",
+        "energy_grad",
+        "initializer_grad",
+    )
+    """Per level: mean gap f(y⁺) − f(ỹ); RMS over pixels of the chain's move, of its last gradient, and of the distance to
+    the data pair's y⁺ before (noisy proposal) and after refinement; the two networks' gradient norms."""
 
     def __init__(
         self,
@@ -143,7 +153,8 @@ class Cooperative(Method):
                 gap,
                 _rms(refined.y - proposal),
                 _rms(refined.gradient),
-                _rms(mean - positive),
+                _rms(proposal - positive),
+                _rms(refined.y - positive),
                 energy_norm.expand(len(x0)),
                 initializer_norm.expand(len(x0)),
             ),

@@ -57,12 +57,15 @@ class Method(ABC):
 
     @property
     @abstractmethod
-    def training_cost(self) -> int:
-        """Energy-gradient evaluations per image and iteration: the chain's, and two for the learning gradient."""
+    def training_cost(self) -> float:
+        """Energy-gradient evaluations per image and iteration: the chain's, and two for the learning gradient.
+
+        A method without an energy counts its operations in this unit, which need not give a whole number.
+        """
 
     @property
     @abstractmethod
-    def sampling_cost(self) -> int:
+    def sampling_cost(self) -> float:
         """Energy-gradient evaluations per sampled image."""
 
     @abstractmethod

@@ -29,8 +29,8 @@ Batch = Callable[[int], tuple[Tensor, "Tensor | None"]]
 
 Report = dict[str, Any]
 
-LIMITS = {"displacement": 1e2, "proposal_error": 1e2}
-"""A mean beyond these shows divergence; both are root mean squares over pixels of images in [−1, 1]."""
+LIMITS = {"displacement": 1e2, "proposal_error": 1e2, "refined_error": 1e2}
+"""A mean beyond these shows divergence; all are root mean squares over pixels of images in [−1, 1]."""
 LIMIT = 1e8
 """The same for every other meter."""
 
@@ -116,7 +116,7 @@ def train(
                     {
                         "iteration": iteration,
                         "images": spent,
-                        "grad_evals": spent * method.training_cost,
+                        "grad_evals": round(spent * method.training_cost),
                         "seconds": round(clock.seconds, 3),
                         "lr": _rates(method, iteration - 1),
                         **_finite(meters),

@@ -99,7 +99,7 @@ def _row_cells(plan: Plan, row: Row) -> Iterable[dict[str, Any]]:
             "published": "" if named is None else named.value,
             "published_status": "" if named is None else named.status,
             "verdict": _verdict(plan, value, low, high, named, protocol),
-            "grad_evals": pairs[0][1].get("grad_evals", ""),
+            "grad_evals": round(pairs[0][1]["grad_evals"], 1) if "grad_evals" in pairs[0][1] else "",
             "sample_seconds": round(float(np.mean([m.get("seconds", math.nan) for _, m in pairs])), 3),
         }
 

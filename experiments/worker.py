@@ -116,7 +116,7 @@ def _trained(job: dict[str, Any], folder: Path, training: data.ImageSet, device:
         "commit": job["commit"],
     }
     cost = method.training_cost * config["method"]["batch_size"]
-    write_json(status, {**facts, "grad_evals": outcome.iteration * cost, "commit": job["commit"]})
+    write_json(status, {**facts, "grad_evals": round(outcome.iteration * cost), "commit": job["commit"]})
     return method if outcome.status == "finished" else None
 
 
@@ -168,7 +168,7 @@ def planned_iterations(config: dict[str, Any], classes: int) -> int:
         iterations=1,
         device=torch.device("meta"),
     )
-    return max(1, config["budget"] // (probe.training_cost * method["batch_size"]))
+    return max(1, int(config["budget"] // (probe.training_cost * method["batch_size"])))
 
 
 def chain_steps(method: dict[str, Any]) -> int:

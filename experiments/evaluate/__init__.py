@@ -40,7 +40,7 @@ class Measurement(_Required, total=False):
 
     dataset: str
     row: str
-    grad_evals: int
+    grad_evals: float
     seconds: float
 
 

@@ -80,7 +80,7 @@ def draw(run: TrainedRun, n: int, settings: dict[str, Any], condition: Condition
         yield to_pixels(images, run.protocol.rounding)
 
 
-def gradient_evaluations(run: TrainedRun, settings: dict[str, Any]) -> int:
+def gradient_evaluations(run: TrainedRun, settings: dict[str, Any]) -> float:
     """Energy-gradient evaluations per sampled image; guidance evaluates two energies."""
     if run.method is None:
         return 0

@@ -196,7 +196,7 @@ def _caption(study: Study) -> str:
 def _count(column: str) -> Any:
     def text(cell: Mapping[str, Any]) -> str:
         value = cell.get(column)
-        return f"{int(value):,}" if value is not None and not pd.isna(value) and value != 0 else _BLANK
+        return f"{round(value):,}" if value is not None and not pd.isna(value) and value != 0 else _BLANK
 
     return text
 

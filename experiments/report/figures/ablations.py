@@ -98,15 +98,22 @@ def gradients(study: Study) -> Figure | None:
 
 
 def initializer(study: Study) -> Figure | None:
-    """CDRL's proposal error and how far refinement moves it, per level over training (first seed)."""
+    """CDRL's distance to the data before and after refinement, and the move between, per level over training.
+
+    Of the first seed. All are noisy draws, so the distances level off where two draws of one posterior would.
+    """
     try:
         log = study.metrics("cdrl", study.seeds("cdrl")[0])
     except (MissingArray, IndexError):
         return None
-    if "proposal_error" not in log:
+    titles = {
+        "proposal_error": "Proposal to data (RMS)",
+        "refined_error": "Refined to data (RMS)",
+        "displacement": "Moved by the chain (RMS)",
+    }
+    if not titles.keys() <= log.keys():
         return None
-    figure, panels = style.figure(2, width=7.2, height=3.0, sharex=True)
-    titles = {"proposal_error": "Initializer's mean to data (RMS)", "displacement": "Moved by the chain (RMS)"}
+    figure, panels = style.figure(3, width=9.6, height=3.0, sharex=True)
     for axes, (meter, title) in zip(panels, titles.items(), strict=True):
         values = np.array([[np.nan if v is None else v for v in row] for row in log[meter]], dtype=float)
         for level in range(1, values.shape[1]):
@@ -118,7 +125,7 @@ def initializer(study: Study) -> Figure | None:
         axes.set_title(title)
         axes.set_xlabel("Iteration")
         axes.set_yscale("log")
-    panels[1].legend(fontsize=7)
+    panels[-1].legend(fontsize=7)
     return figure
 
 
