@@ -92,8 +92,8 @@ class Cooperative(Method):
         "energy_grad",
         "initializer_grad",
     )
-    """Per level: mean gap f(y⁺) − f(ỹ); RMS over pixels of the chain's move, of its last gradient, and of the distance to
-    the data pair's y⁺ before (noisy proposal) and after refinement; the two networks' gradient norms."""
+    """Per level: mean gap f(y⁺) − f(ỹ); RMS over pixels of the chain's move, of its last gradient, and of the distance
+    to the data pair's y⁺ before (noisy proposal) and after refinement; the two networks' gradient norms."""
 
     def __init__(
         self,
