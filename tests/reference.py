@@ -80,7 +80,7 @@ def state_of(method: Cooperative) -> State:
 
 def transition(schedule: NoiseSchedule, level: Tensor, step_variance: float) -> Transition:
     """From the log-SNRs alone, in float64."""
-    logsnr = schedule.logsnr.double()
+    logsnr = schedule.logsnr.double().to(level.device)
     upper, lower = logsnr[level], logsnr[level - 1]
     alpha, sigma = upper.sigmoid().sqrt(), (-upper).sigmoid().sqrt()
     alpha_lower, sigma_lower = lower.sigmoid().sqrt(), (-lower).sigmoid().sqrt()

@@ -1,0 +1,100 @@
+"""The ways to run on a device, and how to measure there."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from cdrl import fast, langevin
+from cdrl.fast import Captured, Engine
+from cdrl.langevin import Refined
+
+PRECISIONS = ("fp32", "tf32", "bf16")
+"""Of matrix products and convolutions; "bf16" is autocast."""
+
+
+def engines(device: torch.device) -> dict[str, Callable[[], Engine]]:
+    """The forms of the hot loop by name; "replayed" is a CUDA graph of the eager chain, which compiles nothing.
+
+    An engine is made anew for every part: what it has recorded, it recorded in one precision. On the CPU a stand-in
+    takes the place of CUDA graphs, so that a rehearsal goes the same way.
+    """
+    if device.type != "cuda":
+        return {
+            "eager": lambda: fast.EAGER,
+            "replayed": lambda: Engine("captured", Captured(langevin.refine, record_again)),
+        }
+    made: dict[str, Callable[[], Engine]] = {"eager": lambda: fast.EAGER}
+    made["replayed"] = lambda: Engine("captured", Captured(langevin.refine))
+    if fast.can_compile(device):
+        made |= {mode: lambda mode=mode: fast.engine(mode, device) for mode in ("captured", "compiled")}  # type: ignore[misc]
+    return made
+
+
+def record_again(chain: Callable[[], Refined]) -> tuple[Callable[[], None], Refined]:
+    """In place of `cdrl.fast.record_graph`: a replay walks the chain again on the memory it was recorded on."""
+    result = chain()
+
+    def replay() -> None:
+        for kept, value in zip(result, chain(), strict=True):
+            kept.copy_(value)
+
+    return replay, result
+
+
+def measured(act: Callable[[], object], device: torch.device, rounds: int = 3) -> dict[str, Any]:
+    """The shortest of some rounds after one to warm up, the device waited for, and the peak of its memory."""
+    spent = []
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    for _ in range(rounds + 1):
+        wait(device)
+        begin = time.perf_counter()
+        act()
+        wait(device)
+        spent.append(time.perf_counter() - begin)
+    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else None
+    return {"seconds": min(spent[1:]), "first_seconds": spent[0], "peak_bytes": peak}
+
+
+@contextlib.contextmanager
+def precision_of(name: str, device: torch.device) -> Iterator[None]:
+    """Matrix products and convolutions in "fp32", "tf32" or "bf16"."""
+    before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    torch.backends.cudnn.allow_tf32 = name != "fp32"
+    torch.set_float32_matmul_precision("highest" if name == "fp32" else "high")
+    try:
+        with torch.autocast(device.type, torch.bfloat16, enabled=name == "bf16"):
+            yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before[0]
+        torch.set_float32_matmul_precision(before[1])
+
+
+@contextlib.contextmanager
+def no_synchronisation(device: torch.device) -> Iterator[None]:
+    """Any wait for the device is an error inside."""
+    if device.type != "cuda":
+        yield
+        return
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def forget() -> None:
+    """Programs and memory of the part before: its compilations count against a limit, its graphs hold memory."""
+    torch._dynamo.reset()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()

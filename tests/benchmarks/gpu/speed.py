@@ -1,0 +1,213 @@
+"""Stage "speed": parity of every fast path with the reference, then times, memory and share of the matrix ceiling.
+
+    ceiling                     FLOP/s of a large matrix product in every precision
+    parity-<engine>             distance from the plain reference after two iterations, and of samples
+    chain-<engine>-<precision>  chains by batch size: time, FLOP/s, share of the ceiling, peak memory
+    rivals-…                    the same chain, iteration and samples as the plain reference and as the authors' code
+    iteration-<engine>-…        a training iteration, with every synchronisation an error
+    sampling-<engine>-…         whole samples: CDRL at K = 15, 8, 5, 3 and DRL at K = 30
+
+Each is a JSON file in ``<out>/speed/``; ``speed.csv`` gathers them. The precisions are those of matrix products and
+convolutions: "fp32"; "tf32"; "bf16", under autocast.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from cdrl.cooperative import Cooperative
+from tests import reference
+from tests.benchmarks import cases
+from tests.benchmarks.gpu.device import PRECISIONS, engines, forget, measured, no_synchronisation, precision_of
+from tests.benchmarks.gpu.parts import Parts
+
+Lines = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Work:
+    """How much is measured.
+
+    Attributes:
+        size: of the networks that are timed.
+        exact_size: of the networks whose numbers are compared.
+        steps: of a chain.
+        batches: of the chains; compiled forms take ``batch`` alone, one compilation each.
+        batch: of an iteration, and of sampling.
+        rival_batch: of what the plain reference and the authors' code do.
+        sampling_steps: CDRL's K in sampling.
+        square: rows and columns of the matrices whose product is the ceiling.
+    """
+
+    size: cases.Size
+    exact_size: cases.Size
+    steps: int
+    batches: tuple[int, ...]
+    batch: int
+    rival_batch: int
+    sampling_steps: tuple[int, ...]
+    square: int
+
+
+FULL = Work(cases.SIZES["paper"], cases.SIZES["mini"], 15, (64, 256, 1024), 256, 64, (15, 8, 5, 3), 8192)
+TINY = Work(cases.SIZES["nano"], cases.SIZES["nano"], 2, (2, 4), 4, 4, (2, 1), 256)
+
+
+def run(parts: Parts, device: torch.device, tiny: bool) -> pd.DataFrame:
+    """Do what is missing, then write and return the table."""
+    work = TINY if tiny else FULL
+    ceiling = parts.do("ceiling", lambda: ceilings(work, device))
+    for name, act in plan(work, device, ceiling).items():
+        forget()
+        parts.attempt(name, act)
+    return gather(parts.folder)
+
+
+def plan(work: Work, device: torch.device, ceiling: dict[str, float]) -> dict[str, Callable[[], Any]]:
+    """The parts by name, the most wanted first."""
+    fast_modes = [name for name in engines(device) if name != "eager"]
+    acts: dict[str, Callable[[], Any]] = {}
+    for mode in engines(device):
+        acts[f"parity-{mode}"] = lambda mode=mode: parity(work, mode, device)
+    for precision in PRECISIONS:
+        acts[f"chain-eager-{precision}"] = lambda p=precision: chains(work, "eager", p, device, ceiling)
+    acts["rivals-chain"] = lambda: rival_chains(work, device)
+    acts["rivals-iteration"] = lambda: rival_iterations(work, device)
+    for mode in ("eager", *fast_modes):
+        acts[f"iteration-{mode}-tf32"] = lambda mode=mode: iteration(work, mode, "tf32", device)
+    for precision in ("tf32", "bf16", "fp32"):
+        for mode in fast_modes:
+            acts[f"chain-{mode}-{precision}"] = lambda m=mode, p=precision: chains(work, m, p, device, ceiling)
+    for mode in ("eager", *fast_modes):
+        acts[f"sampling-{mode}-tf32"] = lambda mode=mode: sampling(work, mode, "tf32", device)
+    return acts
+
+
+def ceilings(work: Work, device: torch.device) -> dict[str, float]:
+    """FLOP/s of a matrix product by precision."""
+    found = {}
+    for name in PRECISIONS:
+        with precision_of(name, device):
+            dtype = torch.bfloat16 if name == "bf16" else torch.float32
+            found[name] = cases.ceiling(device, dtype, work.square)
+    return found
+
+
+def parity(work: Work, mode: str, device: torch.device) -> dict[str, float]:
+    """Relative distances of parameters after two iterations, and of samples, from the plain reference, in fp32."""
+    size = work.exact_size
+    with precision_of("fp32", device):
+        method, x0 = _cooperative(size, mode, device), cases.images(size, 16, device)
+        state = reference.state_of(method)
+        for number in range(2):
+            method.train_step(x0, None, number)
+            reference.reference_step(state, x0, None, number)
+        index = torch.arange(4, device=device)
+        expected = reference.reference_sample(state, index, 0, size.shape)
+        networks = (method.energy_net, state.energy.network)
+        mine, plain = (torch.cat([p.detach().flatten() for p in network.parameters()]) for network in networks)
+        return {
+            "parameters": float((mine - plain).norm() / plain.norm()),
+            "samples": float((method.sampler()(index, 0) - expected).norm() / expected.norm()),
+        }
+
+
+def chains(work: Work, mode: str, precision: str, device: torch.device, ceiling: dict[str, float]) -> Lines:
+    """Chains by batch size; a batch that does not fit into memory has no line."""
+    flops = work.steps * cases.flops(cases.chain(_cooperative(work.size, "eager", device), _images(work, 1, device), 1))
+    batches = work.batches if mode in ("eager", "replayed") else (work.batch,)
+    method, lines = _cooperative(work.size, mode, device), []
+    for batch in batches:
+        with contextlib.suppress(torch.cuda.OutOfMemoryError), precision_of(precision, device):
+            act = cases.chain(method, _images(work, batch, device), work.steps)
+            line = {"batch": batch, "steps": work.steps, **measured(act, device), "flops": flops * batch}
+            lines.append({**line, "ceiling_share": flops * batch / line["seconds"] / ceiling[precision]})
+    return lines
+
+
+def iteration(work: Work, mode: str, precision: str, device: torch.device) -> Lines:
+    """A training iteration; the second one proves that it never waits for the device."""
+    method, x0 = _cooperative(work.size, mode, device), _images(work, work.batch, device)
+    with precision_of(precision, device):
+        method.train_step(x0, None, 0)
+        with no_synchronisation(device):
+            method.train_step(x0, None, 1)
+        return [{"batch": work.batch, **measured(lambda: method.train_step(x0, None, 2), device)}]
+
+
+def sampling(work: Work, mode: str, precision: str, device: torch.device) -> Lines:
+    """Whole samples; ``minutes_for_50000`` is extrapolated from one batch."""
+    lines = []
+    for name, steps in (*(("cdrl", k) for k in work.sampling_steps), ("drl", 2 * work.steps)):
+        method = cases.build(work.size, name, engines(device)[mode](), device)
+        assert isinstance(method, Cooperative)
+        sampler = replace(method.sampler(), chain=replace(method.settings.chain, steps=steps))
+        index = torch.arange(work.batch)
+        with precision_of(precision, device):
+            times = measured(lambda s=sampler, i=index: s(i, 0), device, rounds=1)
+        extrapolated = times["seconds"] / work.batch * 50_000 / 60
+        lines.append({"method": name, "steps": steps, "batch": work.batch, **times, "minutes_for_50000": extrapolated})
+    return lines
+
+
+def rival_chains(work: Work, device: torch.device) -> Lines:
+    """The chain as the plain reference, as the fast path does it, and as the authors' code where it is at hand."""
+    method, y = _cooperative(work.size, "eager", device), _images(work, work.rival_batch, device)
+    acts = {
+        "plain": cases.chain(method, y, work.steps, plain=True),
+        "eager": cases.chain(method, y, work.steps),
+    }
+    if checkout := os.environ.get("CDRL_RELEASED_REPO"):
+        acts["released"] = cases.released_chain(Path(checkout), work.size, y, work.steps)
+    return _by_precision(work, acts, device)
+
+
+def rival_iterations(work: Work, device: torch.device) -> Lines:
+    """A training iteration as the plain reference, and here."""
+    method, x0 = _cooperative(work.size, "eager", device), _images(work, work.rival_batch, device)
+    state = reference.state_of(method)
+    acts = {
+        "plain": lambda: reference.reference_step(state, x0, None, 1),
+        "eager": lambda: method.train_step(x0, None, 1),
+    }
+    return _by_precision(work, acts, device)
+
+
+def _by_precision(work: Work, acts: dict[str, Callable[[], Any]], device: torch.device) -> Lines:
+    lines = []
+    for precision in ("fp32", "tf32"):
+        for variant, act in acts.items():
+            with precision_of(precision, device):
+                line = {"variant": variant, "precision": precision, "batch": work.rival_batch}
+                lines.append({**line, **measured(act, device, rounds=1)})
+    return lines
+
+
+def gather(folder: Path) -> pd.DataFrame:
+    """All finished parts as one table, written to ``speed.csv`` beside their folder; also the failed ones."""
+    rows: Lines = []
+    for path in sorted(folder.glob("*.json")):
+        found = json.loads(path.read_text())
+        rows += [{"part": path.stem, **line} for line in (found if isinstance(found, list) else [found])]
+    table = pd.DataFrame(rows)
+    table.to_csv(folder.parent / "speed.csv", index=False, float_format="%.6g")
+    return table
+
+
+def _cooperative(size: cases.Size, mode: str, device: torch.device) -> Cooperative:
+    method = cases.build(size, engine=engines(device)[mode](), device=device)
+    assert isinstance(method, Cooperative)
+    return method
+
+
+def _images(work: Work, batch: int, device: torch.device) -> torch.Tensor:
+    return cases.images(work.size, batch, device)
