@@ -67,6 +67,9 @@ reproduce-all: $(READY)  ## Every experiment at this scale, then the report; res
 report: $(READY)  ## results/report.html from everything measured so far
 	$(BIN)/python -m experiments.report
 
+demo: $(READY)  ## Sample images on the CPU from the committed weights, without training: build/demo.png
+	$(BIN)/python -m experiments.demo
+
 bench: $(READY)  ## Benchmarks (= pytest --benchmark-only) and their table of ratios
 	$(BIN)/python -m pytest --benchmark-only tests/benchmarks
 
@@ -84,4 +87,4 @@ doctor: $(READY)  ## Which data, weights and statistics are here, and what is mi
 clean:  ## Remove runs and caches (results stay)
 	rm -rf runs .cache
 
-.PHONY: help setup reproduce-table1 reproduce-imagenet32 speedup langevin-steps ablations guidance compose inpaint ood toy chains frontier reproduce-all report bench test lint doctor clean
+.PHONY: help setup reproduce-table1 reproduce-imagenet32 speedup langevin-steps ablations guidance compose inpaint ood toy chains frontier reproduce-all report demo bench test lint doctor clean

@@ -5,7 +5,8 @@ learned from. `EAGER` is the plain form and the truth for the others; each of th
 
     eager     operation by operation
     compiled  one generated program for the Langevin step (noise, gradient, update), one for each training pass
-    captured  on a GPU, a chain's compiled steps recorded once as a CUDA graph and replayed: one launch a chain
+    replayed  on a GPU, a chain's eager steps recorded once as a CUDA graph and replayed: one launch, nothing to compile
+    captured  the same of a chain's compiled steps
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from cdrl.errors import UserError
 from cdrl.langevin import Coefficients, KnownPixels, Refined
 from cdrl.networks.energy import FrozenEnergy
 
-MODES = ("auto", "eager", "compiled", "captured")
+MODES = ("auto", "eager", "compiled", "replayed", "captured")
 COMPILATION_PAYS: dict[str, int] = {}
 """By kind of device, the Langevin steps in a plan from which compiling was measured to pay (docs/performance.md). No
 device has such a measurement yet, so "auto" runs eager everywhere."""
@@ -56,7 +57,7 @@ class Engine:
     """How the hot loop is executed.
 
     Attributes:
-        mode: "eager", "compiled" or "captured".
+        mode: "eager", "compiled", "replayed" or "captured".
         refine: runs a chain.
         prepare: turns a function that is learned through into the form to be called instead of it.
     """
@@ -73,14 +74,16 @@ def engine(mode: str, device: torch.device) -> Engine:
     """The engine of that name; `EAGER`, with a warning, where the machine cannot compile.
 
     Raises:
-        UserError: an unknown mode, or "captured" without a GPU.
+        UserError: an unknown mode, or "replayed" or "captured" without a GPU.
     """
     if mode not in MODES[1:]:
         raise UserError(f"unknown engine '{mode}'; choose one of {', '.join(MODES)}")
-    if mode == "captured" and device.type != "cuda":
-        raise UserError("engine=captured records CUDA graphs; use engine=compiled or engine=eager on the CPU")
+    if mode in ("replayed", "captured") and device.type != "cuda":
+        raise UserError(f"engine={mode} records CUDA graphs; use engine=compiled or engine=eager on the CPU")
     if mode == "eager":
         return EAGER
+    if mode == "replayed":
+        return Engine(mode, Captured(langevin.refine))
     if not can_compile(device):
         _log.warning("no compiler for %s here (a C++ compiler, or Triton on a GPU): running eager", device.type)
         return EAGER

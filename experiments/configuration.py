@@ -32,7 +32,7 @@ def resolve(overrides: Sequence[str]) -> DictConfig:
     try:
         with initialize_config_dir(config_dir=str(CONF.resolve()), version_base="1.3"):
             config = compose("config", overrides=[*overrides, *_chosen_by_experiment(overrides)])
-        return _merged_for_scale(config)
+        return _merged_for_scale(config, overrides)
     except (HydraException, ConfigCompositionException, OmegaConfBaseException) as error:
         raise UserError(_one_line(error, overrides)) from error
 
@@ -72,11 +72,16 @@ def _chosen_by_experiment(overrides: Sequence[str]) -> list[str]:
     return [f"{group}={choice}" for group, choice in picks.items() if group not in named]
 
 
-def _merged_for_scale(config: DictConfig) -> DictConfig:
+def _merged_for_scale(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """The manifest's changes for the scale laid over it; what the command line says of it still has the last word."""
     changes = (config.experiment.get("scales") or {}).get(config.scale.name)
     if changes:
+        keys = [override.lstrip("+").partition("=")[0] for override in overrides]
+        said = {key: OmegaConf.select(config, key) for key in keys if key.startswith("experiment.")}
         OmegaConf.set_struct(config, False)
         config.experiment = OmegaConf.merge(config.experiment, changes)
+        for key, value in said.items():
+            OmegaConf.update(config, key, value, merge=False)
         OmegaConf.set_struct(config, True)
     return config
 

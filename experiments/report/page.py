@@ -21,7 +21,7 @@ from experiments.report.study import Study, studies
 
 _TEMPLATES = Path(__file__).parent
 _LARGEST_SVG = 350_000
-_WORDS = {"score": "Score", "budget": "Score against budget", "samples": "Samples"}
+_WORDS = {"score": "Score", "budget": "Score against budget", "seconds": "Score against time", "samples": "Samples"}
 VERDICTS = {
     "reproduced": "the published number, at its scale and protocol",
     "off": "measured at the published scale and protocol, and different",

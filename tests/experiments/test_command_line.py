@@ -82,6 +82,14 @@ def test_table1_runs_and_a_second_call_has_nothing_left(tmp_path: Path) -> None:
     assert "0 evaluations to do" in plan.stdout.replace("\n", " ").replace("  ", " ")
 
 
+def test_the_command_line_wins_over_a_manifests_changes_for_its_scale() -> None:
+    changes = ["experiment.rows.cdrl.evaluate.images=2", "experiment.rows.cdrl_once=null"]
+    rows = configuration.resolve(["experiment=inpaint", "scale=mini", *changes]).experiment.rows
+    assert rows.cdrl.evaluate.images == 2
+    assert rows.cdrl_once is None
+    assert rows.drl.evaluate.images == 100
+
+
 def test_runs_are_a_pure_function_of_what_determines_them() -> None:
     def folder(*overrides: str) -> set[Path]:
         plan = make_plan(configuration.resolve(["experiment=table1", *overrides]))

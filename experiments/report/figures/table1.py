@@ -1,9 +1,13 @@
-"""Sample quality: the score of each method with its seeds, the score against budget, and samples beside real images."""
+"""Sample quality: the score of each method with its seeds, the score against budget and seconds, and samples."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from experiments.report import style
 from experiments.report.figures.common import axis_label, bars_with_intervals, curve_with_intervals, image_grid
@@ -13,12 +17,12 @@ _REFERENCES = {"real": "real, held out", "noise": "noise"}
 
 
 def draw(study: Study) -> dict[str, Figure]:
-    """``score``, ``budget`` and ``samples``, each where what it shows is at hand.
+    """``score``, ``budget``, ``seconds`` and ``samples``, each where what it shows is at hand.
 
     Raises:
         MissingArray: nothing is.
     """
-    drawn = {"score": score(study), "budget": budget(study), "samples": samples(study)}
+    drawn = {"score": score(study), "budget": budget(study), "seconds": seconds(study), "samples": samples(study)}
     found = {name: figure for name, figure in drawn.items() if figure is not None}
     if not found:
         raise MissingArray(f"{study.name}: nothing is measured yet")
@@ -52,6 +56,18 @@ def score(study: Study) -> Figure | None:
 
 def budget(study: Study) -> Figure | None:
     """The score along training against energy-gradient evaluations × images, with bands over seeds."""
+    return _along(study, "Training budget: energy-gradient evaluations × images", lambda row, spent: spent)
+
+
+def seconds(study: Study) -> Figure | None:
+    """The same against the seconds that training took, in the mean over seeds; an iteration takes as long as any."""
+    taken = study.cells.groupby("row")["train_seconds"].first()
+    device = study.cells["device"].iloc[0]
+    return _along(study, f"Training seconds ({device})", lambda row, spent: spent / spent[-1] * float(taken[row]))
+
+
+def _along(study: Study, xlabel: str, where: Callable[[str, NDArray[Any]], NDArray[Any]]) -> Figure | None:
+    """The score along training; ``where`` places a row's milestones, given what was spent at each."""
     metric, protocol = _first(study)
     figure, axes = style.figure(width=4.8, height=3.0)
     for row in study.rows:
@@ -60,13 +76,13 @@ def budget(study: Study) -> Figure | None:
             continue
         length = min(len(curve["value"]) for curve in curves)
         values = np.stack([curve["value"][:length] for curve in curves])
-        spent = curves[0]["grad_evals"][:length]
-        curve_with_intervals(axes, spent, values, label=row["label"], method=row["method"], positive=True)
+        x = where(row["row"], curves[0]["grad_evals"][:length])
+        curve_with_intervals(axes, x, values, label=row["label"], method=row["method"], positive=True)
     if not axes.lines:
         return None
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_xlabel("Training budget: energy-gradient evaluations × images")
+    axes.set_xlabel(xlabel)
     axes.set_ylabel(axis_label(metric, protocol))
     for floor in study.measured(metric, protocol).query("method == 'real'")["value"]:
         axes.axhline(floor, color=style.SOFT, linestyle=(0, (4, 3)), linewidth=1.0, label=_REFERENCES["real"])

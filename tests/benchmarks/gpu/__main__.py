@@ -54,7 +54,10 @@ def main(arguments: Sequence[str]) -> int:
     except OutOfTime:
         print("out of time; the same command does what is left", file=sys.stderr)
         return UNFINISHED
-    except UserError as error:
+    except KeyboardInterrupt:
+        print("interrupted; the same command does what is left", file=sys.stderr)
+        return 130
+    except (UserError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

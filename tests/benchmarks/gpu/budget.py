@@ -66,12 +66,17 @@ def prepare(
 def iteration_seconds(prepared: Prepared, at_least: float, most: int = 1000) -> float:
     """Seconds an iteration takes, over ``at_least`` that many seconds or ``most`` iterations; trains the method."""
     method, done = prepared.method, 0
+
+    def step(number: int) -> None:
+        images, label = prepared.batches.batch(number)
+        method.train_step(images, label, number)
+
     for number in range(WARM_UP):
-        method.train_step(*prepared.batches.batch(number), number)
+        step(number)
     wait(method.device)
     begin = time.perf_counter()
     while done == 0 or (time.perf_counter() - begin < at_least and done < most):
-        method.train_step(*prepared.batches.batch(WARM_UP + done), WARM_UP + done)
+        step(WARM_UP + done)
         done += 1
         if done % 10 == 0:  # kernels are queued faster than they run: now and then the clock waits for them
             wait(method.device)

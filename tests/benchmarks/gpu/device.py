@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,7 +19,7 @@ PRECISIONS = ("fp32", "tf32", "bf16")
 
 
 def engines(device: torch.device) -> dict[str, Callable[[], Engine]]:
-    """The forms of the hot loop by name; "replayed" is a CUDA graph of the eager chain, which compiles nothing.
+    """The forms of the hot loop by name.
 
     An engine is made anew for every part: what it has recorded, it recorded in one precision. On the CPU a stand-in
     takes the place of CUDA graphs, so that a rehearsal goes the same way.
@@ -26,13 +27,10 @@ def engines(device: torch.device) -> dict[str, Callable[[], Engine]]:
     if device.type != "cuda":
         return {
             "eager": lambda: fast.EAGER,
-            "replayed": lambda: Engine("captured", Captured(langevin.refine, record_again)),
+            "replayed": lambda: Engine("replayed", Captured(langevin.refine, record_again)),
         }
-    made: dict[str, Callable[[], Engine]] = {"eager": lambda: fast.EAGER}
-    made["replayed"] = lambda: Engine("captured", Captured(langevin.refine))
-    if fast.can_compile(device):
-        made |= {mode: lambda mode=mode: fast.engine(mode, device) for mode in ("captured", "compiled")}  # type: ignore[misc]
-    return made
+    modes = [mode for mode in fast.MODES[1:] if mode in ("eager", "replayed") or fast.can_compile(device)]
+    return {mode: functools.partial(fast.engine, mode, device) for mode in modes}
 
 
 def record_again(chain: Callable[[], Refined]) -> tuple[Callable[[], None], Refined]:

@@ -1,4 +1,4 @@
-"""What all stages know: where things lie, which device, how much time, and the suite's overrides that follow from it."""
+"""What all stages know: places, device, time, and the suite's overrides that follow from them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TINY = [
     f"methods.cdrl.initializer={_TINY_INITIALIZER}",
     "methods.cdrl.chain.steps=2", "methods.drl.chain.steps=2", "methods.short_run.steps=2",
     "scale.samples=32", "scale.sample_batch=32", "scale.milestones=[0.5]", "scale.milestone_samples=16",
-    "metrics.reference_samples=64",
+    "metrics.reference_samples=64", "launcher.workers=1", "launcher.threads=1",
 ]  # fmt: skip
 """Laid over scale mini in a rehearsal: the same way on real images, with networks and counts for seconds on a CPU."""
 

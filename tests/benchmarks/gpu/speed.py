@@ -18,6 +18,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,18 +78,18 @@ def plan(work: Work, device: torch.device, ceiling: dict[str, float]) -> dict[st
     fast_modes = [name for name in engines(device) if name != "eager"]
     acts: dict[str, Callable[[], Any]] = {}
     for mode in engines(device):
-        acts[f"parity-{mode}"] = lambda mode=mode: parity(work, mode, device)
+        acts[f"parity-{mode}"] = partial(parity, work, mode, device)
     for precision in PRECISIONS:
-        acts[f"chain-eager-{precision}"] = lambda p=precision: chains(work, "eager", p, device, ceiling)
-    acts["rivals-chain"] = lambda: rival_chains(work, device)
-    acts["rivals-iteration"] = lambda: rival_iterations(work, device)
+        acts[f"chain-eager-{precision}"] = partial(chains, work, "eager", precision, device, ceiling)
+    acts["rivals-chain"] = partial(rival_chains, work, device)
+    acts["rivals-iteration"] = partial(rival_iterations, work, device)
     for mode in ("eager", *fast_modes):
-        acts[f"iteration-{mode}-tf32"] = lambda mode=mode: iteration(work, mode, "tf32", device)
+        acts[f"iteration-{mode}-tf32"] = partial(iteration, work, mode, "tf32", device)
     for precision in ("tf32", "bf16", "fp32"):
         for mode in fast_modes:
-            acts[f"chain-{mode}-{precision}"] = lambda m=mode, p=precision: chains(work, m, p, device, ceiling)
+            acts[f"chain-{mode}-{precision}"] = partial(chains, work, mode, precision, device, ceiling)
     for mode in ("eager", *fast_modes):
-        acts[f"sampling-{mode}-tf32"] = lambda mode=mode: sampling(work, mode, "tf32", device)
+        acts[f"sampling-{mode}-tf32"] = partial(sampling, work, mode, "tf32", device)
     return acts
 
 
@@ -158,7 +159,7 @@ def sampling(work: Work, mode: str, precision: str, device: torch.device) -> Lin
         sampler = replace(method.sampler(), chain=replace(method.settings.chain, steps=steps))
         index = torch.arange(work.batch)
         with precision_of(precision, device):
-            times = measured(lambda s=sampler, i=index: s(i, 0), device, rounds=1)
+            times = measured(partial(sampler, index, 0), device, rounds=1)
         extrapolated = times["seconds"] / work.batch * 50_000 / 60
         lines.append({"method": name, "steps": steps, "batch": work.batch, **times, "minutes_for_50000": extrapolated})
     return lines

@@ -12,6 +12,7 @@ import torch
 from cdrl import randomness, trainer
 from cdrl.errors import UserError
 from cdrl.method import Method
+from experiments import configuration
 from experiments.files import write_json
 from experiments.metrics import Protocol, Scorer, build, to_pixels
 from experiments.provenance import commit, device_name
@@ -49,7 +50,7 @@ class Trials:
     def attempt(self, method: str, settings: search.Settings, seconds: float) -> search.Result:
         """See `tests.benchmarks.gpu.search.Attempt`. A trial that fails or diverges scores infinitely badly."""
         begin = time.perf_counter()
-        facts = {"device": device_name(str(self.session.device)), "commit": commit()}
+        facts: dict[str, Any] = {"device": device_name(str(self.session.device)), "commit": commit()}
         if self.session.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         with self.session.deadline.enforced():
@@ -98,8 +99,6 @@ class Trials:
     @cached_property
     def _protocol(self) -> Protocol:
         config = self.session.overrides("table1", *self.shortened)
-        from experiments import configuration
-
         return Protocol.from_config(configuration.plain(configuration.resolve(config).metrics))
 
     @cached_property

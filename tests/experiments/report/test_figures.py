@@ -13,17 +13,27 @@ from experiments.report.figures import common, table1
 from experiments.report.study import MissingArray, Study
 
 
-def test_table1_draws_its_three_figures_and_again_the_same_bytes(results: Path) -> None:
+def test_table1_draws_its_four_figures_and_again_the_same_bytes(results: Path) -> None:
     study = Study.load(results / "table1" / "nano")
 
-    assert drawing.write(study) == ["score", "budget", "samples"]
+    assert drawing.write(study) == ["score", "budget", "seconds", "samples"]
     first = {path.name: path.read_bytes() for path in study.folder.glob("*.[sp][vn]g")}
     for name in first:
         (study.folder / name).unlink()
     drawing.write(study)
 
-    assert len(first) == 6
+    assert len(first) == 8
     assert {path.name: path.read_bytes() for path in study.folder.glob("*.[sp][vn]g")} == first
+
+
+def test_score_against_seconds_ends_when_training_did(results: Path) -> None:
+    study = Study.load(results / "table1" / "nano")
+    figure = table1.seconds(study)
+    assert figure is not None
+    taken = study.cells.groupby("label")["train_seconds"].first()
+    ends = {line.get_label(): line.get_xdata()[-1] for line in figure.axes[0].lines if len(line.get_xdata()) == 3}
+    assert ends
+    assert all(end == pytest.approx(taken[label]) for label, end in ends.items())
 
 
 def test_without_runs_the_committed_pictures_stay(results: Path) -> None:

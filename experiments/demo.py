@@ -1,0 +1,83 @@
+"""Sample images from the committed weights on this machine's CPU, without training.
+
+    python -m experiments.demo [--model FOLDER] [--images 36] [--seed 0] [--out build/demo.png]
+
+The weights are those in results/demo/: CIFAR-10 (mini) where there are such, else digits (nano).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+import cdrl
+from cdrl import checkpoint
+from cdrl.errors import UserError
+from experiments.data import to_uint8
+from experiments.report.figures.common import tile
+
+WEIGHTS = Path("results/demo")
+SCALES = ("mini", "nano")
+"""Most wanted first."""
+_WIDTH = 600
+"""Pixels across the picture, about."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, help="a saved model (default: the committed one)")
+    parser.add_argument("--images", type=int, default=36)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("build/demo.png"))
+    options = parser.parse_args(arguments)
+    try:
+        folder = options.model or committed_model(WEIGHTS)
+        print(f"sampling {options.images} images from {folder} …", flush=True)
+        begin = time.monotonic()
+        picture = draw(folder, options.images, options.seed)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(options.out)
+    print(f"written to {options.out} after {time.monotonic() - begin:.1f} s")
+    return 0
+
+
+def committed_model(weights: Path) -> Path:
+    """The folder of the most wanted model below ``weights``. Raises `UserError` when there is none."""
+    for scale in SCALES:
+        if checkpoint.exists(weights / scale, "model"):
+            return weights / scale
+    raise UserError(
+        f"there are no weights in {weights}; train (make reproduce-table1), then "
+        f"python -m experiments.export runs/digits/cdrl/<hash>/seed0 {weights / 'nano'}"
+    )
+
+
+def draw(model: Path, images: int, seed: int) -> Image.Image:
+    """A square grid of ``images`` samples; image i depends on (seed, i) alone.
+
+    Raises:
+        UserError: there is no model, or a damaged one; or nothing to draw.
+    """
+    if images < 1:
+        raise UserError(f"--images must be at least 1, not {images}")
+    samples = to_uint8(cdrl.load(model).sample(images, seed=seed)).numpy()
+    columns = int(np.ceil(images**0.5))
+    grid = tile(samples, columns)
+    zoom = max(1, _WIDTH // grid.shape[1])
+    return Image.fromarray(np.repeat(np.repeat(grid, zoom, axis=0), zoom, axis=1).squeeze())
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
