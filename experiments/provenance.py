@@ -63,13 +63,21 @@ def commit() -> str:
         return "unknown"
 
 
+def _version(package: str) -> str | None:
+    """None where a package is not installed: no protocol in use needed it."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def provenance(plan: Plan, command: Sequence[str]) -> dict[str, Any]:
     training = data.load_config(plan.config["data"], "train")
     return {
         "command": " ".join(command),
         "commit": commit(),
         "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in _PACKAGES},
+        "packages": {name: _version(name) for name in _PACKAGES},
         "device": device_name(resolve_device(plan.config["device"])),
         "cores": os.cpu_count(),
         "system": platform.platform(),

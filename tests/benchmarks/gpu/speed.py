@@ -136,7 +136,10 @@ def chains(work: Work, mode: str, precision: str, device: torch.device, ceiling:
 
 
 def iteration(work: Work, mode: str, precision: str, device: torch.device) -> Lines:
-    """A training iteration, and what made the host wait for the device in it: nothing, one hopes."""
+    """A training iteration, what made the host wait for the device in it (nothing, one hopes), and the paper's run.
+
+    ``hours_for_400000`` is extrapolated from one iteration; the paper's run has 400,000 of 256 images.
+    """
     method, x0 = _cooperative(work.size, mode, device), _images(work, work.batch, device)
     with precision_of(precision, device):
         method.train_step(x0, None, 0)
@@ -147,7 +150,8 @@ def iteration(work: Work, mode: str, precision: str, device: torch.device) -> Li
         except RuntimeError as error:
             waits = str(error)
         times = measured(lambda: method.train_step(x0, None, 2), device)
-        return [{"batch": work.batch, "synchronisations": waits, **times}]
+        hours = times["seconds"] * 400_000 / 3600
+        return [{"batch": work.batch, "synchronisations": waits, **times, "hours_for_400000": hours}]
 
 
 def sampling(work: Work, mode: str, precision: str, device: torch.device) -> Lines:
