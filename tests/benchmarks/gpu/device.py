@@ -16,6 +16,7 @@ from cdrl.langevin import Refined
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 """Of matrix products and convolutions; "bf16" is autocast."""
+LONG_ENOUGH = 5.0
 
 
 def engines(device: torch.device) -> dict[str, Callable[[], Engine]]:
@@ -45,7 +46,10 @@ def record_again(chain: Callable[[], Refined]) -> tuple[Callable[[], None], Refi
 
 
 def measured(act: Callable[[], object], device: torch.device, rounds: int = 3) -> dict[str, Any]:
-    """The shortest of some rounds after one to warm up, the device waited for, and the peak of its memory."""
+    """The shortest of some rounds after one to warm up, the device waited for, and the peak of its memory.
+
+    Once the rounds have taken `LONG_ENOUGH` seconds there is no further one.
+    """
     spent = []
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -55,6 +59,8 @@ def measured(act: Callable[[], object], device: torch.device, rounds: int = 3) -
         act()
         wait(device)
         spent.append(time.perf_counter() - begin)
+        if sum(spent[1:]) > LONG_ENOUGH:
+            break
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else None
     return {"seconds": min(spent[1:]), "first_seconds": spent[0], "peak_bytes": peak}
 

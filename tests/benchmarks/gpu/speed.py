@@ -3,7 +3,7 @@
     ceiling                     FLOP/s of a large matrix product in every precision
     parity-<engine>             distance from the plain reference after two iterations, and of samples
     chain-<engine>-<precision>  chains by batch size: time, FLOP/s, share of the ceiling, peak memory
-    rivals-…                    the same chain, iteration and samples as the plain reference and as the authors' code
+    rivals-…                    chain and iteration as the plain reference, and the authors' chain (CDRL_RELEASED_REPO)
     iteration-<engine>-…        a training iteration, with every synchronisation an error
     sampling-<engine>-…         whole samples: CDRL at K = 15, 8, 5, 3 and DRL at K = 30
 
@@ -82,6 +82,8 @@ def plan(work: Work, device: torch.device, ceiling: dict[str, float]) -> dict[st
     for precision in PRECISIONS:
         acts[f"chain-eager-{precision}"] = partial(chains, work, "eager", precision, device, ceiling)
     acts["rivals-chain"] = partial(rival_chains, work, device)
+    if checkout := os.environ.get("CDRL_RELEASED_REPO"):
+        acts["rivals-released"] = partial(released_chains, work, Path(checkout), device)
     acts["rivals-iteration"] = partial(rival_iterations, work, device)
     for mode in ("eager", *fast_modes):
         acts[f"iteration-{mode}-tf32"] = partial(iteration, work, mode, "tf32", device)
@@ -170,15 +172,19 @@ def sampling(work: Work, mode: str, precision: str, device: torch.device) -> Lin
 
 
 def rival_chains(work: Work, device: torch.device) -> Lines:
-    """The chain as the plain reference, as the fast path does it, and as the authors' code where it is at hand."""
+    """The chain as the plain reference, and here."""
     method, y = _cooperative(work.size, "eager", device), _images(work, work.rival_batch, device)
     acts = {
         "plain": cases.chain(method, y, work.steps, plain=True),
         "eager": cases.chain(method, y, work.steps),
     }
-    if checkout := os.environ.get("CDRL_RELEASED_REPO"):
-        acts["released"] = cases.released_chain(Path(checkout), work.size, y, work.steps)
     return _by_precision(work, acts, device)
+
+
+def released_chains(work: Work, checkout: Path, device: torch.device) -> Lines:
+    """The chain over the authors' network, from a checkout of their repository."""
+    y = _images(work, work.rival_batch, device)
+    return _by_precision(work, {"released": cases.released_chain(checkout, work.size, y, work.steps)}, device)
 
 
 def rival_iterations(work: Work, device: torch.device) -> Lines:
