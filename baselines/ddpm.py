@@ -8,7 +8,7 @@
 
 Cost. The suite counts energy-gradient evaluations: one is a forward and an input-backward pass of the energy network,
 2 F_energy FLOPs. A training image costs the U-Net a forward and a full backward pass, 3 F_unet, and a sampling step
-F_unet. Both F are *counted* on the meta device; the ratio is rounded up, so never to the DDPM's advantage.
+F_unet. Both F are *counted* on the meta device; the ratio enters as it is, not rounded.
 """
 
 from __future__ import annotations

@@ -18,6 +18,8 @@ PUBLISHED = Path(__file__).parents[2] / "results" / "published" / "published.csv
 
 _METRICS = {"fd": "FID", "is": "Inception Score", "auroc": "AUROC"}
 _DATASETS = {"cifar10": "CIFAR-10", "imagenet32": "ImageNet 32x32", "celeba64": "CelebA 64x64"}
+_OUTSIDE = {"interp": "CIFAR-10 interp", "cifar100": "CIFAR-100", "celeba64": "CelebA", "svhn": "SVHN"}
+"""The right-hand side of "CIFAR-10 vs …"."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,8 @@ def find(spec: Mapping[str, Any], dataset: str, metric: str) -> Number | None:
 
     Args:
         spec: ``model`` as in the file, and optionally ``dataset`` and ``metric`` as in the file.
-        dataset: the measured data set's name, e.g. "cifar10". When nothing was ever published for it (digits), the
-            model's first number of the metric is returned, not ``comparable``.
+        dataset: the measured data set's name, e.g. "cifar10", or "cifar10 vs svhn". When nothing was ever published
+            for it (digits), the model's first number of the metric is returned, not ``comparable``.
         metric: the measured metric's name, e.g. "fd".
     """
     wanted = _METRICS.get(metric.lower(), metric)
@@ -66,8 +68,11 @@ def find(spec: Mapping[str, Any], dataset: str, metric: str) -> Number | None:
     found = [number for number in load() if (number.model, number.metric) == (spec["model"], wanted)]
     if "dataset" in spec:
         found = [number for number in found if number.dataset == spec["dataset"]]
-    own = [number for number in found if number.dataset.startswith(_DATASETS.get(dataset, "\0"))]
-    if own or dataset in _DATASETS or not found:
+    inside, _, outside = dataset.partition(" vs ")
+    known = inside in _DATASETS and (not outside or outside in _OUTSIDE)
+    name = " vs ".join(filter(None, (_DATASETS.get(inside), _OUTSIDE.get(outside))))
+    own = [number for number in found if known and number.dataset.partition(" (")[0] == name]
+    if own or inside in _DATASETS or not found:
         return own[0] if own else None
     return replace(found[0], comparable=False)
 
