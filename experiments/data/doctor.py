@@ -2,43 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from cdrl.errors import UserError
 from experiments.data.images import ImageSet
 from experiments.data.registry import DataSet, entry, names, place
 from experiments.data.store import entry_folder, open_entry
+from experiments.inventory import Item
 
 
-@dataclass(frozen=True)
-class Record:
-    """One split of one data set.
-
-    Attributes:
-        name: data set and split, as in "cifar10/train".
-        where: the folder it belongs in, or where the decoded copy is.
-        variable: the environment variable that may name that folder.
-        sha256: of the decoded pixels: as pinned, else as found, else empty.
-        state: "ready" (decoded and verified), "found" (files are there, not decoded yet) or "missing".
-        needed_for: what cannot be computed without it.
-        remedy: what to do when it is missing.
-    """
-
-    name: str
-    where: str
-    variable: str
-    sha256: str
-    state: str
-    needed_for: str
-    remedy: str
-
-    @property
-    def present(self) -> bool:
-        return self.state != "missing"
-
-
-def inventory(root: str | Path | None = None) -> list[Record]:
+def inventory(root: str | Path | None = None) -> list[Item]:
     """One record a data set and split; nothing is downloaded or decoded.
 
     Args:
@@ -47,7 +20,7 @@ def inventory(root: str | Path | None = None) -> list[Record]:
     return [_record(entry(name), split, root) for name in names() for split in entry(name).splits]
 
 
-def _record(known: DataSet, split: str, root: str | Path | None) -> Record:
+def _record(known: DataSet, split: str, root: str | Path | None) -> Item:
     where = place(known.name, None, root)
     state, sha256, remedy = "missing", known.checksums.get(split, ""), ""
     location = str(where.root)
@@ -64,4 +37,4 @@ def _record(known: DataSet, split: str, root: str | Path | None) -> Record:
                 state, remedy = "missing", "downloaded when first needed"
     except UserError as error:
         remedy = str(error)
-    return Record(f"{known.name}/{split}", location, known.variable, sha256, state, known.needed_for, remedy)
+    return Item(f"{known.name}/{split}", location, known.variable, sha256, state, known.needed_for, remedy)

@@ -7,7 +7,7 @@ which files the protocols need. Images are pixels 0 … 255, NHWC: uint8, or flo
 from __future__ import annotations
 
 from experiments.metrics.detection import auroc
-from experiments.metrics.doctor import Item, inventory
+from experiments.metrics.doctor import inventory
 from experiments.metrics.extractors import Extracted, Extractor, build
 from experiments.metrics.frechet import Moments, frechet_distance
 from experiments.metrics.inception_score import inception_score
@@ -19,7 +19,6 @@ from experiments.metrics.score import Scorer, to_pixels
 __all__ = [
     "Extracted",
     "Extractor",
-    "Item",
     "Moments",
     "Protocol",
     "Scorer",

@@ -2,38 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
+from experiments.inventory import Item
 from experiments.metrics import protocols
 from experiments.metrics.weights import VARIABLE, WeightFile, file_sha256
-
-
-@dataclass(frozen=True)
-class Item:
-    """One file.
-
-    Attributes:
-        name: what it is.
-        where: the place it belongs in.
-        variable: the environment variable that may name its folder, or empty.
-        sha256: as pinned; for files made here, as found, else empty.
-        state: "ready", "missing", or "wrong" when its hash is not the pinned one.
-        needed_for: what cannot be computed without it.
-        remedy: what to do when it is not ready.
-    """
-
-    name: str
-    where: str
-    variable: str
-    sha256: str
-    state: str
-    needed_for: str
-    remedy: str
-
-    @property
-    def present(self) -> bool:
-        return self.state == "ready"
 
 
 def inventory(cache: Path | str = ".cache") -> list[Item]:

@@ -31,6 +31,8 @@ def test_a_line_without_its_last_fields_is_read(tmp_path: Path) -> None:
         ("CDRL", "digits", "fd", 4.31, False),
         ("DRL (T6)", "celeba64", "fd", 5.98, True),
         ("DRL (T6)", "cifar10", "is", 8.30, True),
+        ("CDRL", "cifar10 vs interp", "auroc", 0.75, True),
+        ("CDRL", "cifar10 vs celeba64", "auroc", 0.84, True),
         ("CDRL, guidance w=0.7", "imagenet32", "fd", 6.18, True),
     ],
 )
@@ -50,6 +52,7 @@ def test_words_are_no_value() -> None:
 
 def test_finds_nothing_for_another_metric_model_or_data_set() -> None:
     assert published.find({"model": "CDRL"}, "cifar10", "recall") is None
+    assert published.find({"model": "CDRL"}, "cifar10 vs svhn", "auroc") is None
     assert published.find({"model": "no such model"}, "cifar10", "fd") is None
     assert published.find({"model": "Energy Matching"}, "celeba64", "fd") is None
 
