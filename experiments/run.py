@@ -217,7 +217,7 @@ class _Pool:
 
     def _eta(self, underway: float) -> str:
         done = self.work_done + underway
-        left = self.total - self.finished - sum(one.done for one in self.active)
+        left = sum(_share_left(job) for job in self.waiting) + sum(1.0 - one.done for one in self.active)
         if done < 0.02:
             return "time left: measuring"
         seconds = left * (time.monotonic() - self.begin) / done
@@ -247,6 +247,11 @@ class _Pool:
                 active.process.wait(max(0.1, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 active.process.send_signal(signal.SIGKILL)
+
+
+def _share_left(job: Job) -> float:
+    """Of a job not begun, as a share of training and evaluation: where the run is trained, the looking is left."""
+    return EVALUATION_SHARE if job.run.done else 1.0
 
 
 def _clock(seconds: float) -> str:

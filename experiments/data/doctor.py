@@ -12,7 +12,7 @@ from experiments.inventory import Item
 
 
 def inventory(root: str | Path | None = None) -> list[Item]:
-    """One record a data set and split; nothing is downloaded or decoded.
+    """One item a data set and split; nothing is downloaded or decoded.
 
     Args:
         root: the folder of downloads and decoded arrays; None for `registry.cache_folder()`.
