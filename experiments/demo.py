@@ -13,20 +13,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
 import cdrl
 from cdrl import checkpoint
 from cdrl.errors import UserError
-from experiments.data import to_uint8
-from experiments.report.figures.common import tile
+from experiments.tool import sample
 
 WEIGHTS = Path("results/demo")
 SCALES = ("mini", "nano")
 """Most wanted first."""
-_WIDTH = 600
-"""Pixels across the picture, about."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -43,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
         folder = options.model or committed_model(WEIGHTS)
         print(f"sampling {options.images} images from {folder} …", flush=True)
         begin = time.monotonic()
-        picture = draw(folder, options.images, options.seed)
+        picture = sample(cdrl.load(folder), options.images, options.seed)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -62,21 +56,6 @@ def committed_model(weights: Path) -> Path:
         f"there are no weights in {weights}; train (make reproduce-table1), then "
         f"python -m experiments.export runs/digits/cdrl/<hash>/seed0 {weights / 'nano'}"
     )
-
-
-def draw(model: Path, images: int, seed: int) -> Image.Image:
-    """A square grid of ``images`` samples; image i depends on (seed, i) alone.
-
-    Raises:
-        UserError: there is no model, or a damaged one; or nothing to draw.
-    """
-    if images < 1:
-        raise UserError(f"--images must be at least 1, not {images}")
-    samples = to_uint8(cdrl.load(model).sample(images, seed=seed)).numpy()
-    columns = int(np.ceil(images**0.5))
-    grid = tile(samples, columns)
-    zoom = max(1, _WIDTH // grid.shape[1])
-    return Image.fromarray(np.repeat(np.repeat(grid, zoom, axis=0), zoom, axis=1).squeeze())
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def mask(name: str, size: int, index: Tensor, seed: int) -> Mask:
         single[:] = True
         single[edge : size - edge, edge : size - edge] = False
     else:
-        single = _picture(Path(name), size)
+        single = mask_from_picture(Path(name), size)
     return np.broadcast_to(single[..., None], (len(index), size, size, 1)).copy()
 
 
@@ -144,8 +144,12 @@ def _agreement(run: TrainedRun, truth: Images, completions: Images) -> dict[str,
     return {"agreement": float(torch.stack(hits).double().mean())}
 
 
-def _picture(path: Path, size: int) -> Mask:
-    """A mask from a picture: white (at least half bright) is known; other sizes are brought to size × size."""
+def mask_from_picture(path: Path, size: int) -> Mask:
+    """Which pixels are known, ``(size, size)``: the white ones (at least half bright) of a picture of any size.
+
+    Raises:
+        UserError: there is no such picture, or it cannot be read.
+    """
     if not path.is_file():
         raise UserError(
             f"there is no mask '{path}'; use half, box, random or the path of a PNG (white pixels are known)"

@@ -1,0 +1,107 @@
+"""The console script: samples, completions and scores from the command line, and mistakes in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cdrl import Model, checkpoint
+from cdrl.langevin import Langevin
+from cdrl.networks import EnergyNet, Initializer
+from cdrl.noise import cosine_logsnr
+from cdrl.sampler import Sampler
+from experiments import data, tool
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Callable[[int], Path]:
+    """Saves an untrained model of 8 × 8 grey images with so many classes."""
+
+    def make(classes: int) -> Path:
+        torch.manual_seed(0)
+        sizes = {"image_size": 8, "channels": 1, "multipliers": (1,), "blocks": 1, "classes": classes}
+        sampler = Sampler(
+            energy_net=EnergyNet(**sizes, width=4).eval(),
+            initializer=Initializer(**sizes, width=4, attention_sizes=()).eval(),
+            schedule=cosine_logsnr(2),
+            shape=(1, 8, 8),
+            chain=Langevin(steps=1, step_variance=1e-3),
+            shared_noise=True,
+            last_denoise="consistent",
+        )
+        folder = tmp_path / f"model{classes}"
+        checkpoint.save_model(folder, Model(sampler))
+        return folder
+
+    return make
+
+
+def test_sample_draws_what_the_label_asks_for(model: Callable[[int], Path], tmp_path: Path) -> None:
+    def drawn(*options: str) -> bytes:
+        out = tmp_path / "new" / "samples.png"
+        assert tool.main(["sample", str(model(3)), "--images", "4", "--out", str(out), *options]) == 0
+        return out.read_bytes()
+
+    plain = drawn()
+    assert plain == drawn("--seed", "0")
+    assert plain != drawn("--seed", "1")
+    assert plain != drawn("--label", "2")
+    assert drawn("--label", "2") != drawn("--label", "2", "--guidance", "3")
+
+
+def test_inpaint_keeps_what_is_known(model: Callable[[int], Path], tmp_path: Path) -> None:
+    truth = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
+    mask = np.zeros((8, 8), dtype=np.uint8)
+    mask[:, :3] = 255
+    Image.fromarray(truth).save(tmp_path / "truth.png")
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    out = tmp_path / "out.png"
+    arguments = ["inpaint", str(model(0)), str(tmp_path / "truth.png"), str(tmp_path / "mask.png"), "--out", str(out)]
+    assert tool.main([*arguments, "--completions", "2"]) == 0
+    shown = np.asarray(Image.open(out))
+    zoom = shown.shape[0] // 8
+    first = shown[::zoom, ::zoom][:8, :8]
+    assert (first[:, :3] == truth[:, :3]).all()
+    assert (first[:, 3:] == 128).all()
+    second = shown[::zoom, ::zoom][:8, 9:17]
+    assert (second[:, :3] == truth[:, :3]).all()
+    assert not (second[:, 3:] == 128).all()
+
+
+def test_score_of_the_test_images_is_that_of_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = data.load("digits", "test").images
+    for number, image in enumerate(images):
+        Image.fromarray(image[..., 0]).save(tmp_path / f"{number:04}.png")
+    assert tool.main(["score", str(tmp_path), "--cache", ".cache"]) == 0
+    lines = dict(line.split()[:2] for line in capsys.readouterr().out.splitlines())
+    assert set(lines) == {"fd", "kid", "precision", "recall"}
+    assert float(lines["fd"]) == pytest.approx(1.2344, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["sample", "{model}", "--images", "0"], "--images"),
+        (["sample", "{model}", "--label", "3"], "0 … 2"),
+        (["sample", "{model}", "--guidance", "1"], "--label"),
+        (["sample", "{model}", "--label", "1", "--guidance", "-1"], "--guidance"),
+        (["sample", "{model}", "--out", "/dev/null/x.png"], "--out"),
+        (["sample", "nowhere"], "nowhere"),
+        (["inpaint", "{model}", "no.png", "no.png"], "no.png"),
+        (["score", "nowhere"], "two image files"),
+        (["score", "{model}", "--protocol", "fdd"], "fdd"),
+    ],
+)
+def test_a_mistake_gets_one_line(
+    arguments: list[str], words: str, model: Callable[[int], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tool.main([argument.format(model=model(3)) for argument in arguments]) == 1
+    printed = capsys.readouterr().err
+    (line,) = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert words in line
+    assert "Traceback" not in printed
