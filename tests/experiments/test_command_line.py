@@ -102,7 +102,7 @@ def test_runs_are_a_pure_function_of_what_determines_them() -> None:
 
 
 def test_a_killed_run_continues_to_the_same_numbers(tmp_path: Path) -> None:
-    arguments = [*TINY, "scale.budget=60000", "launcher.workers=1", "experiment.rows.drl=null"]
+    arguments = [*TINY, "scale.budget=20000", "launcher.workers=1", "launcher.threads=1", "experiment.rows.drl=null"]
     arguments += ["experiment.rows.short_run=null", "experiment.rows.real=null", "experiment.rows.noise=null"]
     undisturbed, disturbed = tmp_path / "a", tmp_path / "b"
     assert command(*arguments, *folders(undisturbed)).returncode == 0

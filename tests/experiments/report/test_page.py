@@ -34,7 +34,7 @@ class _Elements(HTMLParser):
 def test_every_picture_is_inside_and_described(built: Path) -> None:
     pictures = _Elements(built.read_text()).of("img")
 
-    assert len(pictures) == 3
+    assert len(pictures) == 4
     for picture in pictures:
         assert (picture["src"] or "").startswith("data:image/")
         assert picture["alt"]
