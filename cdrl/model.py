@@ -58,6 +58,7 @@ def energy_sizes(network: EnergyNet) -> dict[str, Any]:
         "blocks": len(blocks) // len(ends),
         "classes": network.classes,
         "kernel": network.stem.weight.shape[-1],
+        "frequencies": 0 if network.frequencies is None else len(network.frequencies),
     }
 
 

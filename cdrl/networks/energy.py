@@ -25,6 +25,8 @@ from cdrl.networks.embedding import logsnr_embedding
 from cdrl.networks.spectral import SpectralNorm
 
 _SLOPE = 0.2
+_FREQUENCY = 3.0
+"""Standard deviation of the Fourier features' frequencies, in radians per unit of the input."""
 
 
 class BlockKernels(NamedTuple):
@@ -47,6 +49,8 @@ class Weights(NamedTuple):
     embedding: tuple[Tensor, Tensor]
     label: Tensor | None
     time: tuple[Tensor, ...]
+    frequencies: Tensor | None
+    """``(F, C)``: the network also sees sines and cosines of its input."""
 
 
 class Context(NamedTuple):
@@ -94,10 +98,14 @@ class EnergyNet(nn.Module):
         blocks: residual blocks at each resolution.
         classes: number of classes C, or 0 for an unconditional network. Label 0 is the null label, classes are 1 … C.
         kernel: height and width of the convolutions, odd; 1 for points, which are images of one pixel.
+        frequencies: number of random Fourier features of the input (Tancik et al. 2020) that stand beside it; 0 is the
+            published network. Without them a network of the plane learns smooth densities alone.
 
     Raises:
         UserError: the sizes do not fit together.
     """
+
+    frequencies: Tensor | None
 
     def __init__(
         self,
@@ -108,6 +116,7 @@ class EnergyNet(nn.Module):
         blocks: int = 8,
         classes: int = 0,
         kernel: int = 3,
+        frequencies: int = 0,
     ) -> None:
         super().__init__()
         check_sizes(image_size, channels, width, multipliers, blocks, classes)
@@ -116,7 +125,9 @@ class EnergyNet(nn.Module):
         self.embed_in = SpectralNorm(nn.Linear(width, embedding))
         self.embed_out = SpectralNorm(nn.Linear(embedding, embedding))
         self.embed_label = SpectralNorm(nn.Linear(classes + 1, embedding)) if classes else None
-        self.stem = _conv(channels, width, kernel)
+        random = _FREQUENCY * torch.randn(frequencies, channels) if frequencies else None
+        self.register_buffer("frequencies", random)
+        self.stem = _conv(channels + 2 * frequencies, width, kernel)
         outputs = [width * multiplier for multiplier in multipliers for _ in range(blocks)]
         self.blocks = nn.ModuleList(
             ResidualBlock(before, after, embedding, kernel, pool=(number % blocks == 0 and number < len(outputs)))
@@ -145,6 +156,7 @@ class EnergyNet(nn.Module):
             embedding=(self.embed_in.normalized(), self.embed_out.normalized()),
             label=self.embed_label.normalized() if self.embed_label is not None else None,
             time=tuple(block.time.normalized() for block in blocks),
+            frequencies=self.frequencies,
         )
 
     def context(self, weights: Weights, logsnr: Tensor, label: Tensor | None = None) -> Context:
@@ -210,14 +222,28 @@ def input_gradient(energy: FrozenEnergy, y: Tensor) -> Tensor:
 
 def evaluate(y: Tensor, weights: Weights, context: Context) -> Tensor:
     """``f(y)``, ``(B,)``, from effective weights and a context; ``y`` is ``(B, C, H, W)``."""
-    h = F.conv2d(y, weights.stem, weights.stem_bias, padding="same")
+    seen = y if weights.frequencies is None else _with_sinusoids(y, weights.frequencies)
+    h = _convolve(seen, weights.stem, weights.stem_bias)
     for block, bias in zip(weights.blocks, context.biases, strict=True):
-        inner = F.conv2d(F.leaky_relu(h, _SLOPE), block.first, padding="same") + bias
-        inner = F.conv2d(F.leaky_relu(inner, _SLOPE), block.second, block.second_bias, padding="same")
-        h = inner + (h if block.shortcut is None else F.conv2d(h, block.shortcut, block.shortcut_bias, padding="same"))
+        inner = _convolve(F.leaky_relu(h, _SLOPE), block.first) + bias
+        inner = _convolve(F.leaky_relu(inner, _SLOPE), block.second, block.second_bias)
+        h = inner + (h if block.shortcut is None else _convolve(h, block.shortcut, block.shortcut_bias))
         if block.pool:
             h = F.avg_pool2d(h, 2)
     return (F.relu(h).sum(dim=(2, 3)) * context.readout).sum(dim=1)
+
+
+def _with_sinusoids(y: Tensor, frequencies: Tensor) -> Tensor:
+    """``y`` and its Fourier features, ``(B, C + 2F, H, W)``; their slopes are of the order of y's own."""
+    angles = torch.einsum("bchw,fc->bfhw", y, frequencies)
+    return torch.cat((y, angles.sin() / _FREQUENCY, angles.cos() / _FREQUENCY), dim=1)
+
+
+def _convolve(h: Tensor, kernel: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A convolution that keeps the size; of points (images of one pixel) a matrix product, which is much faster."""
+    if h.shape[2:] == kernel.shape[2:] == (1, 1):
+        return F.linear(h.flatten(1), kernel.flatten(1), bias)[:, :, None, None]
+    return F.conv2d(h, kernel, bias, padding="same")
 
 
 def detach(weights: Weights) -> Weights:

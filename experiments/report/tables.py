@@ -108,11 +108,8 @@ def build(study: Study) -> Table:
         by_column = {_key(cell): cell for _, cell in group.iterrows()}
         chosen = [by_column.get(column) for column in columns]
         values.append([math.nan if cell is None else float(cell["value"]) for cell in chosen])
-        measured = [
-            _BLANK if cell is None else with_interval(cell["value"], cell["low"], cell["high"]) for cell in chosen
-        ]
         first = group.iloc[0]
-        body.append((str(first["label"]), *measured, *(_joined(_FACTS[name], group) for name in facts)))
+        body.append((str(first["label"]), *map(_measured, chosen), *(_joined(_FACTS[name], group) for name in facts)))
     header = ("", *(_title(column, columns) for column in columns), *facts)
     references = [cell in ("real", "noise") for cell in cells.groupby("row", sort=False)["method"].first()]
     return Table(header, tuple(body), _caption(study), _best(columns, values, references))
