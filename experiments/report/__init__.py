@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def build_experiment(folder: Path) -> str:
-    """Tables and figures of ``results/<experiment>/<scale>``; returns the table for a terminal.
+    """Tables and figures of ``results/<experiment>/<scale>``; returns the tables for a terminal.
 
     Raises:
         UserError: there are no cells.
@@ -19,4 +19,4 @@ def build_experiment(folder: Path) -> str:
 
     study = Study.load(folder)
     drawing.write(study)
-    return tables.write(study).plain()
+    return "\n\n".join(table.plain() for table in tables.write(study))

@@ -102,13 +102,11 @@ def _experiment(group: Sequence[Study]) -> dict[str, Any]:
 
 
 def _scale(study: Study) -> dict[str, Any]:
-    table = tables.build(study)
     names = sorted({path.stem for path in study.folder.iterdir() if path.suffix in (".svg", ".png")})
     names.sort(key=lambda name: list(_WORDS).index(name) if name in _WORDS else len(_WORDS))
     return {
         "name": study.scale,
-        "table": table,
-        "best": table.best,
+        "tables": tables.build(study),
         "pictures": [_picture(study, name) for name in names if name != "trajectory"],
         "command": command(study),
         "commits": sorted(set(study.cells["commit"].dropna())),

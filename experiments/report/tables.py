@@ -89,17 +89,31 @@ class Table:
         return "\n".join([self.caption, "", lines[0].rstrip(), rule, *(line.rstrip() for line in lines[1:])])
 
 
-def write(study: Study) -> Table:
+def write(study: Study) -> list[Table]:
     """Write table.md and table.tex beside the cells."""
-    table = build(study)
-    write_text(study.folder / "table.md", table.markdown())
-    write_text(study.folder / "table.tex", table.latex())
-    return table
+    tables = build(study)
+    write_text(study.folder / "table.md", "\n".join(table.markdown() for table in tables))
+    write_text(study.folder / "table.tex", "\n".join(table.latex() for table in tables))
+    return tables
 
 
-def build(study: Study) -> Table:
-    """The table of a study's cells."""
-    cells = study.cells
+def build(study: Study) -> list[Table]:
+    """A study's cells as tables: rows that share no column, however indirectly, stand in tables of their own."""
+    return [_table(study, cells) for cells in _apart(study.cells)]
+
+
+def _apart(cells: pd.DataFrame) -> list[pd.DataFrame]:
+    parts: list[tuple[set[str], set[tuple[str, str, str]]]] = []
+    for row, group in cells.groupby("row", sort=False):
+        columns = set(_columns(group))
+        joined = [part for part in parts if part[1] & columns]
+        merged = ({str(row)}.union(*(rows for rows, _ in joined)), columns.union(*(known for _, known in joined)))
+        parts = [part for part in parts if part not in joined] + [merged]
+    groups = [cells[cells["row"].isin(rows)] for rows, _ in parts]
+    return sorted(groups, key=lambda group: int(group.index[0]))
+
+
+def _table(study: Study, cells: pd.DataFrame) -> Table:
     columns = _columns(cells)
     facts = [name for name in _FACTS if any(_FACTS[name](cell) != _BLANK for _, cell in cells.iterrows())]
     body = []
@@ -112,7 +126,7 @@ def build(study: Study) -> Table:
         body.append((str(first["label"]), *map(_measured, chosen), *(_joined(_FACTS[name], group) for name in facts)))
     header = ("", *(_title(column, columns) for column in columns), *facts)
     references = [cell in ("real", "noise") for cell in cells.groupby("row", sort=False)["method"].first()]
-    return Table(header, tuple(body), _caption(study), _best(columns, values, references))
+    return Table(header, tuple(body), _caption(study, cells), _best(columns, values, references))
 
 
 def _measured(cell: pd.Series | None) -> str:
@@ -175,8 +189,7 @@ def _best(
     return frozenset(best)
 
 
-def _caption(study: Study) -> str:
-    cells = study.cells
+def _caption(study: Study, cells: pd.DataFrame) -> str:
     protocols = ", ".join(dict.fromkeys(cells["protocol"].astype(str)))
     devices = ", ".join(dict.fromkeys(cells["device"].dropna().astype(str)))
     title = study.title.rstrip(".")
@@ -219,6 +232,12 @@ def verdict(cell: Any) -> str:
     return _BLANK if text == "different-scale" and _published(cell) == _BLANK else text
 
 
+def _note(cell: Mapping[str, Any]) -> str:
+    """What went wrong, if anything did: which seeds diverged, and when."""
+    text = cell.get("note")
+    return _BLANK if text is None or pd.isna(text) or not text else str(text)
+
+
 def _joined(fact: Any, group: pd.DataFrame) -> str:
     """A fact of a row's cells: one text where they agree."""
     texts = dict.fromkeys(fact(cell) for _, cell in group.iterrows())
@@ -235,6 +254,7 @@ _FACTS: Mapping[str, Any] = {
     "NFE": _count("grad_evals"),
     "Training (s)": _seconds("train_seconds"),
     "Sampling (s)": _seconds("sample_seconds"),
+    "Note": _note,
 }
 
 

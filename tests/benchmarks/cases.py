@@ -23,6 +23,8 @@ from cdrl.langevin import Langevin
 from cdrl.learner import Optimisation
 from cdrl.method import Method
 from cdrl.networks import EnergyNet, Initializer
+from experiments import configuration
+from experiments.configuration import plain
 from tests import reference
 
 
@@ -42,14 +44,16 @@ class Size:
         return (self.image[1], self.image[0], self.image[0])
 
 
+def _nano() -> Size:
+    """CDRL as scale nano trains it."""
+    config = plain(configuration.resolve(["scale=nano"]))
+    data, method = config["data"], config["methods"]["cdrl"]
+    image = (data["image_size"], data["channels"])
+    return Size(image, method["energy"], method["initializer"], method["batch_size"], method["chain"]["steps"])
+
+
 SIZES = {
-    "nano": Size(
-        (8, 1),
-        {"width": 32, "multipliers": (1, 2), "blocks": 1},
-        {"width": 32, "multipliers": (1, 1), "blocks": 1, "attention_sizes": (4,), "dropout": 0.0},
-        batch=32,
-        steps=5,
-    ),
+    "nano": _nano(),
     "mini": Size(
         (32, 3),
         {"width": 64, "multipliers": (1, 2, 2), "blocks": 1},

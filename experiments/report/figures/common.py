@@ -24,13 +24,26 @@ METRICS: Mapping[str, tuple[str, str]] = {
     "recall": ("Recall", "higher"),
     "class_accuracy": ("Class accuracy", "higher"),
     "auroc": ("AUROC", "higher"),
+    "kl (nats)": ("KL divergence (nats)", "lower"),
+    "rhat": ("Split R\u0302", ""),
+    "ess": ("Effective sample size", ""),
+    "acceptance": ("Acceptance rate", ""),
+    "energy-drift": ("Energy drift (sd)", ""),
+    "gradient-variance": ("Gradient noise/signal", "lower"),
+    "known_exact": ("Known pixels exact", ""),
+    "hole_mse": ("MSE in the hole", "lower"),
+    "hole_mse_best": ("MSE, best completion", "lower"),
+    "hole_mse_mean_image": ("MSE of the mean image", ""),
+    "agreement": ("Classifier agreement", "higher"),
 }
 """Name for people, and which direction is better."""
 
 
 def metric_name(metric: str) -> str:
-    """A metric's name for people."""
-    return METRICS.get(metric.lower(), (metric.replace("_", " ").strip().capitalize(), ""))[0]
+    """A metric's name for people; "auroc_level2" is "AUROC at level 2"."""
+    stem, _, level = metric.lower().partition("_level")
+    name = METRICS.get(stem, (stem.replace("_", " ").strip().capitalize(), ""))[0]
+    return f"{name} at level {level}" if level else name
 
 
 def axis_label(metric: str, protocol: str) -> str:

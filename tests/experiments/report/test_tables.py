@@ -30,7 +30,7 @@ def test_value_with_interval(value: float, low: float, high: float, text: str) -
 
 
 def test_table_of_cells(results: Path) -> None:
-    table = tables.build(Study.load(results / "table1" / "nano"))
+    [table] = tables.build(Study.load(results / "table1" / "nano"))
 
     assert table.header[:5] == (
         "", "Fréchet distance (fd-digits)\u00a0↓", "Precision (fd-digits)\u00a0↑", "Published", "Verdict",
@@ -45,7 +45,7 @@ def test_table_of_cells(results: Path) -> None:
 
 
 def test_best_is_the_lowest_distance_of_the_methods(results: Path) -> None:
-    table = tables.build(Study.load(results / "table1" / "nano"))
+    [table] = tables.build(Study.load(results / "table1" / "nano"))
 
     assert {place for place in table.best if place[1] == 1} == {(0, 1)}
 
@@ -56,7 +56,7 @@ def test_two_protocols_never_share_a_column(results: Path) -> None:
     cells.loc[(cells["row"] == "drl") & (cells["metric"] == "fd"), "protocol"] = "fid-clean"
     cells.to_csv(path, index=False)
 
-    table = tables.build(Study.load(path.parent))
+    [table] = tables.build(Study.load(path.parent))
 
     columns = [title for title in table.header if title.startswith("Fréchet")]
     assert columns == ["Fréchet distance (fd-digits)\u00a0↓", "Fréchet distance (fid-clean)\u00a0↓"]
@@ -64,8 +64,37 @@ def test_two_protocols_never_share_a_column(results: Path) -> None:
     assert (body["DRL"][1], body["CDRL"][3]) == ("–", "–")
 
 
+def test_rows_without_a_common_column_stand_in_tables_of_their_own(results: Path) -> None:
+    path = results / "table1" / "nano" / "cells.csv"
+    cells = pd.read_csv(path)
+    cells.loc[cells["row"] == "drl", "protocol"] = "another"
+    cells.to_csv(path, index=False)
+
+    first, second = tables.write(Study.load(path.parent))
+
+    assert [row[0] for row in second.body] == ["DRL"]
+    assert "DRL" not in [row[0] for row in first.body]
+    assert all("(another)" in title for title in second.header[1:3])
+    assert "protocol another;" in second.caption
+    text = (path.parent / "table.md").read_text()
+    assert text == f"{first.markdown()}\n{second.markdown()}"
+
+
+def test_a_diverged_run_is_named_in_its_row(results: Path) -> None:
+    path = results / "table1" / "nano" / "cells.csv"
+    cells = pd.read_csv(path)
+    cells["note"] = ["seed 1 diverged at iteration 320" if row == "drl" else "" for row in cells["row"]]
+    cells.to_csv(path, index=False)
+
+    [table] = tables.build(Study.load(path.parent))
+
+    assert table.header[-1] == "Note"
+    assert {row[0]: row[-1] for row in table.body}["DRL"] == "seed 1 diverged at iteration 320"
+
+
 def test_latex_is_escaped_and_balanced(results: Path) -> None:
-    latex = tables.write(Study.load(results / "table1" / "nano")).latex()
+    [table] = tables.write(Study.load(results / "table1" / "nano"))
+    latex = table.latex()
 
     assert (results / "table1" / "nano" / "table.tex").read_text() == latex
     assert r"Short-run\_EBM \& co" in latex
@@ -76,7 +105,8 @@ def test_latex_is_escaped_and_balanced(results: Path) -> None:
 
 
 def test_markdown_has_a_cell_in_every_column(results: Path) -> None:
-    lines = tables.build(Study.load(results / "table1" / "nano")).markdown().splitlines()[2:]
+    [table] = tables.build(Study.load(results / "table1" / "nano"))
+    lines = table.markdown().splitlines()[2:]
 
     assert {line.count("|") for line in lines} == {12}
     assert lines[2].startswith("| CDRL | **1.100 [1.018, 1.182]** |")
@@ -91,7 +121,8 @@ def test_a_row_that_was_not_run(results: Path) -> None:
     ]  # fmt: skip
     cells.to_csv(path, index=False)
 
-    row = tables.build(Study.load(path.parent)).body[1]
+    [table] = tables.build(Study.load(path.parent))
+    row = table.body[1]
 
     assert row[:5] == ("DRL", "–", "–", "–", "not-run")
 
