@@ -73,6 +73,11 @@ class Study:
             root=root or folder.resolve().parents[2],
         )
 
+    @property
+    def at_hand(self) -> bool:
+        """Whether all of its runs are on this machine."""
+        return all(self._located(e["run"]).exists() for row in self.rows for e in row["evaluations"])
+
     def evaluation(self, row: str, seed: int) -> Path:
         """The evaluation folder of a row's seed. Raises `MissingArray`."""
         for evaluation in self._row(row)["evaluations"]:

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from PIL import Image
 
 matplotlib.use("Agg")
@@ -79,6 +81,16 @@ def figure(
     """A figure (inches) and its axes, as ``Figure.subplots`` gives them: one Axes, or an array for several."""
     canvas = Figure(figsize=(width, height), layout="constrained")
     return canvas, canvas.subplots(rows, columns, **subplots)
+
+
+def logarithmic(axes: Axes, *directions: str) -> None:
+    """Logarithmic axes ("x", "y") with plain numbers at 1, 2 and 5 of every decade, as many as there is room for."""
+    for direction in directions:
+        getattr(axes, f"set_{direction}scale")("log")
+        axis = getattr(axes, f"{direction}axis")
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
 
 
 def save(canvas: Figure, folder: Path, name: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from experiments.report import style
 from experiments.report.figures.common import (
@@ -29,7 +30,7 @@ def draw(study: Study) -> dict[str, Figure]:
         raise MissingArray(f"{study.name}: nothing is measured yet")
     protocol = str(cells["protocol"].iloc[0])
     figure, axes = style.figure(width=6.6, height=0.8 + 0.34 * len(cells))
-    axes.set_xscale("log")
+    style.logarithmic(axes, "x")
     bars_with_intervals(
         axes, list(cells["label"]), cells["value"], cells["low"], cells["high"], methods=_colours(cells["row"]),
         dots=[study.seed_values(row, "fd", protocol) for row in cells["row"]], xlabel=axis_label("fd", protocol),
@@ -90,7 +91,8 @@ def gradients(study: Study) -> Figure | None:
         colour = style.colour(method)
         axes.plot(levels, chosen["value"], color=colour, marker=style.marker(method), label=suffix)
         axes.fill_between(levels, chosen["low"], chosen["high"], color=colour, alpha=0.16, linewidth=0)
-    axes.set_yscale("log")
+    style.logarithmic(axes, "y")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("Level")
     axes.set_ylabel("Variance of the gradient / squared mean")
     axes.legend()
@@ -124,7 +126,7 @@ def initializer(study: Study) -> Figure | None:
             )  # fmt: skip
         axes.set_title(title)
         axes.set_xlabel("Iteration")
-        axes.set_yscale("log")
+        style.logarithmic(axes, "y")
     panels[-1].legend(fontsize=7)
     return figure
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from experiments.report import style
 from experiments.report.figures.common import curve_with_intervals, image_grid
@@ -44,6 +45,7 @@ def diagnostics(study: Study) -> Figure | None:
                     values = cells[cells["row"] == row["row"]]["value"].to_numpy()[None]
                 levels = np.arange(len(protocols))
                 curve_with_intervals(place, levels, values, label=row["label"], method=row["method"])
+        place.xaxis.set_major_locator(MaxNLocator(integer=True))
         place.set_xlabel("Level that the chain ends at")
         place.set_ylabel(name, fontsize=8)
     if not any(place.lines for place in axes.flat):

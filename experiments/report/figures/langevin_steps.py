@@ -27,7 +27,7 @@ def draw(study: Study) -> dict[str, Figure]:
         ticks = sorted(set(cells["steps"]))
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
         axes.set_xlabel("Langevin steps a level, K")
-    left.set_yscale("log")
+    style.logarithmic(left, "y")
     left.set_ylabel(axis_label("fd", quality["protocol"].iloc[0]))
     left.legend()
     right.set_ylabel("Step-size multiplier m, searched")

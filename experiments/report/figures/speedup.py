@@ -34,7 +34,7 @@ def draw(study: Study) -> dict[str, Figure]:
                     fontsize=7, color=style.SOFT,
                 )  # fmt: skip
         axes.set_xlabel(label)
-        axes.set_yscale("log")
+        style.logarithmic(axes, "y")
     panels[0].set_ylabel(axis_label("fd", cells["protocol"].iloc[0]))
     panels[0].legend()
     figure.suptitle(verdict(cells), fontsize=8.5)

@@ -37,7 +37,7 @@ def score(study: Study) -> Figure | None:
     if methods.empty:
         return None
     figure, axes = style.figure(width=4.8, height=0.9 + 0.42 * len(methods))
-    axes.set_xscale("log")
+    style.logarithmic(axes, "x")
     references = {
         name: float(cells[cells["method"] == method]["value"].iloc[0])
         for method, name in _REFERENCES.items()
@@ -80,8 +80,7 @@ def _along(study: Study, xlabel: str, where: Callable[[str, NDArray[Any]], NDArr
         curve_with_intervals(axes, x, values, label=row["label"], method=row["method"], positive=True)
     if not axes.lines:
         return None
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    style.logarithmic(axes, "x", "y")
     axes.set_xlabel(xlabel)
     axes.set_ylabel(axis_label(metric, protocol))
     for floor in study.measured(metric, protocol).query("method == 'real'")["value"]:
