@@ -22,7 +22,7 @@ from cdrl.fast import EAGER, Engine
 from cdrl.langevin import Coefficients
 from cdrl.learner import Learner, Optimisation
 from cdrl.method import Meters, Method
-from cdrl.networks import EnergyNet, FrozenEnergy
+from cdrl.networks import EnergyNet
 from cdrl.networks.energy import evaluate
 from cdrl.networks.spectral import iterate_all
 
@@ -118,18 +118,17 @@ class ShortRun(Method):
     def _chain(
         self, network: EnergyNet, start: Tensor, index: Tensor, purpose: str, counter: int, seed: int | None = None
     ) -> langevin.Refined:
-        energy: FrozenEnergy = network.frozen(network.weights(), self._logsnr(len(start)))
-        zero = torch.zeros(len(start), 1, 1, 1, device=start.device)
-        return self.engine.refine(
-            energy=energy,
+        steps, device = self.settings.steps, start.device
+        zero = torch.zeros(len(start), 1, 1, 1, device=device)
+        chain = langevin.Chain(
+            energy=network.frozen(network.weights(), self._logsnr(len(start))),
             start=start,
             anchor=start,
             constants=Coefficients(self.settings.gain, zero, zero + self.settings.step_noise),
-            streams=randomness.keys(
-                self.seed if seed is None else seed, purpose, counter, count=self.settings.steps, device=start.device
-            ),
-            index=index,
+            streams=randomness.keys(self.seed if seed is None else seed, purpose, counter, count=steps, device=device),
+            image_index=index,
         )
+        return self.engine.refine(chain)
 
     def _logsnr(self, n: int) -> Tensor:
         return torch.full((n,), self.logsnr, device=self.device)

@@ -135,16 +135,16 @@ class Cooperative(Method):
         mean, proposal = self._propose(upper, level, label, index, iteration)
         iterate_all(self.energy_net)  # the one power iteration; chain, positive and negative pass share its result
         weights = self.energy_net.weights()
-        refined = self.engine.refine(
+        steps = self.settings.chain.steps
+        chain = langevin.Chain(
             energy=self.energy_net.frozen(weights, self.schedule.logsnr[level - 1], label),
             start=proposal,
             anchor=upper,
             constants=langevin.coefficients(self.schedule, level, self.settings.chain),
-            streams=randomness.keys(
-                self.seed, "train/chain", iteration, count=self.settings.chain.steps, device=x0.device
-            ),
-            index=index,
+            streams=randomness.keys(self.seed, "train/chain", iteration, count=steps, device=x0.device),
+            image_index=index,
         )
+        refined = self.engine.refine(chain)
         gap, energy_norm = self._learn_energy(weights, refined.y, positive, level, label, iteration)
         initializer_norm = self._learn_initializer(mean, proposal, refined.y, iteration)
         self.meters.add(

@@ -17,7 +17,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from torch.utils import _pytree as pytree
 
 from cdrl import langevin
 from cdrl.errors import UserError
-from cdrl.langevin import Coefficients, KnownPixels, Refined
+from cdrl.langevin import Chain, Refine, Refined
 from cdrl.networks.energy import FrozenEnergy
 
 MODES = ("auto", "eager", "compiled", "replayed", "captured")
@@ -35,21 +35,6 @@ device has such a measurement yet, so "auto" runs eager everywhere."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 _log = logging.getLogger(__name__)
-
-
-class Refine(Protocol):
-    """Runs one chain: `cdrl.langevin.refine` in some form."""
-
-    def __call__(
-        self,
-        energy: FrozenEnergy,
-        start: Tensor,
-        anchor: Tensor,
-        constants: Coefficients,
-        streams: Tensor,
-        index: Tensor,
-        known: KnownPixels | None = None,
-    ) -> Refined: ...
 
 
 @dataclass(frozen=True)
@@ -152,26 +137,17 @@ class Captured:
         self._recordings: dict[Any, tuple[list[Tensor], Callable[[], None], Refined]] = {}
 
     @torch.no_grad()
-    def __call__(
-        self,
-        energy: FrozenEnergy,
-        start: Tensor,
-        anchor: Tensor,
-        constants: Coefficients,
-        streams: Tensor,
-        index: Tensor,
-        known: KnownPixels | None = None,
-    ) -> Refined:
+    def __call__(self, chain: Chain) -> Refined:
         """See `cdrl.langevin.refine`."""
-        leaves, structure = pytree.tree_flatten((energy, start, anchor, constants, streams, index, known))
+        leaves, structure = pytree.tree_flatten(chain)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         signature = tuple((x.shape, x.dtype, x.device) if isinstance(x, Tensor) else x for x in leaves)
         key = (str(structure), signature)
         if key not in self._recordings:
             fixed = [leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-            chain = functools.partial(self._refine, *pytree.tree_unflatten(fixed, structure))
+            recorded = functools.partial(self._refine, pytree.tree_unflatten(fixed, structure))
             memory = [leaf for leaf in fixed if isinstance(leaf, Tensor)]
-            self._recordings[key] = (memory, *self._record(chain))
+            self._recordings[key] = (memory, *self._record(recorded))
         memory, replay, result = self._recordings[key]
         torch._foreach_copy_(memory, tensors)
         replay()

@@ -73,6 +73,26 @@ class KnownPixels(NamedTuple):
         return torch.where(self.mask, self.value, y)
 
 
+class Chain(NamedTuple):
+    """Where a chain starts, and all that stays the same from step to step."""
+
+    energy: FrozenEnergy
+    """At the level's log-SNR."""
+    start: Tensor
+    """The proposal ŷ, ``(B, C, H, W)``."""
+    anchor: Tensor
+    """x_t, which the tether pulls to; the shape of ``start``."""
+    constants: Coefficients
+    streams: Tensor
+    """Noise keys, int64 ``(K,)``, one a step."""
+    image_index: Tensor
+    """Global image indices, int64 ``(B,)``."""
+    known: KnownPixels | None = None
+    """Pinned before the first and after every step."""
+
+
+Refine = Callable[[Chain], Refined]
+"""`refine` in some form."""
 Stepper = Callable[[FrozenEnergy, Tensor, Tensor, Coefficients, Tensor, Tensor], Refined]
 """(energy, y, anchor, coefficients, noise key, image indices) → the next state."""
 
@@ -105,34 +125,16 @@ def step(
 
 
 @torch.no_grad()
-def refine(
-    energy: FrozenEnergy,
-    start: Tensor,
-    anchor: Tensor,
-    constants: Coefficients,
-    streams: Tensor,
-    index: Tensor,
-    known: KnownPixels | None = None,
-    stepper: Stepper = step,
-) -> Refined:
-    """Run one chain.
-
-    Args:
-        energy: the frozen energy at the level's log-SNR.
-        start: the proposal ŷ ``(B, C, H, W)``.
-        anchor: x_t, which the tether pulls to; the shape of ``start``.
-        constants: see `coefficients`.
-        streams: noise keys, int64 ``(K,)``, one a step.
-        index: global image indices, int64 ``(B,)``.
-        known: pixels pinned before the first and after every step.
-        stepper: `step`, or a faster form of it with the same numbers.
+def refine(chain: Chain, stepper: Stepper = step) -> Refined:
+    """Walk a chain; ``stepper`` is `step`, or a faster form of it with the same numbers.
 
     Returns:
         The refined sample ỹ, detached, and the last gradient.
     """
-    state = Refined(start.detach() if known is None else known.pin(start.detach()), torch.zeros_like(start))
-    for stream in streams.unbind():
-        state = stepper(energy, state.y, anchor, constants, stream, index)
+    start, known = chain.start.detach(), chain.known
+    state = Refined(start if known is None else known.pin(start), torch.zeros_like(start))
+    for stream in chain.streams.unbind():
+        state = stepper(chain.energy, state.y, chain.anchor, chain.constants, stream, chain.image_index)
         if known is not None:
             state = Refined(known.pin(state.y), state.gradient)
     return state

@@ -130,18 +130,17 @@ class _Descent:
         sampler, scale = self.sampler, self.schedule.scale[t]
         proposal = self._proposal(x, t, repeat)
         self.observe("proposal", t - 1, proposal / scale)
-        refined = sampler.engine.refine(
+        steps = sampler.chain.steps
+        chain = langevin.Chain(
             energy=self._energy(t),
             start=proposal,
             anchor=x,
             constants=langevin.coefficients(self.schedule, self._level(t), sampler.chain),
-            streams=randomness.keys(
-                self.seed, "sample/chain", t, repeat, count=sampler.chain.steps, device=sampler.device
-            ),
-            index=self.index,
+            streams=randomness.keys(self.seed, "sample/chain", t, repeat, count=steps, device=sampler.device),
+            image_index=self.index,
             known=self._known(x, t, repeat),
         )
-        lower = refined.y / scale
+        lower = sampler.engine.refine(chain).y / scale
         self.observe("refined", t - 1, lower)
         return lower
 

@@ -85,14 +85,15 @@ def learning_gradient(
             mean = sampler.initializer(upper, schedule.logsnr[level])
         start = mean + schedule.proposal_std[t] * normal("proposal")
     weights = network.weights()
-    refined = langevin.refine(
+    chain = langevin.Chain(
         energy=network.frozen(weights, schedule.logsnr[level - 1]),
         start=start,
         anchor=upper,
         constants=langevin.coefficients(schedule, level, sampler.chain),
         streams=randomness.keys(seed, "gradients/chain", t, draw, count=sampler.chain.steps, device=x0.device),
-        index=index,
+        image_index=index,
     )
+    refined = langevin.refine(chain)
     context = network.context(weights, schedule.logsnr[level - 1]).repeat(2)
     negative, held = energies(torch.cat((refined.y, positive)), weights, context).chunk(2)
     loss = schedule.loss_weight[t] * (negative - held).mean()

@@ -101,7 +101,7 @@ def chain(method: Cooperative, y: Tensor, steps: int, plain: bool = False) -> Ca
 
     def run() -> Tensor:
         energy = net.frozen(net.weights(), method.schedule.logsnr[level - 1])
-        return method.engine.refine(energy, y, y, constants, streams_, index).y
+        return method.engine.refine(langevin.Chain(energy, y, y, constants, streams_, index)).y
 
     return run
 

@@ -26,7 +26,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "mean-target": {"initializer_target": "mean"},
     "independent-noise": {"shared_noise": False},
     "no-initializer": {"initializer": False},
-    "step-multiplier": {"chain": Langevin(steps=2, step_variance=1e-2, step_multiplier=1.5)},
+    "step-multiplier": {"chain": Langevin(steps=2, step_variance=8e-3, step_multiplier=1.5)},
     "drl": {"initializer": False, **vars(drl_settings(chain=Langevin(steps=4, step_variance=5e-3)))},
     "no-clip": {
         "initializer": False,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -14,27 +13,27 @@ from torch import Tensor
 from cdrl import fast, langevin, randomness
 from cdrl.cooperative import Cooperative
 from cdrl.errors import UserError
-from cdrl.langevin import KnownPixels, Langevin, Refined
+from cdrl.langevin import Chain, KnownPixels, Langevin, Refined
 
 Build = Callable[..., Cooperative]
 CPU = torch.device("cpu")
 STEPS = 3
 
 
-def chain_inputs(method: Cooperative, batch: int = 5, seed: int = 0) -> dict[str, Any]:
-    """A chain's arguments, all of them functions of ``seed``."""
+def a_chain(method: Cooperative, batch: int = 5, seed: int = 0) -> Chain:
+    """A chain whose parts are all functions of ``seed``."""
     index = torch.arange(batch) + 10 * seed
     level = 1 + index % 6
     start, anchor = (randomness.normal(randomness.key(seed, name), index, (1, 8, 8)) for name in ("start", "anchor"))
     net = method.energy_net
-    return {
-        "energy": net.frozen(net.weights(), method.schedule.logsnr[level - 1]),
-        "start": start,
-        "anchor": anchor,
-        "constants": langevin.coefficients(method.schedule, level, Langevin(STEPS, 1e-2)),
-        "streams": randomness.keys(seed, "chain", count=STEPS),
-        "index": index,
-    }
+    return Chain(
+        energy=net.frozen(net.weights(), method.schedule.logsnr[level - 1]),
+        start=start,
+        anchor=anchor,
+        constants=langevin.coefficients(method.schedule, level, Langevin(STEPS, 1e-2)),
+        streams=randomness.keys(seed, "chain", count=STEPS),
+        image_index=index,
+    )
 
 
 def replayed(recordings: list[int]) -> fast.Recorder:
@@ -54,9 +53,9 @@ def replayed(recordings: list[int]) -> fast.Recorder:
 
 
 def test_functional_gradient_is_the_gradient(cooperative: Build) -> None:
-    inputs = chain_inputs(cooperative())
+    chain = a_chain(cooperative())
     stepper = functools.partial(langevin.step, gradient_of=fast._functional_gradient)
-    assert torch.allclose(langevin.refine(**inputs, stepper=stepper).y, langevin.refine(**inputs).y, atol=1e-6)
+    assert torch.allclose(langevin.refine(chain, stepper).y, langevin.refine(chain).y, atol=1e-6)
 
 
 @pytest.mark.parametrize("pinned", [False, True])
@@ -66,14 +65,15 @@ def test_a_captured_chain_reads_new_inputs(cooperative: Build, pinned: bool) -> 
     captured = fast.Captured(langevin.refine, replayed(recordings))
     results: list[Tensor] = []
     for seed in (1, 2):
-        inputs = chain_inputs(method, seed=seed)
-        known = KnownPixels(torch.rand_like(inputs["start"]) < 0.5, inputs["anchor"]) if pinned else None
-        results.append(captured(**inputs, known=known).y)
-        assert torch.equal(results[-1], langevin.refine(**inputs, known=known).y)
+        chain = a_chain(method, seed=seed)
+        if pinned:
+            chain = chain._replace(known=KnownPixels(torch.rand_like(chain.start) < 0.5, chain.anchor))
+        results.append(captured(chain).y)
+        assert torch.equal(results[-1], langevin.refine(chain).y)
         method.energy_net.stem.weight.data.mul_(1.5).add_(0.1)
     assert not torch.equal(*results)
     assert len(recordings) == 1
-    captured(**chain_inputs(method, batch=4))
+    captured(a_chain(method, batch=4))
     assert len(recordings) == 2
 
 
@@ -81,9 +81,9 @@ def test_an_engine_is_what_a_method_runs_on(cooperative: Build) -> None:
     """Training and sampling both go through it."""
     method, calls = cooperative(), []
 
-    def refine(*arguments: Any, **named: Any) -> Refined:
+    def refine(chain: Chain) -> Refined:
         calls.append(1)
-        return langevin.refine(*arguments, **named)
+        return langevin.refine(chain)
 
     method.engine = fast.Engine("counted", refine)
     method.train_step(torch.zeros(2, 1, 8, 8), None, 0)
@@ -118,7 +118,7 @@ def test_compiled_chain_matches_eager(cooperative: Build) -> None:
     method, refine = cooperative(), fast.engine("compiled", CPU).refine
     graphs = []
     for seed in (1, 2):
-        inputs = chain_inputs(method, seed=seed)
-        assert torch.allclose(refine(**inputs).y, langevin.refine(**inputs).y, atol=1e-5)
+        chain = a_chain(method, seed=seed)
+        assert torch.allclose(refine(chain).y, langevin.refine(chain).y, atol=1e-5)
         graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
     assert graphs[0] == graphs[1] > 0

@@ -82,12 +82,14 @@ def chain(schedule: NoiseSchedule, t: int, start: Tensor, x_t: Tensor, settings:
     """Chains at one level, all with the same x_t."""
     energy = GaussianNet(schedule, settings.step_variance).frozen(None, schedule.logsnr[t - 1].expand(len(start)))
     return langevin.refine(
-        energy=energy,
-        start=start,
-        anchor=x_t.expand_as(start),
-        constants=langevin.coefficients(schedule, torch.full((len(start),), t), settings),
-        streams=randomness.keys(seed, "test", count=settings.steps),
-        index=torch.arange(len(start)),
+        langevin.Chain(
+            energy=energy,
+            start=start,
+            anchor=x_t.expand_as(start),
+            constants=langevin.coefficients(schedule, torch.full((len(start),), t), settings),
+            streams=randomness.keys(seed, "test", count=settings.steps),
+            image_index=torch.arange(len(start)),
+        )
     ).y
 
 

@@ -28,13 +28,15 @@ def chain() -> Callable[..., langevin.Refined]:
     def run(settings: Langevin, known: KnownPixels | None = None, rows: slice = slice(None), seed: int = 0) -> Any:
         level = LEVEL[rows]
         return langevin.refine(
-            energy=net.frozen(net.weights(), SCHEDULE.logsnr[level - 1]),
-            start=start[rows],
-            anchor=anchor[rows],
-            constants=langevin.coefficients(SCHEDULE, level, settings),
-            streams=randomness.keys(seed, "test", count=settings.steps),
-            index=torch.arange(6)[rows],
-            known=known,
+            langevin.Chain(
+                energy=net.frozen(net.weights(), SCHEDULE.logsnr[level - 1]),
+                start=start[rows],
+                anchor=anchor[rows],
+                constants=langevin.coefficients(SCHEDULE, level, settings),
+                streams=randomness.keys(seed, "test", count=settings.steps),
+                image_index=torch.arange(6)[rows],
+                known=known,
+            )
         )
 
     run.start = start  # type: ignore[attr-defined]
@@ -88,9 +90,10 @@ def test_a_chain_is_the_sum_of_its_steps(chain: Any) -> None:
     constants = langevin.coefficients(SCHEDULE, LEVEL, Langevin())
     arguments: Any = (energy, chain.start, chain.start, constants)
     index = torch.arange(6)
-    langevin.refine(*arguments, randomness.keys(0, "test", count=5), index, stepper=stepper)
+    langevin.refine(langevin.Chain(*arguments, randomness.keys(0, "test", count=5), index), stepper)
     for k in range(1, 6):
-        assert torch.equal(langevin.refine(*arguments, randomness.keys(0, "test", count=k), index).y, states[k - 1])
+        shorter = langevin.Chain(*arguments, randomness.keys(0, "test", count=k), index)
+        assert torch.equal(langevin.refine(shorter).y, states[k - 1])
 
 
 def test_a_chain_does_not_depend_on_its_batch(chain: Any) -> None:
