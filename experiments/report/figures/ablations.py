@@ -113,7 +113,7 @@ def initializer(study: Study) -> Figure | None:
         "refined_error": "Refined to data (RMS)",
         "displacement": "Moved by the chain (RMS)",
     }
-    if not titles.keys() <= log.keys():
+    if not titles.keys() <= set(log.columns):
         return None
     figure, panels = style.figure(3, width=9.6, height=3.0, sharex=True)
     for axes, (meter, title) in zip(panels, titles.items(), strict=True):

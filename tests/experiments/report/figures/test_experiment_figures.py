@@ -141,6 +141,17 @@ def test_gradient_noise_of_both_kinds_of_pairs(study: Callable[..., Study]) -> N
     assert [line.get_ydata().tolist() for line in axes.lines] == [[1, 2, 3], [5, 10, 15]]
 
 
+def test_the_initializers_error_over_training_comes_from_the_runs_log(study: Callable[..., Study]) -> None:
+    made = study("ablations", [cell("cdrl", "fd", 1.0)])
+    assert "initializer" not in ablations.draw(made)
+    meters = ("proposal_error", "refined_error", "displacement")
+    log = [{"iteration": i, **{name: [None, 3.0 / i, 2.0] for name in meters}} for i in (1, 2, 3)]
+    (made.root / "cdrl" / "0" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+    panels = ablations.draw(made)["initializer"].axes
+    assert len(panels) == 3
+    assert [line.get_ydata().tolist() for line in panels[0].lines] == [[3.0, 1.5, 1.0], [2.0, 2.0, 2.0]]
+
+
 def test_langevin_steps_are_in_order(study: Callable[..., Study]) -> None:
     cells = [cell(f"{m}_{k}", metric, 1.0 + k) for m in ("cdrl", "drl") for k in (5, 0, 30) for metric in
              ("fd", "step_multiplier")]  # fmt: skip
