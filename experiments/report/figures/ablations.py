@@ -90,7 +90,8 @@ def gradients(study: Study) -> Figure | None:
         levels = chosen["protocol"].str.removeprefix("gradient-level").astype(int)
         colour = style.colour(method)
         axes.plot(levels, chosen["value"], color=colour, marker=style.marker(method), label=suffix)
-        axes.fill_between(levels, chosen["low"], chosen["high"], color=colour, alpha=0.16, linewidth=0)
+        low = np.maximum(chosen["low"], 0.1 * chosen["value"])  # a logarithmic axis has no room for less than nothing
+        axes.fill_between(levels, low, chosen["high"], color=colour, alpha=0.16, linewidth=0)
     style.logarithmic(axes, "y")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("Level")
@@ -127,7 +128,7 @@ def initializer(study: Study) -> Figure | None:
         axes.set_title(title)
         axes.set_xlabel("Iteration")
         style.logarithmic(axes, "y")
-    panels[-1].legend(fontsize=7)
+    figure.legend(*panels[-1].get_legend_handles_labels(), loc="outside right center", fontsize=7)
     return figure
 
 
