@@ -78,6 +78,8 @@ class _Pool:
         self.active: list[_Active] = []
         self.failed: list[str] = []
         self.begin = time.monotonic()
+        self.first_heard: float | None = None
+        """When work began: starting the first processes says nothing of the time that is left."""
         self.work_done = 0.0
         self.console = Console(stderr=True)
         self.bars = Progress(
@@ -194,6 +196,7 @@ class _Pool:
             active.text = f"{facts['evaluating']}: {facts['text']}"
         if active.started_at is None:
             active.started_at = active.done
+        self.first_heard = self.first_heard or time.monotonic()
         self.bars.update(active.task, completed=active.done, text=active.text)
 
     def _collect(self) -> None:
@@ -218,9 +221,9 @@ class _Pool:
     def _eta(self, underway: float) -> str:
         done = self.work_done + underway
         left = sum(_share_left(job) for job in self.waiting) + sum(1.0 - one.done for one in self.active)
-        if done < 0.02:
+        if self.first_heard is None or done < 0.02:
             return "time left: measuring"
-        seconds = left * (time.monotonic() - self.begin) / done
+        seconds = left * (time.monotonic() - self.first_heard) / done
         return f"time left: about {_clock(seconds)}"
 
     def _print_plain(self) -> None:

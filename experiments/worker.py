@@ -136,7 +136,11 @@ def _train(
 
     def report(facts: dict[str, Any]) -> None:
         log.append(facts)
-        tell(iteration=facts["iteration"], iterations=iterations, seconds=facts["seconds"])
+        tell(iteration=facts["iteration"], iterations=iterations)
+
+    def resume(iteration: int) -> None:
+        log.truncate(iteration)
+        tell(iteration=iteration, iterations=iterations)
 
     def keep(iteration: int) -> None:
         checkpoint.save(milestone_folder(folder, iteration), _averages(method), {"iteration": iteration})
@@ -151,7 +155,7 @@ def _train(
         folder=folder,
         milestones=milestones,
         on_milestone=keep,
-        on_resume=log.truncate,
+        on_resume=resume,
         should_stop=_stop.is_set,
     )
 
