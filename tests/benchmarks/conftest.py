@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
+from experiments.report import style
 from tests.benchmarks import cases
 
 OUT = Path(__file__).parents[2] / "results" / "bench"
@@ -69,24 +70,19 @@ def write(table: pd.DataFrame, clock: str) -> None:
 
 
 def _draw(table: pd.DataFrame) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 3.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = style.figure(2, width=8.0, height=3.2)
     batches = table[table.case.str.startswith("batch/")]
-    left.loglog(batches.images, batches.ms_per_image, "o-", color="#0072B2")
-    left.set(xlabel="batch size", ylabel="ms per image", title="nano chain, 5 steps")
+    left.plot(batches.images, batches.ms_per_image, "o-", color=style.colour("cdrl"))
+    left.set(xlabel="Batch size", ylabel="Milliseconds an image", title="Nano chain, 5 steps")
     chains = table[table.case.str.startswith("chain/")].copy()
-    for variant, colour in (("fast", "#0072B2"), ("plain", "#D55E00"), ("released", "#009E73")):
+    for variant, colour in (("fast", "cdrl"), ("plain", "drl"), ("released", "short_run")):
         rows = chains[chains.variant == variant]
         if len(rows):
             gflop = rows["flops"] / rows.images / 1e9
-            right.loglog(gflop, rows.ms_per_image, "o-", color=colour, label=variant)
-    right.set(xlabel="GFLOP per image (nano, mini, paper)", ylabel="ms per image", title="chain by model size")
+            right.plot(gflop, rows.ms_per_image, "o-", color=style.colour(colour), label=variant)
+    right.set(xlabel="GFLOP an image (nano, mini, paper)", ylabel="Milliseconds an image", title="Chain by model size")
+    for axes in (left, right):
+        style.logarithmic(axes, "x", "y")
     if len(chains):
-        right.legend(frameon=False)
-    figure.savefig(OUT / "bench.png", dpi=150)
-    figure.savefig(OUT / "bench.svg", metadata={"Date": None})
+        right.legend()
+    style.save(figure, OUT, "bench")
