@@ -192,9 +192,9 @@ def _best(
 def _caption(study: Study, cells: pd.DataFrame) -> str:
     protocols = ", ".join(dict.fromkeys(cells["protocol"].astype(str)))
     devices = ", ".join(dict.fromkeys(cells["device"].dropna().astype(str)))
-    title = study.title.rstrip(".")
+    title = study.title if study.title.endswith("?") else study.title.rstrip(".") + "."
     text = (
-        f"{title}. Scale {study.scale}; protocol {protocols}; {devices}. Mean and 95 % interval over training seeds. "
+        f"{title} Scale {study.scale}; protocol {protocols}; {devices}. Mean and 95 % interval over training seeds. "
         "Budget: energy-gradient evaluations × images in training; NFE: gradient evaluations a sample."
     )
     used = [meaning for status, meaning in _MEANING.items() if (cells["published_status"] == status).any()]
