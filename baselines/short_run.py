@@ -90,7 +90,7 @@ class ShortRun(Method):
         refined = self._chain(self.energy_net, start, index, "train/chain", iteration)
 
         weights = self.energy_net.weights()
-        context = self.energy_net.context(weights, self._logsnr(2 * len(x0)))
+        context = self.energy_net.context(weights, self._logsnr)
         values = self._values(torch.cat((positive, refined.y)), weights, context)
         gap = values[: len(x0)] - values[len(x0) :]
         loss = -gap.mean() + self.settings.energy_weight * values.square().mean()
@@ -121,7 +121,7 @@ class ShortRun(Method):
         steps, device = self.settings.steps, start.device
         zero = torch.zeros(len(start), 1, 1, 1, device=device)
         chain = langevin.Chain(
-            energy=network.frozen(network.weights(), self._logsnr(len(start))),
+            energy=network.frozen(network.weights(), self._logsnr),
             start=start,
             anchor=start,
             constants=Coefficients(self.settings.gain, zero, zero + self.settings.step_noise),
@@ -130,5 +130,7 @@ class ShortRun(Method):
         )
         return self.engine.refine(chain)
 
-    def _logsnr(self, n: int) -> Tensor:
-        return torch.full((n,), self.logsnr, device=self.device)
+    @property
+    def _logsnr(self) -> Tensor:
+        """The one level there is."""
+        return torch.full((1,), self.logsnr, device=self.device)

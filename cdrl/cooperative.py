@@ -24,7 +24,7 @@ from cdrl.langevin import Langevin
 from cdrl.learner import Learner, Optimisation
 from cdrl.method import Meters, Method
 from cdrl.networks import EnergyNet, Initializer
-from cdrl.networks.energy import Weights, evaluate
+from cdrl.networks.energy import Context, Weights, evaluate, freeze
 from cdrl.networks.spectral import iterate_all
 from cdrl.noise import NoiseSchedule, cosine_logsnr, independent_pair, per_image, shared_noise_pair
 from cdrl.sampler import LAST_DENOISE, Sampler
@@ -135,9 +135,10 @@ class Cooperative(Method):
         mean, proposal = self._propose(upper, level, label, index, iteration)
         iterate_all(self.energy_net)  # the one power iteration; chain, positive and negative pass share its result
         weights = self.energy_net.weights()
+        context = self._context(weights, level, label)
         steps = self.settings.chain.steps
         chain = langevin.Chain(
-            energy=self.energy_net.frozen(weights, self.schedule.logsnr[level - 1], label),
+            energy=freeze(weights, context),
             start=proposal,
             anchor=upper,
             constants=langevin.coefficients(self.schedule, level, self.settings.chain),
@@ -145,7 +146,7 @@ class Cooperative(Method):
             image_index=index,
         )
         refined = self.engine.refine(chain)
-        gap, energy_norm = self._learn_energy(weights, refined.y, positive, level, label, iteration)
+        gap, energy_norm = self._learn_energy(weights, context, refined.y, positive, level, iteration)
         initializer_norm = self._learn_initializer(mean, proposal, refined.y, iteration)
         self.meters.add(
             level,
@@ -214,17 +215,25 @@ class Cooperative(Method):
         noise = randomness.normal(self._key("proposal", iteration), index, tuple(upper.shape[1:]))
         return mean, mean + per_image(self.schedule.proposal_std[level]) * noise
 
+    def _context(self, weights: Weights, level: Tensor, label: Tensor | None) -> Context:
+        """What the energy is told of each image; without labels the T lower levels are all there is to compute."""
+        logsnr = self.schedule.logsnr
+        if label is not None:
+            return self.energy_net.context(weights, logsnr[level - 1], label)
+        lower = torch.arange(self.schedule.levels, device=level.device)
+        chosen = (level[:, None] - 1 == lower).to(logsnr.dtype)
+        return self.energy_net.context(weights, logsnr[:-1]).select(chosen)
+
     def _learn_energy(
         self,
         weights: Weights,
+        context: Context,
         refined: Tensor,
         positive: Tensor,
         level: Tensor,
-        label: Tensor | None,
         iteration: int,
     ) -> tuple[Tensor, Tensor]:
         """The energy step, both signs as one batch; returns f(y⁺) − f(ỹ) ``(B,)`` and the gradient's norm."""
-        context = self.energy_net.context(weights, self.schedule.logsnr[level - 1], label)
         values = self._values(torch.cat((positive, refined)), weights, context.repeat(2))
         gap = values[: len(positive)] - values[len(positive) :]
         loss = -(self.schedule.loss_weight[level] * gap).mean()

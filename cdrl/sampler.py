@@ -20,6 +20,7 @@ from cdrl.errors import UserError
 from cdrl.fast import EAGER, Engine
 from cdrl.langevin import KnownPixels, Langevin
 from cdrl.networks import EnergyNet, FrozenEnergy, Initializer
+from cdrl.networks.energy import constant
 from cdrl.noise import NoiseSchedule, marginal, posterior, same_noise
 
 LAST_DENOISE = ("consistent", "official", "none")
@@ -108,7 +109,7 @@ class _Descent:
     ) -> None:
         self.sampler, self.index, self.seed, self.condition = sampler, index, seed, condition
         self.schedule = sampler.schedule.to(sampler.device)
-        self.weights = sampler.energy_net.weights()
+        self.weights = constant(sampler.energy_net.weights())
         self.observe = observe or (lambda stage, level, images: None)
 
     def run(self) -> Tensor:

@@ -19,8 +19,10 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from cdrl.errors import UserError
+from cdrl.networks import winograd
 from cdrl.networks.embedding import logsnr_embedding
 from cdrl.networks.spectral import SpectralNorm
 
@@ -29,13 +31,16 @@ _FREQUENCY = 3.0
 """Standard deviation of the Fourier features' frequencies, in radians per unit of the input."""
 
 
+Kernel = Tensor | winograd.Kernel
+
+
 class BlockKernels(NamedTuple):
     """What one residual block convolves with; ``second`` has the learned gain folded in."""
 
-    first: Tensor
-    second: Tensor
+    first: Kernel
+    second: Kernel
     second_bias: Tensor
-    shortcut: Tensor | None
+    shortcut: Kernel | None
     shortcut_bias: Tensor | None
     pool: bool
 
@@ -54,7 +59,10 @@ class Weights(NamedTuple):
 
 
 class Context(NamedTuple):
-    """What the level and the label contribute: a bias ``(B, C, 1, 1)`` per block and the read-out vector ``(B, C)``."""
+    """What the level and the label contribute: a bias ``(B, C, 1, 1)`` per block and the read-out vector ``(B, C)``.
+
+    A context of one row is that of every image in a batch.
+    """
 
     biases: tuple[Tensor, ...]
     readout: Tensor
@@ -62,6 +70,12 @@ class Context(NamedTuple):
     def repeat(self, times: int) -> Context:
         """The same context for ``times`` batches laid one after the other."""
         return Context(tuple(bias.repeat(times, 1, 1, 1) for bias in self.biases), self.readout.repeat(times, 1))
+
+    def select(self, chosen: Tensor) -> Context:
+        """Rows by a matrix of zeros and ones, ``(B, rows)``: its backward pass adds up in the same order every time."""
+        return Context(
+            tuple((chosen @ bias.flatten(1))[:, :, None, None] for bias in self.biases), chosen @ self.readout
+        )
 
 
 class ResidualBlock(nn.Module):
@@ -78,10 +92,10 @@ class ResidualBlock(nn.Module):
 
     def kernels(self) -> BlockKernels:
         return BlockKernels(
-            first=self.first.normalized(),
-            second=self.second.normalized() * self.gain[:, None, None, None],
+            first=_channels_last(self.first.normalized()),
+            second=_channels_last(self.second.normalized() * self.gain[:, None, None, None]),
             second_bias=self.second.bias * self.gain,
-            shortcut=self.shortcut.normalized() if self.shortcut is not None else None,
+            shortcut=_channels_last(self.shortcut.normalized()) if self.shortcut is not None else None,
             shortcut_bias=self.shortcut.bias if self.shortcut is not None else None,
             pool=self.pool,
         )
@@ -150,7 +164,7 @@ class EnergyNet(nn.Module):
         """The effective weights at the present ``u`` and ``v`` (no power iteration), differentiable."""
         blocks = self._blocks()
         return Weights(
-            stem=self.stem.normalized(),
+            stem=_channels_last(self.stem.normalized()),
             stem_bias=self.stem.bias,
             blocks=tuple(block.kernels() for block in blocks),
             embedding=(self.embed_in.normalized(), self.embed_out.normalized()),
@@ -178,12 +192,8 @@ class EnergyNet(nn.Module):
     def frozen(
         self, weights: Weights, logsnr: Tensor, label: Tensor | None = None, mix: Tensor | None = None
     ) -> FrozenEnergy:
-        """The network as a chain sees it: constants computed once, parameters not tracked.
-
-        With ``mix`` ``(J,)``, ``logsnr`` and ``label`` are ``(J · B,)``; see `FrozenEnergy`.
-        """
-        weights = detach(weights)
-        return FrozenEnergy(weights, self.context(weights, logsnr, label), mix)
+        """The network as a chain sees it; with ``mix`` ``(J,)``, ``logsnr`` and ``label`` are ``(J · B,)``."""
+        return freeze(weights, self.context(weights, logsnr, label), mix)
 
     def _blocks(self) -> list[ResidualBlock]:
         return [block for block in self.blocks if isinstance(block, ResidualBlock)]
@@ -223,11 +233,11 @@ def input_gradient(energy: FrozenEnergy, y: Tensor) -> Tensor:
 def evaluate(y: Tensor, weights: Weights, context: Context) -> Tensor:
     """``f(y)``, ``(B,)``, from effective weights and a context; ``y`` is ``(B, C, H, W)``."""
     seen = y if weights.frequencies is None else _with_sinusoids(y, weights.frequencies)
-    h = _convolve(seen, weights.stem, weights.stem_bias)
+    h = convolve(seen, weights.stem, weights.stem_bias)
     for block, bias in zip(weights.blocks, context.biases, strict=True):
-        inner = _convolve(F.leaky_relu(h, _SLOPE), block.first) + bias
-        inner = _convolve(F.leaky_relu(inner, _SLOPE), block.second, block.second_bias)
-        h = inner + (h if block.shortcut is None else _convolve(h, block.shortcut, block.shortcut_bias))
+        inner = convolve(F.leaky_relu(h, _SLOPE), block.first) + bias
+        inner = convolve(F.leaky_relu(inner, _SLOPE), block.second, block.second_bias)
+        h = inner + (h if block.shortcut is None else convolve(h, block.shortcut, block.shortcut_bias))
         if block.pool:
             h = F.avg_pool2d(h, 2)
     return (F.relu(h).sum(dim=(2, 3)) * context.readout).sum(dim=1)
@@ -239,20 +249,36 @@ def _with_sinusoids(y: Tensor, frequencies: Tensor) -> Tensor:
     return torch.cat((y, angles.sin() / _FREQUENCY, angles.cos() / _FREQUENCY), dim=1)
 
 
-def _convolve(h: Tensor, kernel: Tensor, bias: Tensor | None = None) -> Tensor:
-    """A convolution that keeps the size; of points (images of one pixel) a matrix product, which is much faster."""
-    if h.shape[2:] == kernel.shape[2:] == (1, 1):
+def convolve(h: Tensor, kernel: Kernel, bias: Tensor | None = None) -> Tensor:
+    """A convolution that keeps the size, in the form that is fastest for its shape."""
+    if isinstance(kernel, winograd.Kernel):
+        if winograd.applies(h):
+            return winograd.convolve(h, kernel, bias)
+        kernel = kernel.direct
+    if h.shape[2:] == kernel.shape[2:] == (1, 1):  # points: a matrix product is much faster
         return F.linear(h.flatten(1), kernel.flatten(1), bias)[:, :, None, None]
     return F.conv2d(h, kernel, bias, padding="same")
 
 
-def detach(weights: Weights) -> Weights:
-    """The same weights without their history."""
+def _channels_last(kernel: Tensor) -> Tensor:
+    """The kernel's layout decides that of everything after it; channels innermost suits the convolutions best."""
+    return kernel.contiguous(memory_format=torch.channels_last)
 
-    def bare(value: Tensor | None) -> Tensor | None:
-        return None if value is None else value.detach()
 
-    return torch.utils._pytree.tree_map_only(Tensor, bare, weights)
+def freeze(weights: Weights, context: Context, mix: Tensor | None = None) -> FrozenEnergy:
+    """An energy of constants: computed once a chain, parameters not tracked."""
+    return FrozenEnergy(constant(weights), pytree.tree_map_only(Tensor, Tensor.detach, context), mix)
+
+
+def constant(weights: Weights) -> Weights:
+    """The same weights without their history, kernels in the form that is fastest for gradients of images alone."""
+
+    def bare(value: object) -> object:
+        if not isinstance(value, Tensor):
+            return value
+        return winograd.prepare(value.detach()) if value.dim() == 4 else value.detach()
+
+    return pytree.tree_map(bare, weights, is_leaf=lambda value: isinstance(value, winograd.Kernel))
 
 
 def check_sizes(

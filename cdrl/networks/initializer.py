@@ -13,16 +13,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cdrl.networks.embedding import logsnr_embedding
-from cdrl.networks.energy import check_sizes
+from cdrl.networks.energy import check_sizes, convolve
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(math.gcd(32, channels), channels, eps=1e-6)
 
 
-def _zeroed(conv: nn.Conv2d) -> nn.Conv2d:
-    nn.init.zeros_(conv.weight)
-    return conv
+class Convolution(nn.Conv2d):
+    """A convolution that keeps the size."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int) -> None:
+        super().__init__(inputs, outputs, kernel, padding="same")
+
+    def forward(self, h: Tensor) -> Tensor:
+        return convolve(h, self.weight, self.bias)
+
+
+def _zeroed(convolution: Convolution) -> Convolution:
+    nn.init.zeros_(convolution.weight)
+    return convolution
 
 
 class Block(nn.Module):
@@ -39,12 +49,12 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         self.norm_in = _group_norm(inputs)
-        self.conv_in = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
+        self.conv_in = Convolution(inputs, outputs, kernel)
         self.norm_out = _group_norm(outputs)
         self.dropout = nn.Dropout(dropout)
-        self.conv_out = _zeroed(nn.Conv2d(outputs, outputs, kernel, padding=kernel // 2))
+        self.conv_out = _zeroed(Convolution(outputs, outputs, kernel))
         self.scale_shift = nn.Linear(embedding, 2 * outputs)
-        self.shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        self.shortcut = Convolution(inputs, outputs, 1) if inputs != outputs else nn.Identity()
         self.resample = resample
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
@@ -66,8 +76,8 @@ class Attention(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm = _group_norm(channels)
-        self.query_key_value = nn.Conv2d(channels, 3 * channels, 1)
-        self.out = _zeroed(nn.Conv2d(channels, channels, 1))
+        self.query_key_value = Convolution(channels, 3 * channels, 1)
+        self.out = _zeroed(Convolution(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         qkv = self.query_key_value(self.norm(x)).flatten(2).transpose(1, 2)[:, None]
@@ -132,7 +142,7 @@ class Initializer(nn.Module):
         def resampling(channels: int, direction: str) -> Stage:
             return Stage(Block(channels, channels, embedding, dropout, kernel, direction), None)
 
-        self.stem = nn.Conv2d(channels, width, kernel, padding=kernel // 2)
+        self.stem = Convolution(channels, width, kernel)
         widths, size, skips = [width * m for m in multipliers], image_size, [width]
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         for resolution, outputs in enumerate(widths):
@@ -158,7 +168,7 @@ class Initializer(nn.Module):
                 self.up.append(resampling(outputs, "up"))
                 size *= 2
         self.norm_out = _group_norm(h)
-        self.conv_out = _zeroed(nn.Conv2d(h, channels, kernel, padding=kernel // 2))
+        self.conv_out = _zeroed(Convolution(h, channels, kernel))
 
     def forward(self, x: Tensor, logsnr: Tensor, label: Tensor | None = None) -> Tensor:
         """The proposal's mean in ``y`` units, the shape of ``x``.
