@@ -110,7 +110,12 @@ def guided(labels: Tensor | Sequence[int], weight: float) -> Condition:
 
 
 def composed(concepts: Tensor | Sequence[Sequence[int]], weights: Sequence[float]) -> Condition:
-    """A product of concepts ``(J, n)`` in 1 … C with one weight each; a negative weight negates its concept."""
+    """A product of concepts ``(J, n)`` in 1 … C with one weight each; a negative weight negates its concept.
+
+    What has weight 0 is left out, and costs nothing.
+    """
     concepts = torch.as_tensor(concepts)
     labels = torch.cat((torch.zeros_like(concepts[:1]), concepts))
-    return Condition(labels, (1.0 - sum(weights), *weights))
+    every = Condition(labels, (1.0 - sum(weights), *weights))
+    asked = [number for number, weight in enumerate(every.weights) if weight]
+    return Condition(labels[asked], tuple(every.weights[number] for number in asked))

@@ -14,7 +14,6 @@ one transformed kernel serves both.
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,7 +52,7 @@ def prepare(kernel: Tensor) -> Tensor | Kernel:
     if not pays:
         return kernel
     outputs, inputs = kernel.shape[:2]
-    transformed = _transforms().kernels @ kernel.permute(2, 3, 1, 0).reshape(9, -1)
+    transformed = _TRANSFORMS.kernels @ kernel.permute(2, 3, 1, 0).reshape(9, -1)
     return Kernel(kernel, transformed.view(_WINDOW**2, inputs, outputs))
 
 
@@ -72,7 +71,7 @@ def convolve(h: Tensor, kernel: Kernel, bias: Tensor | None = None) -> Tensor:
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(h: Tensor, transformed: Tensor, bias: Tensor | None) -> Tensor:
-        return _correlate(h, transformed, bias, _transforms().forward)
+        return _correlate(h, transformed, bias, _TRANSFORMS.forward)
 
     @staticmethod
     def setup_context(context: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -81,7 +80,7 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (transformed,) = context.saved_tensors
-        return _correlate(gradient, transformed.transpose(1, 2), None, _transforms().adjoint), None, None
+        return _correlate(gradient, transformed.transpose(1, 2), None, _TRANSFORMS.adjoint), None, None
 
 
 class _Way(NamedTuple):
@@ -117,7 +116,6 @@ def _correlate(h: Tensor, transformed: Tensor, bias: Tensor | None, way: _Way) -
     return tiles.reshape(batch, height, width, outputs).permute(0, 3, 1, 2)
 
 
-@functools.cache
 def _transforms() -> _Transforms:
     """The maps in two dimensions from those in one (Toom–Cook)."""
     points = np.array(_POINTS)
@@ -141,3 +139,6 @@ def _transforms() -> _Transforms:
         forward=_Way(plane(into), plane(back)),
         adjoint=_Way(plane(into[partners]), plane(back[:, partners] * scale)),
     )
+
+
+_TRANSFORMS = _transforms()

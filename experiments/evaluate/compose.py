@@ -52,6 +52,11 @@ class Task:
         firsts = np.array([kind.first for kind in self.kinds])
         return torch.from_numpy(np.repeat(self.combinations + firsts, samples, axis=0).T.copy())
 
+    def condition(self, settings: dict[str, Any]) -> conditions.Condition:
+        """Every concept with the weight that it has by its sign; at weight 0 nothing is avoided either."""
+        size = {1: settings["weight"], -1: -settings["negative_weight"] if settings["weight"] else 0.0}
+        return conditions.composed(self.labels(settings["samples"]), [size[sign] for sign in self.signs])
+
     def met(self, shown: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether each concept is as asked, for values ``(m, samples, J)``."""
         return np.equal(shown == self.combinations[:, None], np.array(self.signs) > 0)
@@ -88,7 +93,7 @@ def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: Pro
         avoid_share=avoiding.share(),
         avoid_combinations=pairs,
     )
-    return _measurements(run, found, judges, together, met, kept, settings)
+    return _measurements(run, judges, together, met, avoiding, kept, settings)
 
 
 def judge(run: TrainedRun, kind: Kind) -> Judge:
@@ -122,8 +127,7 @@ def _carried_out(
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """Images ``(m, samples, H, W, C)`` of a task and whether each concept is as asked ``(m, samples, J)``."""
     samples = settings["samples"]
-    size = {1: settings["weight"], -1: -settings["negative_weight"] if settings["weight"] else 0.0}
-    condition = conditions.composed(task.labels(samples), [size[sign] for sign in task.signs])
+    condition = task.condition(settings)
     total, drawn = samples * len(task.combinations), []
     for batch in run.sampler().batches(total, run.seed, condition, settings["batch"]):
         drawn.append(data.to_uint8(batch).cpu().numpy())
@@ -136,10 +140,10 @@ def _carried_out(
 
 def _measurements(
     run: TrainedRun,
-    found: Sequence[Kind],
     judges: Sequence[Judge],
     together: Task,
     met: NDArray[np.bool_],
+    avoiding: Task,
     kept: NDArray[np.bool_],
     settings: dict[str, Any],
 ) -> list[Measurement]:
@@ -147,21 +151,21 @@ def _measurements(
     rare = together.share() < settings["rare"]
     cost = run.sampler().gradient_evaluations
 
-    def one(metric: str, hits: NDArray[np.bool_], concepts: int) -> Measurement:
+    def one(metric: str, task: Task, hits: NDArray[np.bool_]) -> Measurement:
         return {
             "metric": metric,
             "protocol": f"classifiers-{run.protocol.extractor}",
             "value": float(hits.mean()),
             "samples": hits.size,
-            "grad_evals": cost * (1 + concepts),
+            "grad_evals": cost * len(task.condition(settings).weights),
         }
 
-    rows = [one("all_concepts", everything, len(found))]
-    rows += [one(f"{kind.name}_shown", met[..., number], len(found)) for number, kind in enumerate(found)]
+    rows = [one("all_concepts", together, everything)]
+    rows += [one(f"{kind.name}_shown", together, met[..., number]) for number, kind in enumerate(together.kinds)]
     if rare.any():
-        rows.append(one("all_concepts_rare", everything[rare], len(found)))
-    rows.append(one("one_without_other", np.asarray(kept.all(axis=2)), 2))
-    rows += [_reliability(run, kind, decide) for kind, decide in zip(found, judges, strict=True)]
+        rows.append(one("all_concepts_rare", together, everything[rare]))
+    rows.append(one("one_without_other", avoiding, np.asarray(kept.all(axis=2))))
+    rows += [_reliability(run, kind, decide) for kind, decide in zip(together.kinds, judges, strict=True)]
     return rows
 
 

@@ -24,6 +24,7 @@ NONE = torch.zeros_like(LABELS)
         (conditions.labelled(LABELS), [(1.0, LABELS)]),
         (conditions.guided(LABELS, 0.0), [(1.0, LABELS)]),
         (conditions.guided(LABELS, 2.5), [(3.5, LABELS), (-2.5, NONE)]),
+        (conditions.composed([[1] * 4, [2] * 4], (0.0, 1.0)), [(1.0, NONE + 2)]),
         (conditions.composed([[1] * 4, [2] * 4], (3.0, -1.0)), [(-1.0, NONE), (3.0, NONE + 1), (-1.0, NONE + 2)]),
     ],
 )
