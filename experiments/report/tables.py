@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from experiments.files import write_text
@@ -99,7 +100,7 @@ def write(study: Study) -> list[Table]:
 
 def build(study: Study) -> list[Table]:
     """A study's cells as tables: rows that share no column, however indirectly, stand in tables of their own."""
-    return [_table(study, cells) for cells in _apart(study.cells)]
+    return [_table(study, _by_level(cells)) for cells in _apart(study.cells)]
 
 
 def _apart(cells: pd.DataFrame) -> list[pd.DataFrame]:
@@ -111,6 +112,19 @@ def _apart(cells: pd.DataFrame) -> list[pd.DataFrame]:
         parts = [part for part in parts if part not in joined] + [merged]
     groups = [cells[cells["row"].isin(rows)] for rows, _ in parts]
     return sorted(groups, key=lambda group: int(group.index[0]))
+
+
+def _by_level(cells: pd.DataFrame) -> pd.DataFrame:
+    """Several metrics at several levels would be very many columns: then every level becomes a row."""
+    parts = cells["protocol"].astype(str).str.extract(r"^(?P<protocol>.+)-level(?P<level>\d+)$")
+    if parts["level"].isna().any() or cells["metric"].nunique() == 1 or parts["level"].nunique() == 1:
+        return cells
+    level = parts["level"]
+    levelled = cells.assign(
+        row=cells["row"] + "-level" + level, label=cells["label"] + ", level " + level, protocol=parts["protocol"]
+    )
+    order = {row: number for number, row in enumerate(cells["row"].unique())}
+    return levelled.iloc[np.lexsort((level.astype(int), cells["row"].map(order)))]
 
 
 def _table(study: Study, cells: pd.DataFrame) -> Table:

@@ -80,6 +80,24 @@ def test_rows_without_a_common_column_stand_in_tables_of_their_own(results: Path
     assert text == f"{first.markdown()}\n{second.markdown()}"
 
 
+@pytest.mark.parametrize("metrics", [["fd", "precision"], ["fd"]])
+def test_several_metrics_at_several_levels_have_a_row_for_each_level(results: Path, metrics: list[str]) -> None:
+    path = results / "table1" / "nano" / "cells.csv"
+    cells = pd.read_csv(path)
+    cells = cells[cells["row"].isin(["cdrl", "drl"]) & cells["metric"].isin(metrics)]
+    levels = [cells.assign(protocol=f"chains-level{level}", value=cells["value"] + level) for level in (0, 1)]
+    pd.concat(levels).to_csv(path, index=False)
+
+    [table] = tables.build(Study.load(path.parent))
+
+    if len(metrics) == 1:
+        assert [row[0] for row in table.body] == ["CDRL", "DRL"]
+        return
+    assert [row[0] for row in table.body] == ["CDRL, level 0", "CDRL, level 1", "DRL, level 0", "DRL, level 1"]
+    assert [title.split(" (")[1] for title in table.header[1:3]] == ["chains)\u00a0↓", "chains)\u00a0↑"]
+    assert [row[1].split(".")[0] for row in table.body] == ["1", "2", "2", "3"]
+
+
 def test_a_diverged_run_is_named_in_its_row(results: Path) -> None:
     path = results / "table1" / "nano" / "cells.csv"
     cells = pd.read_csv(path)
