@@ -128,8 +128,8 @@ def _transforms() -> _Transforms:
     into[5], kernels[5, 2], back[3, 5] = polynomial.polyfromroots(points), 1.0, 1.0
 
     partners = list(_RECIPROCALS)
-    reversed_, same = kernels[partners, ::-1], kernels
-    scale = (reversed_ * same).sum(axis=1) / (same * same).sum(axis=1)
+    mirrored = kernels[partners, ::-1]  # the reversed kernel's: as the kernel's at the reciprocals, times scale
+    scale = (mirrored * kernels).sum(axis=1) / (kernels * kernels).sum(axis=1)
 
     def plane(line: np.ndarray) -> Tensor:
         return torch.from_numpy(np.kron(line, line)).float()

@@ -203,7 +203,7 @@ def _long_run(
 
 
 def _scored(run: TrainedRun, sampler: Sampler, settings: dict[str, Any]) -> list[Measurement]:
-    scorer = Scorer(run.protocol, run.train, run.cache, run.device)
+    scorer = Scorer(run.protocol.headline, run.train, run.cache, run.device)
     for images in sampler.batches(settings["samples"], run.seed, None, settings["batch"]):
         scorer.update(data.to_uint8(images))
     metric, value = next(iter(scorer.result().items()))

@@ -129,7 +129,7 @@ def _curve(
     for folder in sorted((run.folder / "milestones").glob("*")):
         tensors, facts = checkpoint.load(folder)
         _put(averages, tensors)
-        scorer = Scorer(run.protocol, run.train, run.cache, run.device)
+        scorer = Scorer(run.protocol.headline, run.train, run.cache, run.device)
         for images in draw(run, settings["milestone_samples"], settings):
             scorer.update(images)
         points.append((facts["iteration"] * cost, next(iter(scorer.result().values()))))

@@ -58,7 +58,7 @@ def _search(run: TrainedRun, settings: dict[str, Any], progress: Progress) -> di
 def _value(run: TrainedRun, settings: dict[str, Any]) -> float:
     """The protocol's first metric, lower is better, on the search's own samples; infinite where a chain ran away."""
     apart = replace(run, seed=randomness.key(run.seed, "search"))
-    scorer = Scorer(run.protocol, run.train, run.cache, run.device)
+    scorer = Scorer(run.protocol.headline, run.train, run.cache, run.device)
     for images in samples.draw(apart, settings["search_samples"], settings):
         scorer.update(images)
     value = scorer.result()[run.protocol.metrics[0]]

@@ -17,6 +17,7 @@ import yaml
 
 from cdrl.errors import UserError
 from experiments.metrics.extractors import NAMES
+from experiments.metrics.kernel import SUBSET_SIZE
 
 METRICS = ("fd", "kid", "precision", "recall", "is", "class_accuracy")
 _FOLDER = Path(__file__).parents[1] / "conf" / "metrics"
@@ -35,6 +36,7 @@ class Protocol:
         rounding: whether samples are rounded to 8 bits before they are looked at.
         flips: whether the reference also holds every image mirrored.
         metrics: what is measured, out of `METRICS`; the first is the headline.
+        kid_subset_size: rows of each subset that the kernel distance is averaged over.
         weights: a weight file or its folder, when not in the usual place; not part of what the protocol is.
         weights_sha256: hash to demand of it, when not the pinned one.
     """
@@ -47,6 +49,7 @@ class Protocol:
     rounding: bool = True
     flips: bool = False
     metrics: tuple[str, ...] = ("fd",)
+    kid_subset_size: int = SUBSET_SIZE
     weights: str | None = field(default=None, compare=False)
     weights_sha256: str | None = None
 
@@ -56,7 +59,7 @@ class Protocol:
             raise UserError(f"protocol '{self.name}': unknown metrics {unknown}; choose from {', '.join(METRICS)}")
         if self.extractor not in NAMES:
             raise UserError(f"protocol '{self.name}': no extractor '{self.extractor}'; there are {', '.join(NAMES)}")
-        counts = [self.samples, 2 if self.reference_samples is None else self.reference_samples]
+        counts = [self.samples, 2 if self.reference_samples is None else self.reference_samples, self.kid_subset_size]
         if min(counts) < 2:
             raise UserError(f"protocol '{self.name}': sample counts must be at least 2, not {min(counts)}")
 
@@ -70,6 +73,11 @@ class Protocol:
         if missing := sorted(needed - set(config)):
             raise UserError(f"metrics lacks {', '.join(missing)}; choose a protocol, such as metrics=fd-digits")
         return cls(**{**config, "metrics": tuple(config.get("metrics", ("fd",)))})
+
+    @property
+    def headline(self) -> Protocol:
+        """The same with nothing but the first metric, for curves and searches."""
+        return dataclasses.replace(self, metrics=self.metrics[:1])
 
     @property
     def fingerprint(self) -> str:

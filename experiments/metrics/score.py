@@ -115,7 +115,7 @@ class Scorer:
             features = torch.cat(self._features).to(self._device)
             compared = self._reference.features.to(self._device)
             if "kid" in wants:
-                values["kid"] = kernel_distance(features, compared)
+                values["kid"] = kernel_distance(features, compared, subset_size=self.protocol.kid_subset_size)
             if {"precision", "recall"} & wants:
                 values["precision"], values["recall"] = precision_recall(features, compared)
         if "is" in wants:

@@ -99,7 +99,7 @@ class Trials:
     @cached_property
     def _protocol(self) -> Protocol:
         config = self.session.overrides("table1", *self.shortened)
-        return Protocol.from_config(configuration.plain(configuration.resolve(config).metrics))
+        return Protocol.from_config(configuration.plain(configuration.resolve(config).metrics)).headline
 
     @cached_property
     def _extractor(self) -> Any:

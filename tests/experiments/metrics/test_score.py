@@ -65,16 +65,26 @@ def test_reference_statistics_are_computed_once_for_each_content(digits: Extract
         Scorer(replace(PROTOCOL, **changes), images, tmp_path, extractor=extractor)  # type: ignore[arg-type]
         return extractor.images - before
 
-    assert seen() == 1297
+    assert seen(metrics=("fd",)) == 1297
+    assert seen() == 1297, "moments alone do not tell the features"
     assert seen() == 0
+    assert seen(metrics=("fd",)) == 0
     assert seen(samples=50) == 0, "the number of samples says nothing about the reference"
     assert seen(flips=True) == 2 * 1297
     assert seen(reference_samples=100) == 100
-    assert seen(metrics=("fd",)) == 1297
     assert seen(train.subset(np.arange(1297)[::-1])) == 1297
     for path in (tmp_path / "reference").glob("*"):
         path.write_bytes(b"damaged")
     assert seen() == 1297, "damaged statistics are made again"
+
+
+def test_the_headline_is_the_first_metric_alone(digits: Extractor, cache: Path) -> None:
+    results = []
+    for protocol in (PROTOCOL, PROTOCOL.headline):
+        scorer = Scorer(protocol, load("digits", "train"), cache, extractor=digits)
+        scorer.update(load("digits", "test").images)
+        results.append(scorer.result())
+    assert results[1] == {PROTOCOL.metrics[0]: results[0][PROTOCOL.metrics[0]]}
 
 
 def test_flips_add_every_mirror_image(digits: Extractor, tmp_path: Path) -> None:
