@@ -60,8 +60,7 @@ frontier: $(READY)  ## Quality against training budget, with a plain DDPM
 	$(RUN) experiment=frontier scale=$(SCALE) $(OVERRIDES)
 
 reproduce-all: $(READY)  ## Every experiment at this scale, then the report; resumable
-	@set -e; for name in $$($(BIN)/python -m experiments.catalogue $(SCALE)); do \
-		echo "== $$name"; $(RUN) experiment=$$name scale=$(SCALE) $(OVERRIDES); done
+	$(RUN) experiment=all scale=$(SCALE) $(OVERRIDES)
 	$(BIN)/python -m experiments.report
 
 report: $(READY)  ## results/report.html from everything measured so far

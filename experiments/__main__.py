@@ -2,7 +2,7 @@
 
     python -m experiments experiment=table1 scale=nano [any Hydra override]
 
-    experiment=NAME     a table or figure (see the list below)
+    experiment=NAME     a table or figure (see the list below), or all of them
     scale=NAME          nano (a laptop, minutes) | mini (one GPU, an hour) | paper (the paper's size)
     plan=true           print the cells, the missing runs and their cost, and stop
     --cfg job           print the resolved configuration and stop
@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cdrl.errors import UserError
-from experiments import configuration
+from experiments import catalogue, configuration
 from experiments.cells import check_writable, write_results
 from experiments.plan import Plan, make_plan
 from experiments.report import build_experiment
@@ -55,19 +55,31 @@ def _command(arguments: list[str]) -> int:
     unknown = [argument for argument in overrides if argument.startswith("-")]
     if unknown:
         raise UserError(f"unknown option {unknown[0]}; --help shows what there is")
-    config = configuration.resolve(overrides)
+    commands = catalogue.expand(overrides)
+    configs = [configuration.resolve(command) for command in commands]
     if show:
-        print(OmegaConf.to_yaml(config, resolve=True))
+        for config in configs:
+            print(OmegaConf.to_yaml(config, resolve=True))
         return 0
-    plan = make_plan(config)
-    if config.plan:
-        _print_plan(plan)
+    plans = [make_plan(config) for config in configs]
+    if configs[0].plan:
+        for plan in plans:
+            _print_plan(plan)
         return 0
-    check_writable(plan)
-    carry_out(plan)
-    folder = write_results(plan, ["python", "-m", "experiments", *arguments])
-    Console().print(build_experiment(folder), markup=False, highlight=False, soft_wrap=True)
-    print(f"written to {folder}")
+    for plan in plans:
+        check_writable(plan)
+    written: list[str] = []
+
+    def write(plan: Plan) -> None:
+        command = commands[plans.index(plan)]
+        folder = write_results(plan, ["python", "-m", "experiments", *command])
+        written.append(f"{build_experiment(folder)}\nwritten to {folder}")
+
+    try:
+        carry_out(plans, write)
+    finally:  # not while progress is on the screen
+        for text in written:
+            Console().print(text, markup=False, highlight=False, soft_wrap=True)
     return 0
 
 

@@ -1,18 +1,19 @@
-"""The experiments that ``make reproduce-all`` goes through, in an order that trains shared models first."""
+"""``experiment=all``: every experiment that makes sense at a scale."""
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Sequence
 
-from experiments.configuration import CONF, choices
+from experiments.configuration import choices
 
+ALL = "experiment=all"
 _FIRST = ("table1", "frontier", "ablations", "speedup", "langevin_steps", "guidance")
 _ONLY_AT_PAPER = ("imagenet32",)
 _NEEDS_ARGUMENTS = ("released",)
 
 
 def experiments(scale: str) -> list[str]:
-    """Names of all manifests that make sense at ``scale`` without further arguments."""
+    """Names of all manifests that need no further arguments at ``scale``, those that train shared models first."""
     names = [name for name in choices("experiment") if name not in _NEEDS_ARGUMENTS]
     if scale == "nano":
         names = [name for name in names if name not in _ONLY_AT_PAPER]
@@ -20,6 +21,9 @@ def experiments(scale: str) -> list[str]:
     return first + [name for name in names if name not in first]
 
 
-if __name__ == "__main__":
-    assert CONF.is_dir()
-    print(" ".join(experiments(sys.argv[1])))
+def expand(overrides: Sequence[str]) -> list[list[str]]:
+    """The overrides of each experiment that a command line asks for."""
+    if ALL not in overrides:
+        return [list(overrides)]
+    scale = next((value.removeprefix("scale=") for value in overrides if value.startswith("scale=")), "nano")
+    return [[f"experiment={name}" if value == ALL else value for value in overrides] for name in experiments(scale)]

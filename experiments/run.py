@@ -1,4 +1,4 @@
-"""Carry out a plan: start what is missing, a few processes at a time, show progress, survive interruption."""
+"""Carry out plans: start what is missing, a few processes at a time, show progress, survive interruption."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from experiments.plan import Job, Plan
 from experiments.provenance import commit, resolve_device
 
 EVALUATION_SHARE = 0.15
-"""What an evaluation is taken to cost, as a share of its run's training, until it has been seen."""
+"""What an evaluation is taken to cost, as a share of its run's training."""
 _PLAIN_EVERY = 15.0
 
 
@@ -33,28 +33,50 @@ class _Active:
     job: Job
     process: subprocess.Popen[str]
     task: TaskID
-    begin: float
-    started_at: float | None = None
-    """Share already done when this process first reported: work of an earlier call."""
+    size: float
+    """Work to do, a run's training being 1; so are ``done`` and ``started_at``."""
     done: float = 0.0
+    started_at: float | None = None
+    """What was done when this process first reported: work of an earlier call."""
     text: str = ""
     error: str | None = None
     errors: list[str] = field(default_factory=list)
 
 
-def carry_out(plan: Plan) -> None:
-    """Run every missing job of the plan.
+def carry_out(plans: Sequence[Plan], complete: Callable[[Plan], None]) -> None:
+    """Run every missing job of plans that share everything but their experiment.
+
+    Args:
+        complete: called for each plan, in order, as soon as nothing of it is left to do.
 
     Raises:
         UserError: a job failed for a reason the user can mend.
         KeyboardInterrupt: after the running jobs have kept their checkpoints.
     """
-    jobs = plan.missing()
-    if not jobs:
+    left = deque(plans)
+
+    def look() -> None:
+        while left and not left[0].missing():
+            complete(left.popleft())
+
+    look()
+    if not left:
         return
-    device = resolve_device(plan.config["device"])
-    workers, threads = parallelism(plan.config["launcher"], device, len(jobs))
-    _Pool(plan, jobs, device, workers, threads).run()
+    jobs, config = _merged(left), plans[0].config
+    device = resolve_device(config["device"])
+    workers, threads = parallelism(config["launcher"], device, len(jobs))
+    title = f"{plans[0].name if len(plans) == 1 else 'all'} ({plans[0].scale})"
+    _Pool(title, jobs, config, device, workers, threads, look).run()
+
+
+def _merged(plans: Iterable[Plan]) -> list[Job]:
+    """What is missing of all plans, one job a run."""
+    jobs: dict[Path, Job] = {}
+    for job in (job for plan in plans for job in plan.missing()):
+        known = jobs.get(job.run.folder, job).evaluations
+        evaluations = {evaluation.folder: evaluation for evaluation in (*known, *job.evaluations)}
+        jobs[job.run.folder] = Job(job.run, tuple(evaluations.values()))
+    return list(jobs.values())
 
 
 def parallelism(launcher: dict[str, Any], device: str, jobs: int) -> tuple[int, int]:
@@ -69,10 +91,19 @@ def parallelism(launcher: dict[str, Any], device: str, jobs: int) -> tuple[int, 
 
 
 class _Pool:
-    """The jobs, at most ``workers`` of them alive."""
+    """The jobs, at most ``workers`` of them alive; ``look`` is called after each."""
 
-    def __init__(self, plan: Plan, jobs: Sequence[Job], device: str, workers: int, threads: int) -> None:
-        self.plan, self.waiting, self.device = plan, deque(jobs), device
+    def __init__(
+        self,
+        title: str,
+        jobs: Sequence[Job],
+        config: Mapping[str, Any],
+        device: str,
+        workers: int,
+        threads: int,
+        look: Callable[[], None],
+    ) -> None:
+        self.title, self.waiting, self.config, self.device, self.look = title, deque(jobs), config, device, look
         self.workers, self.threads, self.commit = workers, threads, commit()
         self.total, self.finished = len(jobs), 0
         self.active: list[_Active] = []
@@ -91,11 +122,11 @@ class _Pool:
             console=self.console,
             disable=not self.console.is_terminal,
         )
-        self.overall = self.bars.add_task(self._title(), total=self.total, text="")
+        self.overall = self.bars.add_task(self.title, total=self.total, text="")
 
     def run(self) -> None:
         self.console.print(
-            f"{self.plan.name} ({self.plan.scale}): {self.total} runs to do on {self.device}, "
+            f"{self.title}: {self.total} runs to do on {self.device}, "
             f"{self.workers} at a time, {self.threads} CPU threads each; Ctrl-C keeps everything",
             highlight=False,
         )
@@ -115,9 +146,6 @@ class _Pool:
         if self.failed:
             raise UserError(self.failed[0])
 
-    def _title(self) -> str:
-        return f"{self.plan.name} {self.finished}/{self.total}"
-
     def _start_some(self) -> None:
         while self.waiting and len(self.active) < self.workers and not self.failed:
             job = self.waiting.popleft()
@@ -132,9 +160,9 @@ class _Pool:
             "seed": job.run.seed,
             "commit": self.commit,
             "device": self.device,
-            "engine": self.plan.config["engine"],
+            "engine": self.config["engine"],
             "threads": self.threads,
-            "cache": self.plan.config["cache"],
+            "cache": self.config["cache"],
             "evaluations": [{"folder": str(e.folder), "settings": e.settings} for e in job.evaluations],
         }
         path = job.run.folder / "job.json"
@@ -153,14 +181,14 @@ class _Pool:
             env=self._environment(),
             start_new_session=True,  # Ctrl-C reaches the parent alone, which then stops its children in order
         )
-        name = f"  {job.run.folder.parts[-3]} seed {job.run.seed}"
-        active = _Active(job, process, self.bars.add_task(name, total=1.0, text="starting"), time.monotonic())
+        name, size = f"  {job.run.folder.parts[-3]} seed {job.run.seed}", _size(job)
+        active = _Active(job, process, self.bars.add_task(name, total=size, text="starting"), size)
         threading.Thread(target=self._listen, args=(active,), daemon=True).start()
         threading.Thread(target=self._listen_errors, args=(active,), daemon=True).start()
         return active
 
     def _environment(self) -> dict[str, str]:
-        cache = Path(self.plan.config["cache"]).absolute() / "inductor"
+        cache = Path(self.config["cache"]).absolute() / "inductor"
         threads = str(self.threads)
         return {
             "TORCHINDUCTOR_CACHE_DIR": str(cache),
@@ -189,10 +217,11 @@ class _Pool:
             active.error = facts["error"]
             return
         if "iteration" in facts:
-            active.done = (1.0 - EVALUATION_SHARE) * facts["iteration"] / facts["iterations"]
+            active.done = facts["iteration"] / facts["iterations"]
             active.text = f"iteration {facts['iteration']} of {facts['iterations']}"
         elif "evaluating" in facts:
-            active.done = 1.0 - EVALUATION_SHARE * (1.0 - facts["done"])
+            left = len(active.job.evaluations) - facts["number"] - facts["done"]
+            active.done = active.size - EVALUATION_SHARE * left
             active.text = f"{facts['evaluating']}: {facts['text']}"
         if active.started_at is None:
             active.started_at = active.done
@@ -205,12 +234,13 @@ class _Pool:
             self.bars.remove_task(active.task)
             if active.process.returncode == 0:
                 self.finished += 1
-                self.work_done += 1.0 - (active.started_at or 0.0)
+                self.work_done += active.size - (active.started_at or 0.0)
+                self.look()
             else:
                 self.failed.append(active.error or self._crash(active))
-        underway = sum(one.done - (one.started_at or 0.0) for one in self.active)
-        text = self._eta(underway)
-        self.bars.update(self.overall, completed=self.finished + underway, description=self._title(), text=text)
+        completed = self.finished + sum(one.done / one.size for one in self.active)
+        title = f"{self.title} {self.finished}/{self.total}"
+        self.bars.update(self.overall, completed=completed, description=title, text=self._eta())
 
     def _crash(self, active: _Active) -> str:
         log = active.job.run.folder / "error.log"
@@ -218,22 +248,21 @@ class _Pool:
         last = next((line for line in reversed(active.errors) if line.strip()), "no message")
         return f"a run stopped unexpectedly ({last.strip()}); details in {log}; the same command tries again"
 
-    def _eta(self, underway: float) -> str:
-        done = self.work_done + underway
-        left = sum(_share_left(job) for job in self.waiting) + sum(1.0 - one.done for one in self.active)
+    def _eta(self) -> str:
+        done = self.work_done + sum(one.done - (one.started_at or 0.0) for one in self.active)
+        left = sum(_size(job) for job in self.waiting) + sum(one.size - one.done for one in self.active)
         if self.first_heard is None or done < 0.02:
             return "time left: measuring"
         seconds = left * (time.monotonic() - self.first_heard) / done
         return f"time left: about {_clock(seconds)}"
 
     def _print_plain(self) -> None:
-        underway = sum(one.done - (one.started_at or 0.0) for one in self.active)
         running = "; ".join(
             f"{one.job.run.folder.parts[-3]} seed {one.job.run.seed}: {one.text}" for one in self.active
         )
         self.console.print(
             f"[{_clock(time.monotonic() - self.begin)}] {self.finished} of {self.total} done, "
-            f"{self._eta(underway)} ({running})",
+            f"{self._eta()} ({running})",
             highlight=False,
             soft_wrap=True,
             markup=False,
@@ -252,9 +281,9 @@ class _Pool:
                 active.process.send_signal(signal.SIGKILL)
 
 
-def _share_left(job: Job) -> float:
-    """Of a job not begun, as a share of training and evaluation: where the run is trained, the looking is left."""
-    return EVALUATION_SHARE if job.run.done else 1.0
+def _size(job: Job) -> float:
+    """Work to do, a run's training being 1."""
+    return (not job.run.done) + EVALUATION_SHARE * len(job.evaluations)
 
 
 def _clock(seconds: float) -> str:

@@ -68,7 +68,7 @@ def _do(job: dict[str, Any], folder: Path) -> int:
         if method is None:
             return 130 if _stop.is_set() else 0
     held_out = data.load_config(config["data"], "test")
-    for evaluation in job["evaluations"]:
+    for number, evaluation in enumerate(job["evaluations"]):
         run = TrainedRun(
             folder=folder,
             config=config,
@@ -80,7 +80,7 @@ def _do(job: dict[str, Any], folder: Path) -> int:
             protocol=Protocol.from_config(evaluation["settings"]["metrics"]),
             cache=Path(job["cache"]),
         )
-        _evaluate(run, evaluation["settings"], Path(evaluation["folder"]))
+        _evaluate(run, evaluation["settings"], Path(evaluation["folder"]), number)
     return 0
 
 
@@ -214,12 +214,12 @@ def _averages(method: Method) -> dict[str, Tensor]:
     }
 
 
-def _evaluate(run: TrainedRun, settings: dict[str, Any], out: Path) -> None:
+def _evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, number: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic()
 
     def progress(done: float, text: str) -> None:
-        tell(evaluating=settings["kind"], done=done, text=text)
+        tell(evaluating=settings["kind"], number=number, done=done, text=text)
         if _stop.is_set():
             raise KeyboardInterrupt
 

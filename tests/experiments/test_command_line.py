@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from cdrl.errors import UserError
-from experiments import configuration
+from experiments import catalogue, configuration
 from experiments.__main__ import main
 from experiments.plan import make_plan
 
@@ -80,6 +80,24 @@ def test_table1_runs_and_a_second_call_has_nothing_left(tmp_path: Path) -> None:
     plan = command(*TINY, *folders(tmp_path), "plan=true")
     assert "0 runs to train" in plan.stdout
     assert "0 evaluations to do" in plan.stdout.replace("\n", " ").replace("  ", " ")
+
+
+def test_all_trains_a_run_once_for_every_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalogue, "experiments", lambda scale: ["table1", "ood"])
+    assert main(["experiment=all", *TINY, *folders(tmp_path)]) == 0
+    assert {cell["metric"] for cell in cells(tmp_path)} >= {"fd"}
+    assert "auroc" in {cell["metric"] for cell in cells(tmp_path, "ood")}
+    (job,) = (tmp_path / "runs" / "digits" / "cdrl").glob("*/seed0/job.json")
+    assert [each["settings"]["kind"] for each in json.loads(job.read_text())["evaluations"]] == ["samples", "ood"]
+    provenance = json.loads((tmp_path / "results" / "ood" / "nano" / "provenance.json").read_text())
+    assert "experiment=ood" in provenance["command"]
+
+
+def test_all_is_what_needs_no_arguments() -> None:
+    names = {command[0].removeprefix("experiment=") for command in catalogue.expand([catalogue.ALL, "scale=paper"])}
+    assert names == set(configuration.choices("experiment")) - {"released"}
+    assert ["experiment=imagenet32"] not in catalogue.expand([catalogue.ALL])
+    assert catalogue.expand(["experiment=ood", "scale=mini"]) == [["experiment=ood", "scale=mini"]]
 
 
 def test_the_command_line_wins_over_a_manifests_changes_for_its_scale() -> None:

@@ -10,6 +10,7 @@ from experiments.report import style
 from experiments.report.figures.common import (
     axis_label,
     bars_with_intervals,
+    curve_with_band,
     curve_with_intervals,
     effect_plot,
     interval,
@@ -88,10 +89,8 @@ def gradients(study: Study) -> Figure | None:
     for suffix, method in (("shared noise", "cdrl"), ("independent noise", "drl")):
         chosen = cells[cells["row"].str.endswith(suffix)]
         levels = chosen["protocol"].str.removeprefix("gradient-level").astype(int)
-        colour = style.colour(method)
-        axes.plot(levels, chosen["value"], color=colour, marker=style.marker(method), label=suffix)
-        low = np.maximum(chosen["low"], 0.1 * chosen["value"])  # a logarithmic axis has no room for less than nothing
-        axes.fill_between(levels, low, chosen["high"], color=colour, alpha=0.16, linewidth=0)
+        bounds = chosen["value"], chosen["low"], chosen["high"]
+        curve_with_band(axes, levels, *bounds, label=suffix, method=method, positive=True)
     style.logarithmic(axes, "y")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("Level")

@@ -73,21 +73,36 @@ def curve_with_intervals(
     positive: bool = False,
     **line: Any,
 ) -> None:
-    """A mean curve with its 95 % band.
+    """A mean curve with its 95 % band; ``values`` is ``(seeds, n)``, all else as in `curve_with_band`."""
+    mean, low, high = interval(values)
+    curve_with_band(axes, x, mean, low, high, label=label, method=method, colour=colour, positive=positive, **line)
+
+
+def curve_with_band(
+    axes: Axes,
+    x: ArrayLike,
+    mean: ArrayLike,
+    low: ArrayLike,
+    high: ArrayLike,
+    *,
+    label: str,
+    method: str,
+    colour: str | None = None,
+    positive: bool = False,
+    **line: Any,
+) -> None:
+    """A curve with a band.
 
     Args:
-        x: ``(n,)``.
-        values: ``(seeds, n)``; a single seed is drawn as it is, without a band.
+        x, mean, low, high: ``(n,)``; without finite bounds (a single seed) there is no band.
         method: gives colour and marker, unless ``colour`` says otherwise.
         positive: cut the band off at a tenth of the mean: for logarithmic axes.
     """
-    mean, low, high = interval(values)
     chosen = colour or style.colour(method)
-    if positive:
-        low = np.maximum(low, 0.1 * mean)
+    floor = np.maximum(low, 0.1 * np.asarray(mean)) if positive else np.asarray(low)
     axes.plot(x, mean, **{"color": chosen, "marker": style.marker(method), "label": label, **line})
-    if np.isfinite(low).any():
-        axes.fill_between(np.asarray(x), low, high, color=chosen, alpha=0.16, linewidth=0)
+    if np.isfinite(floor).any():
+        axes.fill_between(np.asarray(x), floor, high, color=chosen, alpha=0.16, linewidth=0)
 
 
 def bars_with_intervals(

@@ -69,7 +69,7 @@ def train(session: Session, seconds: float, extra: tuple[str, ...] = ()) -> None
     for name in (*EXPERIMENTS, *extra):
         plan = TrainingOnly.of(planned(command(session, name, seconds)))
         with session.deadline.enforced(RESERVE):
-            carry_out(plan)
+            carry_out([plan], lambda plan: None)
     print("trained; next: score")
 
 
