@@ -115,16 +115,24 @@ def _apart(cells: pd.DataFrame) -> list[pd.DataFrame]:
 
 
 def _by_level(cells: pd.DataFrame) -> pd.DataFrame:
-    """Several metrics at several levels would be very many columns: then every level becomes a row."""
-    parts = cells["protocol"].astype(str).str.extract(r"^(?P<protocol>.+)-level(?P<level>\d+)$")
-    if parts["level"].isna().any() or cells["metric"].nunique() == 1 or parts["level"].nunique() == 1:
+    """Several columns at several levels would be very many columns: then every level becomes a row.
+
+    The level is named at the end of every protocol ("chains-level2") or of some metrics ("auroc_level2", else 0).
+    """
+    protocols = cells["protocol"].astype(str).str.extract(r"^(?P<stem>.+)-level(?P<level>\d+)$")
+    metrics = cells["metric"].str.extract(r"^(?P<stem>.+?)(?:_level(?P<level>\d+))?$")
+    if protocols["level"].notna().all():
+        stripped, level = cells.assign(protocol=protocols["stem"]), protocols["level"].astype(int)
+    elif metrics["level"].notna().any():
+        stripped, level = cells.assign(metric=metrics["stem"]), metrics["level"].fillna("0").astype(int)
+    else:
         return cells
-    level = parts["level"]
-    levelled = cells.assign(
-        row=cells["row"] + "-level" + level, label=cells["label"] + ", level " + level, protocol=parts["protocol"]
-    )
+    if len(_columns(stripped)) == 1 or level.nunique() == 1:
+        return cells
+    name = level.astype(str)
+    levelled = stripped.assign(row=cells["row"] + "-level" + name, label=cells["label"] + ", level " + name)
     order = {row: number for number, row in enumerate(cells["row"].unique())}
-    return levelled.iloc[np.lexsort((level.astype(int), cells["row"].map(order)))]
+    return levelled.iloc[np.lexsort((level, cells["row"].map(order)))]
 
 
 def _table(study: Study, cells: pd.DataFrame) -> Table:

@@ -98,6 +98,23 @@ def test_several_metrics_at_several_levels_have_a_row_for_each_level(results: Pa
     assert [row[1].split(".")[0] for row in table.body] == ["1", "2", "2", "3"]
 
 
+def test_levels_in_a_metrics_name_are_levels_too(results: Path) -> None:
+    path = results / "table1" / "nano" / "cells.csv"
+    cells = pd.read_csv(path)
+    cells = cells[(cells["row"] == "cdrl") & (cells["metric"] == "fd")]
+    parts = [
+        cells.assign(metric=f"auroc{suffix}", dataset=outside)
+        for outside in ("digits vs a", "digits vs b")
+        for suffix in ("", "_level1")
+    ]
+    pd.concat(parts).to_csv(path, index=False)
+
+    [table] = tables.build(Study.load(path.parent))
+
+    assert [row[0] for row in table.body] == ["CDRL, level 0", "CDRL, level 1"]
+    assert [title.split(" (")[0] for title in table.header[1:3]] == ["digits vs a: AUROC", "digits vs b: AUROC"]
+
+
 def test_a_diverged_run_is_named_in_its_row(results: Path) -> None:
     path = results / "table1" / "nano" / "cells.csv"
     cells = pd.read_csv(path)
