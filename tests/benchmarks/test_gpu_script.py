@@ -189,8 +189,9 @@ class TestBudget:
         config = next(row.evaluations[0].run.config for row in planned(overrides).rows if row.id == "drl")
         monkeypatch.setattr(budget, "iteration_seconds", lambda prepared, probe: 0.25)
         found = budget.measure(config, 10.0, 1.0, data.load("digits", "train"), "eager", CPU)
-        assert (found["iterations"], found["images_per_second"]) == (40, 64.0)
-        assert found["budget"] == 40 * 16 * (config["method"]["chain"]["steps"] + 2)
+        batch = config["method"]["batch_size"]
+        assert (found["iterations"], found["images_per_second"]) == (40, 4.0 * batch)
+        assert found["budget"] == 40 * batch * (config["method"]["chain"]["steps"] + 2)
 
     def test_the_pace_is_taken_from_real_iterations_in_order(self, monkeypatch: pytest.MonkeyPatch) -> None:
         config = next(row.evaluations[0].run.config for row in planned(["scale=nano"]).rows if row.id == "cdrl")
