@@ -22,8 +22,8 @@ from cdrl.fast import EAGER, Engine
 from cdrl.langevin import Coefficients
 from cdrl.learner import Learner, Optimisation
 from cdrl.method import Meters, Method
-from cdrl.networks import EnergyNet
-from cdrl.networks.energy import evaluate
+from cdrl.networks import EnergyNet, FrozenEnergy
+from cdrl.networks.energy import evaluate, freeze
 from cdrl.networks.spectral import iterate_all
 
 
@@ -71,6 +71,7 @@ class ShortRun(Method):
         self._values = engine.prepare(evaluate)
         self.meters = Meters(self.METERS, 1, self.device)
         self.logsnr = -2.0 * math.log(settings.data_noise)
+        self._level = torch.full((1,), self.logsnr, device=self.device)
         self.shape = (energy_net.channels, energy_net.image_size, energy_net.image_size)
 
     @property
@@ -87,10 +88,9 @@ class ShortRun(Method):
         positive = x0 + self.settings.data_noise * randomness.normal(key, index, self.shape)
         iterate_all(self.energy_net)
         start = self._start(randomness.key(self.seed, "train/start", iteration), index)
-        refined = self._chain(self.energy_net, start, index, "train/chain", iteration)
-
         weights = self.energy_net.weights()
-        context = self.energy_net.context(weights, self._logsnr)
+        context = self.energy_net.context(weights, self._level)
+        refined = self._chain(freeze(weights, context), start, index, "train/chain", iteration)
         values = self._values(torch.cat((positive, refined.y)), weights, context)
         gap = values[: len(x0)] - values[len(x0) :]
         loss = -gap.mean() + self.settings.energy_weight * values.square().mean()
@@ -107,21 +107,22 @@ class ShortRun(Method):
             raise UserError("the short-run EBM is unconditional; use a CDRL or DRL run")
         network = self.learners["energy"].ema.synchronised()
         assert isinstance(network, EnergyNet)
+        energy = network.frozen(network.weights(), self._level)
         for begin in range(first, n, batch_size):
             index = torch.arange(begin, min(begin + batch_size, n), device=self.device)
             start = self._start(randomness.key(seed, "sample/start"), index)
-            yield self._chain(network, start, index, "sample/chain", 0, seed).y.clamp(-1.0, 1.0)
+            yield self._chain(energy, start, index, "sample/chain", 0, seed).y.clamp(-1.0, 1.0)
 
     def _start(self, key: int, index: Tensor) -> Tensor:
         return 2.0 * randomness.uniform(key, index, self.shape) - 1.0
 
     def _chain(
-        self, network: EnergyNet, start: Tensor, index: Tensor, purpose: str, counter: int, seed: int | None = None
+        self, energy: FrozenEnergy, start: Tensor, index: Tensor, purpose: str, counter: int, seed: int | None = None
     ) -> langevin.Refined:
         steps, device = self.settings.steps, start.device
         zero = torch.zeros(len(start), 1, 1, 1, device=device)
         chain = langevin.Chain(
-            energy=network.frozen(network.weights(), self._logsnr),
+            energy=energy,
             start=start,
             anchor=start,
             constants=Coefficients(self.settings.gain, zero, zero + self.settings.step_noise),
@@ -129,8 +130,3 @@ class ShortRun(Method):
             image_index=index,
         )
         return self.engine.refine(chain)
-
-    @property
-    def _logsnr(self) -> Tensor:
-        """The one level there is."""
-        return torch.full((1,), self.logsnr, device=self.device)

@@ -104,18 +104,18 @@ def labelled(labels: Tensor | Sequence[int]) -> Condition:
 def guided(labels: Tensor | Sequence[int], weight: float) -> Condition:
     """Classifier-free guidance towards one class in 1 … C per image, ``(n,)``, with strength ``weight`` ≥ 0."""
     labels = torch.as_tensor(labels)
-    if weight == 0:
-        return labelled(labels)
-    return Condition(torch.stack((labels, torch.zeros_like(labels))), (1.0 + weight, -weight))
+    return _combined(torch.stack((labels, torch.zeros_like(labels))), (1.0 + weight, -weight))
 
 
 def composed(concepts: Tensor | Sequence[Sequence[int]], weights: Sequence[float]) -> Condition:
-    """A product of concepts ``(J, n)`` in 1 … C with one weight each; a negative weight negates its concept.
-
-    What has weight 0 is left out, and costs nothing.
-    """
+    """A product of concepts ``(J, n)`` in 1 … C with one weight each; a negative weight negates its concept."""
     concepts = torch.as_tensor(concepts)
     labels = torch.cat((torch.zeros_like(concepts[:1]), concepts))
-    every = Condition(labels, (1.0 - sum(weights), *weights))
-    asked = [number for number, weight in enumerate(every.weights) if weight]
-    return Condition(labels[asked], tuple(every.weights[number] for number in asked))
+    return _combined(labels, (1.0 - sum(weights), *weights))
+
+
+def _combined(labels: Tensor, weights: tuple[float, ...]) -> Condition:
+    """The concepts ``(J, n)`` with their weights; what has weight 0 is left out, and costs nothing."""
+    every = Condition(labels, weights)
+    asked = [number for number, weight in enumerate(weights) if weight]
+    return replace(every, labels=labels[asked], weights=tuple(weights[number] for number in asked))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,19 +94,28 @@ class Plan:
 
     def jobs(self) -> list[Job]:
         """Every run with its distinct evaluations, in the manifest's order, seeds interleaved."""
-        found: dict[Path, tuple[Run, dict[Path, Evaluation]]] = {}
         depth = max((len(row.evaluations) for row in self.rows), default=0)
-        for position in range(depth):
-            for row in self.rows:
-                for evaluation in row.evaluations[position : position + 1]:
-                    _, known = found.setdefault(evaluation.run.folder, (evaluation.run, {}))
-                    known.setdefault(evaluation.folder, evaluation)
-        return [Job(run, tuple(known.values())) for run, known in found.values()]
+        return one_a_run(
+            Job(evaluation.run, (evaluation,))
+            for position in range(depth)
+            for row in self.rows
+            for evaluation in row.evaluations[position : position + 1]
+        )
 
     def missing(self) -> list[Job]:
         """What is left to do; a run that diverged stays as it is, and nothing is measured on it."""
         left = [Job(job.run, tuple(e for e in job.evaluations if not e.done)) for job in self.jobs()]
         return [job for job in left if not job.run.done or (job.evaluations and job.run.status == "finished")]
+
+
+def one_a_run(jobs: Iterable[Job]) -> list[Job]:
+    """The same work in their order, one job a run with its distinct evaluations."""
+    found: dict[Path, tuple[Run, dict[Path, Evaluation]]] = {}
+    for job in jobs:
+        _, known = found.setdefault(job.run.folder, (job.run, {}))
+        for evaluation in job.evaluations:
+            known.setdefault(evaluation.folder, evaluation)
+    return [Job(run, tuple(known.values())) for run, known in found.values()]
 
 
 def make_plan(config: DictConfig) -> Plan:

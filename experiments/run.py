@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from cdrl.errors import UserError
 from experiments.files import write_json
-from experiments.plan import Job, Plan
+from experiments.plan import Job, Plan, one_a_run
 from experiments.provenance import commit, resolve_device
 
 EVALUATION_SHARE = 0.15
@@ -62,21 +62,11 @@ def carry_out(plans: Sequence[Plan], complete: Callable[[Plan], None]) -> None:
     look()
     if not left:
         return
-    jobs, config = _merged(left), plans[0].config
+    jobs, config = one_a_run(job for plan in left for job in plan.missing()), plans[0].config
     device = resolve_device(config["device"])
     workers, threads = parallelism(config["launcher"], device, len(jobs))
     title = f"{plans[0].name if len(plans) == 1 else 'all'} ({plans[0].scale})"
     _Pool(title, jobs, config, device, workers, threads, look).run()
-
-
-def _merged(plans: Iterable[Plan]) -> list[Job]:
-    """What is missing of all plans, one job a run."""
-    jobs: dict[Path, Job] = {}
-    for job in (job for plan in plans for job in plan.missing()):
-        known = jobs.get(job.run.folder, job).evaluations
-        evaluations = {evaluation.folder: evaluation for evaluation in (*known, *job.evaluations)}
-        jobs[job.run.folder] = Job(job.run, tuple(evaluations.values()))
-    return list(jobs.values())
 
 
 def parallelism(launcher: dict[str, Any], device: str, jobs: int) -> tuple[int, int]:

@@ -62,20 +62,9 @@ def interval(values: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64
     return mean, mean - half, mean + half
 
 
-def curve_with_intervals(
-    axes: Axes,
-    x: ArrayLike,
-    values: ArrayLike,
-    *,
-    label: str,
-    method: str,
-    colour: str | None = None,
-    positive: bool = False,
-    **line: Any,
-) -> None:
+def curve_with_intervals(axes: Axes, x: ArrayLike, values: ArrayLike, **look: Any) -> None:
     """A mean curve with its 95 % band; ``values`` is ``(seeds, n)``, all else as in `curve_with_band`."""
-    mean, low, high = interval(values)
-    curve_with_band(axes, x, mean, low, high, label=label, method=method, colour=colour, positive=positive, **line)
+    curve_with_band(axes, x, *interval(values), **look)
 
 
 def curve_with_band(
