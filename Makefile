@@ -61,7 +61,7 @@ frontier: $(READY)  ## Quality against training budget, with a plain DDPM
 
 reproduce-all: $(READY)  ## Every experiment at this scale, then the report; resumable
 	$(RUN) experiment=all scale=$(SCALE) $(OVERRIDES)
-	$(BIN)/python -m experiments.report
+	$(BIN)/python -m experiments.report --page
 
 report: $(READY)  ## results/report.html from everything measured so far
 	$(BIN)/python -m experiments.report

@@ -66,11 +66,10 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
 def _row_cells(plan: Plan, row: Row) -> Iterable[dict[str, Any]]:
     found: dict[tuple[str, str, str, str], list[tuple[Evaluation, Measurement]]] = {}
     for evaluation in row.evaluations:
-        if evaluation.done:
-            for measurement in json.loads((evaluation.folder / "result.json").read_text())["measurements"]:
-                dataset = measurement.get("dataset", plan.config["data"]["name"])
-                key = (measurement.get("row", ""), dataset, measurement["metric"], measurement["protocol"])
-                found.setdefault(key, []).append((evaluation, measurement))
+        for measurement in _result(evaluation).get("measurements", ()):
+            dataset = measurement.get("dataset", plan.config["data"]["name"])
+            key = (measurement.get("row", ""), dataset, measurement["metric"], measurement["protocol"])
+            found.setdefault(key, []).append((evaluation, measurement))
     shared = _shared_facts(plan, row)
     if not found:
         protocol = plan.config["metrics"]["name"]
@@ -109,6 +108,7 @@ def _shared_facts(plan: Plan, row: Row) -> dict[str, Any]:
     diverged = [f"seed {e.run.seed} diverged at iteration {s['iterations']}"
                 for e, s in zip(row.evaluations, statuses, strict=True) if s.get("status") == "diverged"]  # fmt: skip
     seconds = [status["seconds"] for status in statuses if "seconds" in status]
+    made = [*statuses, *map(_result, row.evaluations)]  # a run and a look at it may be of different commits
     return {
         "experiment": plan.name,
         "scale": plan.scale,
@@ -120,7 +120,7 @@ def _shared_facts(plan: Plan, row: Row) -> dict[str, Any]:
         "budget": row.evaluations[0].run.config["budget"] if seconds else 0,
         "train_seconds": round(float(np.mean(seconds)), 1) if seconds else 0.0,
         "device": device_name(resolve_device(plan.config["device"])),
-        "commit": " ".join(sorted({status.get("commit", commit()) for status in statuses})),
+        "commit": " ".join(sorted({facts["commit"] for facts in made if "commit" in facts} or {commit()})),
         "runs": " ".join(str(evaluation.run.folder) for evaluation in row.evaluations),
         "note": "; ".join(diverged),
     }
@@ -137,7 +137,16 @@ def _verdict(plan: Plan, value: float, low: float, high: float, named: published
 
 
 def _status(evaluation: Evaluation) -> dict[str, Any]:
-    path = evaluation.run.folder / "status.json"
+    """How the run ended; nothing when it has not, or needed no training."""
+    return _facts(evaluation.run.folder / "status.json")
+
+
+def _result(evaluation: Evaluation) -> dict[str, Any]:
+    """What was measured; nothing when it was not."""
+    return _facts(evaluation.folder / "result.json")
+
+
+def _facts(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 

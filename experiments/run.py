@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,24 +24,44 @@ from experiments.files import write_json
 from experiments.plan import Job, Plan, one_a_run
 from experiments.provenance import commit, resolve_device
 
-EVALUATION_SHARE = 0.15
-"""What an evaluation is taken to cost, as a share of its run's training."""
+EVALUATION_SHARE = 0.1
+"""What an evaluation is taken to cost, as a share of the longest training."""
 _PLAIN_EVERY = 15.0
+_PATIENCE = 60.0
+"""Seconds that a worker has to keep a checkpoint."""
 
 
 @dataclass
 class _Active:
+    """A job that a worker is doing."""
+
     job: Job
-    process: subprocess.Popen[str]
     task: TaskID
+    training: float
+    """Work to train, see `_Pool._training`; ``size``, ``done`` and ``started_at`` are in its units."""
     size: float
-    """Work to do, a run's training being 1; so are ``done`` and ``started_at``."""
+    """All work to do."""
     done: float = 0.0
     started_at: float | None = None
-    """What was done when this process first reported: work of an earlier call."""
+    """What was done when the worker first reported: work of an earlier call."""
     text: str = ""
+    over: bool = False
     error: str | None = None
+
+
+@dataclass(eq=False)
+class _Worker:
+    """A process that does one job after another: starting one takes as long as a small evaluation."""
+
+    process: subprocess.Popen[str]
+    active: _Active | None = None
     errors: list[str] = field(default_factory=list)
+    """The last lines of its standard error."""
+    listeners: list[threading.Thread] = field(default_factory=list)
+
+    @property
+    def idle(self) -> bool:
+        return self.active is None and self.process.poll() is None
 
 
 def carry_out(plans: Sequence[Plan], complete: Callable[[Plan], None]) -> None:
@@ -93,10 +114,11 @@ class _Pool:
         threads: int,
         look: Callable[[], None],
     ) -> None:
-        self.title, self.waiting, self.config, self.device, self.look = title, deque(jobs), config, device, look
-        self.workers, self.threads, self.commit = workers, threads, commit()
+        self.title, self.config, self.device, self.look = title, config, device, look
+        self.most, self.threads, self.commit = workers, threads, commit()
         self.total, self.finished = len(jobs), 0
-        self.active: list[_Active] = []
+        self.waiting = deque((job, training) for job, training in zip(jobs, _training(jobs), strict=True))
+        self.workers: list[_Worker] = []
         self.failed: list[str] = []
         self.begin = time.monotonic()
         self.first_heard: float | None = None
@@ -114,10 +136,14 @@ class _Pool:
         )
         self.overall = self.bars.add_task(self.title, total=self.total, text="")
 
+    @property
+    def active(self) -> list[_Active]:
+        return [worker.active for worker in self.workers if worker.active is not None]
+
     def run(self) -> None:
         self.console.print(
             f"{self.title}: {self.total} runs to do on {self.device}, "
-            f"{self.workers} at a time, {self.threads} CPU threads each; Ctrl-C keeps everything",
+            f"{self.most} at a time, {self.threads} CPU threads each; Ctrl-C keeps everything",
             highlight=False,
         )
         printed = time.monotonic()
@@ -131,19 +157,40 @@ class _Pool:
                         self._print_plain()
                     time.sleep(0.1)
             except KeyboardInterrupt:
-                self._stop()
+                self.console.print("stopping: the running jobs keep a checkpoint …", highlight=False)
                 raise
+            finally:
+                self._dismiss(self.workers)
         if self.failed:
             raise UserError(self.failed[0])
 
     def _start_some(self) -> None:
-        while self.waiting and len(self.active) < self.workers and not self.failed:
-            job = self.waiting.popleft()
-            self.active.append(self._start(job))
         if self.failed:
             self.waiting.clear()
+        while self.waiting and len(self.active) < self.most:
+            worker = next((worker for worker in self.workers if worker.idle), None) or self._hire()
+            self._give(worker, *self.waiting.popleft())
+        if not self.waiting:
+            self._dismiss([worker for worker in self.workers if worker.idle])
 
-    def _start(self, job: Job) -> _Active:
+    def _hire(self) -> _Worker:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "experiments.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=self._environment(),
+            start_new_session=True,  # Ctrl-C reaches the parent alone, which then stops its children in order
+        )
+        worker = _Worker(process)
+        for listen in (self._listen, self._listen_errors):
+            worker.listeners.append(threading.Thread(target=listen, args=(worker,), daemon=True))
+            worker.listeners[-1].start()
+        self.workers.append(worker)
+        return worker
+
+    def _give(self, worker: _Worker, job: Job, training: float) -> None:
         description = {
             "folder": str(job.run.folder),
             "config": {**job.run.config, "data": {**job.run.config["data"]}},
@@ -162,20 +209,12 @@ class _Pool:
             raise UserError(
                 f"cannot write to {job.run.folder} ({error.strerror}); choose another folder: runs=…"
             ) from error
-        process = subprocess.Popen(
-            [sys.executable, "-m", "experiments.worker", str(path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=self._environment(),
-            start_new_session=True,  # Ctrl-C reaches the parent alone, which then stops its children in order
-        )
-        name, size = f"  {job.run.folder.parts[-3]} seed {job.run.seed}", _size(job)
-        active = _Active(job, process, self.bars.add_task(name, total=size, text="starting"), size)
-        threading.Thread(target=self._listen, args=(active,), daemon=True).start()
-        threading.Thread(target=self._listen_errors, args=(active,), daemon=True).start()
-        return active
+        name, size = f"  {job.run.folder.parts[-3]} seed {job.run.seed}", _size(job, training)
+        worker.active = _Active(job, self.bars.add_task(name, total=size, text="starting"), training, size)
+        worker.errors.clear()
+        assert worker.process.stdin is not None
+        worker.process.stdin.write(f"{path}\n")
+        worker.process.stdin.flush()
 
     def _environment(self) -> dict[str, str]:
         cache = Path(self.config["cache"]).absolute() / "inductor"
@@ -188,26 +227,32 @@ class _Pool:
             "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")])),
         }
 
-    def _listen(self, active: _Active) -> None:
-        assert active.process.stdout is not None
-        for line in active.process.stdout:
+    def _listen(self, worker: _Worker) -> None:
+        assert worker.process.stdout is not None
+        for line in worker.process.stdout:
             try:
-                self._hear(active, json.loads(line))
+                facts = json.loads(line)
             except json.JSONDecodeError:
-                active.errors.append(line.rstrip())
+                worker.errors.append(line.rstrip())
+                continue
+            if worker.active is not None:
+                self._hear(worker.active, facts)
 
-    def _listen_errors(self, active: _Active) -> None:
-        assert active.process.stderr is not None
-        for line in active.process.stderr:
-            active.errors.append(line.rstrip())
-            del active.errors[:-200]
+    def _listen_errors(self, worker: _Worker) -> None:
+        assert worker.process.stderr is not None
+        for line in worker.process.stderr:
+            worker.errors.append(line.rstrip())
+            del worker.errors[:-200]
 
     def _hear(self, active: _Active, facts: dict[str, Any]) -> None:
         if "error" in facts:
             active.error = facts["error"]
             return
+        if "over" in facts:
+            active.over = True
+            return
         if "iteration" in facts:
-            active.done = facts["iteration"] / facts["iterations"]
+            active.done = active.training * facts["iteration"] / facts["iterations"]
             active.text = f"iteration {facts['iteration']} of {facts['iterations']}"
         elif "evaluating" in facts:
             left = len(active.job.evaluations) - facts["number"] - facts["done"]
@@ -219,28 +264,32 @@ class _Pool:
         self.bars.update(active.task, completed=active.done, text=active.text)
 
     def _collect(self) -> None:
-        for active in [one for one in self.active if one.process.poll() is not None]:
-            self.active.remove(active)
+        for worker in list(self.workers):
+            active = worker.active
+            if active is None or not (active.over or worker.process.poll() is not None):
+                continue
+            worker.active = None
             self.bars.remove_task(active.task)
-            if active.process.returncode == 0:
+            if active.over:
                 self.finished += 1
                 self.work_done += active.size - (active.started_at or 0.0)
                 self.look()
             else:
-                self.failed.append(active.error or self._crash(active))
+                self._dismiss([worker])
+                self.failed.append(active.error or self._crash(worker, active.job))
         completed = self.finished + sum(one.done / one.size for one in self.active)
         title = f"{self.title} {self.finished}/{self.total}"
         self.bars.update(self.overall, completed=completed, description=title, text=self._eta())
 
-    def _crash(self, active: _Active) -> str:
-        log = active.job.run.folder / "error.log"
-        log.write_text("\n".join(active.errors) + "\n")
-        last = next((line for line in reversed(active.errors) if line.strip()), "no message")
+    def _crash(self, worker: _Worker, job: Job) -> str:
+        log = job.run.folder / "error.log"
+        log.write_text("\n".join(worker.errors) + "\n")
+        last = next((line for line in reversed(worker.errors) if line.strip()), "no message")
         return f"a run stopped unexpectedly ({last.strip()}); details in {log}; the same command tries again"
 
     def _eta(self) -> str:
         done = self.work_done + sum(one.done - (one.started_at or 0.0) for one in self.active)
-        left = sum(_size(job) for job in self.waiting) + sum(one.size - one.done for one in self.active)
+        left = sum(_size(*one) for one in self.waiting) + sum(one.size - one.done for one in self.active)
         if self.first_heard is None or done < 0.02:
             return "time left: measuring"
         seconds = left * (time.monotonic() - self.first_heard) / done
@@ -258,22 +307,33 @@ class _Pool:
             markup=False,
         )
 
-    def _stop(self) -> None:
-        self.console.print("stopping: the running jobs keep a checkpoint …", highlight=False)
-        for active in self.active:
-            assert active.process.stdin is not None
-            active.process.stdin.close()
-        deadline = time.monotonic() + 60
-        for active in self.active:
+    def _dismiss(self, workers: Sequence[_Worker]) -> None:
+        """Tell workers to keep what they have and leave, and wait until they have left."""
+        for worker in workers:
+            assert worker.process.stdin is not None
+            with suppress(BrokenPipeError):
+                worker.process.stdin.close()
+        deadline = time.monotonic() + _PATIENCE
+        for worker in workers:
             try:
-                active.process.wait(max(0.1, deadline - time.monotonic()))
+                worker.process.wait(max(0.1, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                active.process.send_signal(signal.SIGKILL)
+                worker.process.send_signal(signal.SIGKILL)
+            for listener in worker.listeners:
+                listener.join(1.0)
+        self.workers = [worker for worker in self.workers if worker not in workers]
 
 
-def _size(job: Job) -> float:
-    """Work to do, a run's training being 1."""
-    return (not job.run.done) + EVALUATION_SHARE * len(job.evaluations)
+def _training(jobs: Sequence[Job]) -> list[float]:
+    """How long each job will train, in units of the largest budget on its data set."""
+    budgets: list[tuple[str, float]] = [
+        (job.run.config["data"]["name"], 0.0 if job.run.done else job.run.config["budget"]) for job in jobs
+    ]
+    return [budget and budget / max(other for data, other in budgets if data == name) for name, budget in budgets]
+
+
+def _size(job: Job, training: float) -> float:
+    return training + EVALUATION_SHARE * len(job.evaluations)
 
 
 def _clock(seconds: float) -> str:

@@ -1,14 +1,16 @@
-"""One job in a process of its own: train (or resume) one run, then evaluate it.
+"""Jobs in a process of their own, one after another: train (or resume) one run, then evaluate it.
 
-    python -m experiments.worker JOB.json      (started by experiments/run.py)
+    python -m experiments.worker      (started by experiments/run.py)
 
-Progress goes to standard output as JSON lines. When standard input closes, the parent is gone: the worker then keeps a
-checkpoint and leaves, so that nothing is lost and nothing runs on unseen.
+Standard input names a job's file a line. Progress goes to standard output as JSON lines. When standard input closes,
+there is no more to do, or the parent is gone: the worker then keeps a checkpoint and leaves, so that nothing is lost
+and nothing runs on unseen.
 """
 
 from __future__ import annotations
 
 import fcntl
+import gc
 import json
 import math
 import os
@@ -18,6 +20,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import torch
@@ -38,10 +41,21 @@ from experiments.metrics import Protocol
 _stop = threading.Event()
 
 
-def main(path: str) -> int:
-    """Do the job described in a file written by `experiments.run`; returns the process's exit code."""
-    threading.Thread(target=_watch_parent, daemon=True).start()
-    job = json.loads(Path(path).read_text())
+def main() -> int:
+    """Do the jobs that `experiments.run` hands over, up to the first that fails; returns the process's exit code."""
+    jobs: SimpleQueue[str | None] = SimpleQueue()
+    threading.Thread(target=_receive, args=(jobs,), daemon=True).start()
+    while (path := jobs.get()) is not None:
+        code = _attempt(json.loads(Path(path).read_text()))
+        if code:
+            return code
+        tell(over=True)
+    return 0
+
+
+def _attempt(job: dict[str, Any]) -> int:
+    gc.collect()  # an earlier job's networks may hold the device's memory
+    torch.compiler.reset()  # and its compiled code counts towards a limit
     torch.set_num_threads(job["threads"])
     folder = Path(job["folder"])
     try:
@@ -80,7 +94,7 @@ def _do(job: dict[str, Any], folder: Path) -> int:
             protocol=Protocol.from_config(evaluation["settings"]["metrics"]),
             cache=Path(job["cache"]),
         )
-        _evaluate(run, evaluation["settings"], Path(evaluation["folder"]), number)
+        _evaluate(run, evaluation["settings"], Path(evaluation["folder"]), number, job["commit"])
     return 0
 
 
@@ -109,14 +123,15 @@ def _trained(job: dict[str, Any], folder: Path, training: data.ImageSet, device:
     outcome = _train(method, config, folder, training, iterations, seed, device)
     if outcome.status == "interrupted":
         return None
+    cost = method.training_cost * config["method"]["batch_size"]
     facts = {
         "status": outcome.status,
         "iterations": outcome.iteration,
         "seconds": outcome.seconds,
         "commit": job["commit"],
+        "grad_evals": round(outcome.iteration * cost),
     }
-    cost = method.training_cost * config["method"]["batch_size"]
-    write_json(status, {**facts, "grad_evals": round(outcome.iteration * cost), "commit": job["commit"]})
+    write_json(status, facts)
     return method if outcome.status == "finished" else None
 
 
@@ -214,7 +229,7 @@ def _averages(method: Method) -> dict[str, Tensor]:
     }
 
 
-def _evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, number: int) -> None:
+def _evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, number: int, commit: str) -> None:
     out.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic()
 
@@ -224,10 +239,9 @@ def _evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, number: int)
             raise KeyboardInterrupt
 
     measurements: list[Measurement] = evaluator(settings["kind"])(run, settings, out, progress)
-    write_json(
-        out / "result.json",
-        {"settings": settings, "measurements": measurements, "seconds": time.monotonic() - begin},
-    )
+    seconds = time.monotonic() - begin
+    facts = {"settings": settings, "measurements": measurements, "seconds": seconds, "commit": commit}
+    write_json(out / "result.json", facts)
 
 
 class MetricsLog:
@@ -266,11 +280,13 @@ def _alone_in(folder: Path) -> Iterator[None]:
         yield
 
 
-def _watch_parent() -> None:
-    while os.read(0, 1):
-        pass
+def _receive(jobs: SimpleQueue[str | None]) -> None:
+    with open(0, "rb", buffering=0, closefd=False) as lines:  # sys.stdin's lock would be missed when leaving early
+        for line in lines:
+            jobs.put(os.fsdecode(line).rstrip("\n"))
     _stop.set()
+    jobs.put(None)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main())

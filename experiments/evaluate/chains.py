@@ -15,10 +15,10 @@ x_t, and run ``steps`` steps, all levels at once. Measured per level, chains of 
     energy-drift    mean log π of the last tenth minus that of the tenth after the first K steps, in standard deviations
                     within a chain
 
-Then whole samples with chains of other lengths, the usual one and those in ``long``: ``pictures`` images each, and the
-protocol's first metric for the usual length and those in ``scored``. Further settings: ``samples``, ``batch``. Written
-to ``chains.npz``: ``acceptance`` (levels, steps), ``log_density`` (levels, steps, images, chains); to ``long.npz``:
-uint8 pictures by length.
+Then whole samples with chains of other lengths: the protocol's first metric for the usual length and those in
+``scored``, and of the run with seed ``pictured`` also ``pictures`` images for the usual length and those in ``long``.
+Further settings: ``samples``, ``batch``. Written to ``chains.npz``: ``acceptance`` (levels, steps), ``log_density``
+(levels, steps, images, chains); to ``long.npz``: uint8 pictures by length.
 """
 
 from __future__ import annotations
@@ -105,7 +105,12 @@ def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: Pro
         measurements += [
             _measurement(name, f"chains-level{number}", value, images * chains) for name, value in found.items()
         ]
-    return measurements + _long_run(run, sampler, settings, out, progress)
+    if run.seed == settings["pictured"]:
+        np.savez_compressed(out / "long.npz", **_pictures(run, sampler, settings, progress))
+    for steps in (sampler.chain.steps, *settings["scored"]):
+        progress(1.0, f"scoring samples with {steps} steps a level")
+        measurements.append(_scored(run, _longer(sampler, steps), settings))
+    return measurements
 
 
 def conditional(sampler: Sampler, x0: Tensor, level: Tensor, seed: int, same: int = 1) -> tuple[Target, Tensor]:
@@ -186,30 +191,29 @@ def _grouped(values: Array, levels: int, images: int, chains: int) -> Array:
     return np.moveaxis(values.reshape(len(values), levels, images, chains, *values.shape[2:]), 1, 0)
 
 
-def _long_run(
-    run: TrainedRun, sampler: Sampler, settings: dict[str, Any], out: Path, progress: Progress
-) -> list[Measurement]:
+def _pictures(run: TrainedRun, sampler: Sampler, settings: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """uint8 images ``(n, H, W, C)`` by length."""
     pictures: dict[str, Any] = {}
-    measurements: list[Measurement] = []
     lengths = [sampler.chain.steps, *settings["long"]]
     for number, steps in enumerate(lengths):
-        longer = replace(sampler, chain=replace(sampler.chain, steps=steps))
-        pictures[str(steps)] = np.asarray(data.to_uint8(longer(torch.arange(settings["pictures"]), run.seed)))
-        if steps in (sampler.chain.steps, *settings["scored"]):
-            measurements += _scored(run, longer, settings)
-        progress(_LONG_SHARE + (1 - _LONG_SHARE) * (number + 1) / len(lengths), f"samples with {steps} steps a level")
-    np.savez_compressed(out / "long.npz", **pictures)
-    return measurements
+        progress(_LONG_SHARE + (1 - _LONG_SHARE) * number / len(lengths), f"pictures with {steps} steps a level")
+        images = _longer(sampler, steps)(torch.arange(settings["pictures"]), run.seed)
+        pictures[str(steps)] = data.to_uint8(images).numpy()
+    return pictures
 
 
-def _scored(run: TrainedRun, sampler: Sampler, settings: dict[str, Any]) -> list[Measurement]:
+def _longer(sampler: Sampler, steps: int) -> Sampler:
+    return replace(sampler, chain=replace(sampler.chain, steps=steps))
+
+
+def _scored(run: TrainedRun, sampler: Sampler, settings: dict[str, Any]) -> Measurement:
     scorer = Scorer(run.protocol.headline, run.train, run.cache, run.device)
     for images in sampler.batches(settings["samples"], run.seed, None, settings["batch"]):
         scorer.update(data.to_uint8(images))
     metric, value = next(iter(scorer.result().items()))
     found = _measurement(metric, run.protocol.name, value, settings["samples"])
     found["row"], found["grad_evals"] = f"K = {sampler.chain.steps}", sampler.gradient_evaluations
-    return [found]
+    return found
 
 
 def _measurement(metric: str, protocol: str, value: float, samples: int) -> Measurement:

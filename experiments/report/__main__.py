@@ -2,6 +2,7 @@
 
     python -m experiments.report                        everything under results/, and results/report.html
     python -m experiments.report --results FOLDER       another results folder
+    python -m experiments.report --page                 the page alone, from the tables and figures that are there
     python -m experiments.report --animate FOLDER       trace the sampling of this run or saved model into results/demo/
 
 Figures whose arrays are not on this machine keep their files. Without --animate, the first CDRL run of table 1 is
@@ -27,15 +28,16 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--results", type=Path, default=Path("results"), help="results folder (default: results)")
     parser.add_argument("--animate", type=Path, metavar="FOLDER", help="a run or a saved model to trace")
+    parser.add_argument("--page", action="store_true", help="leave tables and figures as they are")
     options = parser.parse_args(arguments)
     try:
-        return _build(options.results, options.animate)
+        return _build(options.results, options.animate, options.page)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
 
-def _build(results: Path, model: Path | None) -> int:
+def _build(results: Path, model: Path | None, page_alone: bool) -> int:
     if not results.is_dir():
         raise UserError(f"there is no folder {results}; run an experiment first, or name another with --results")
     found = studies(results)
@@ -43,7 +45,7 @@ def _build(results: Path, model: Path | None) -> int:
         model = next(filter(None, map(_traceable, found)), None)
     if model is not None:
         animation.write(animation.trained_sampler(model), results / "demo")
-    for study in found:
+    for study in [] if page_alone else found:
         drawn = drawing.write(study)
         tables.write(study)
         print(f"{study.name} {study.scale}: table" + "".join(f", {name}" for name in drawn))

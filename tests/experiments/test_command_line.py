@@ -16,6 +16,8 @@ import pytest
 from cdrl.errors import UserError
 from experiments import catalogue, configuration
 from experiments.__main__ import main
+from experiments.cells import write_results
+from experiments.files import write_json
 from experiments.plan import make_plan
 
 ROOT = Path(__file__).parents[2]
@@ -91,6 +93,17 @@ def test_all_trains_a_run_once_for_every_experiment(tmp_path: Path, monkeypatch:
     assert [each["settings"]["kind"] for each in json.loads(job.read_text())["evaluations"]] == ["samples", "ood"]
     provenance = json.loads((tmp_path / "results" / "ood" / "nano" / "provenance.json").read_text())
     assert "experiment=ood" in provenance["command"]
+
+
+def test_a_cell_names_the_commits_of_its_run_and_of_the_look_at_it(tmp_path: Path) -> None:
+    plan = make_plan(configuration.resolve([*TINY, *folders(tmp_path)]))
+    evaluation = plan.rows[0].evaluations[0]
+    measurement = {"metric": "fd", "protocol": "fd-digits", "value": 3.0, "samples": 32}
+    status = {"status": "finished", "iterations": 3, "seconds": 1.0, "commit": "a"}
+    write_json(evaluation.run.folder / "status.json", status)
+    write_json(evaluation.folder / "result.json", {"measurements": [measurement], "commit": "b"})
+    write_results(plan, ["a command"])
+    assert [(cell["value"], cell["commit"]) for cell in cells(tmp_path) if cell["row"] == "cdrl"] == [("3.0", "a b")]
 
 
 def test_all_is_what_needs_no_arguments() -> None:
