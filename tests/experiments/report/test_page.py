@@ -79,6 +79,16 @@ def test_command_line(results: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "run an experiment first" in capsys.readouterr().err
 
 
+def test_the_page_alone_leaves_tables_and_figures_as_they_are(results: Path) -> None:
+    assert main(["--results", str(results), "--page"]) == 0
+    assert (results / "report.html").exists()
+    assert {path.name for path in (results / "table1" / "nano").iterdir()} == {
+        "cells.csv",
+        "rows.json",
+        "provenance.json",
+    }
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 def test_in_a_browser_at_phone_width(built: Path, tmp_path: Path) -> None:
     """No console message, every picture decoded, nothing wider than a phone: asked by a script in a frame around it."""
