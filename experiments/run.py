@@ -38,7 +38,7 @@ class _Active:
     job: Job
     task: TaskID
     training: float
-    """Work to train, see `_Pool._training`; ``size``, ``done`` and ``started_at`` are in its units."""
+    """Work to train, see `_training`; ``size``, ``done`` and ``started_at`` are in its units."""
     size: float
     """All work to do."""
     done: float = 0.0
@@ -268,14 +268,14 @@ class _Pool:
             active = worker.active
             if active is None or not (active.over or worker.process.poll() is not None):
                 continue
-            worker.active = None
             self.bars.remove_task(active.task)
             if active.over:
+                worker.active = None
                 self.finished += 1
                 self.work_done += active.size - (active.started_at or 0.0)
                 self.look()
             else:
-                self._dismiss([worker])
+                self._dismiss([worker])  # and hear all that it said
                 self.failed.append(active.error or self._crash(worker, active.job))
         completed = self.finished + sum(one.done / one.size for one in self.active)
         title = f"{self.title} {self.finished}/{self.total}"
