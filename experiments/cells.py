@@ -65,12 +65,13 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 def _row_cells(plan: Plan, row: Row) -> Iterable[dict[str, Any]]:
     found: dict[tuple[str, str, str, str], list[tuple[Evaluation, Measurement]]] = {}
-    for evaluation in row.evaluations:
-        for measurement in _result(evaluation).get("measurements", ()):
+    results = [_facts(evaluation.folder / "result.json") for evaluation in row.evaluations]
+    for evaluation, result in zip(row.evaluations, results, strict=True):
+        for measurement in result.get("measurements", ()):
             dataset = measurement.get("dataset", plan.config["data"]["name"])
             key = (measurement.get("row", ""), dataset, measurement["metric"], measurement["protocol"])
             found.setdefault(key, []).append((evaluation, measurement))
-    shared = _shared_facts(plan, row)
+    shared = _shared_facts(plan, row, results)
     if not found:
         protocol = plan.config["metrics"]["name"]
         yield {
@@ -103,12 +104,12 @@ def _row_cells(plan: Plan, row: Row) -> Iterable[dict[str, Any]]:
         }
 
 
-def _shared_facts(plan: Plan, row: Row) -> dict[str, Any]:
-    statuses = [_status(evaluation) for evaluation in row.evaluations]
+def _shared_facts(plan: Plan, row: Row, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    statuses = [_facts(evaluation.run.folder / "status.json") for evaluation in row.evaluations]
     diverged = [f"seed {e.run.seed} diverged at iteration {s['iterations']}"
                 for e, s in zip(row.evaluations, statuses, strict=True) if s.get("status") == "diverged"]  # fmt: skip
     seconds = [status["seconds"] for status in statuses if "seconds" in status]
-    made = [*statuses, *map(_result, row.evaluations)]  # a run and a look at it may be of different commits
+    made = [*statuses, *results]  # a run and a look at it may be of different commits
     return {
         "experiment": plan.name,
         "scale": plan.scale,
@@ -136,17 +137,8 @@ def _verdict(plan: Plan, value: float, low: float, high: float, named: published
     return "reproduced" if close or low <= named.value <= high else "off"
 
 
-def _status(evaluation: Evaluation) -> dict[str, Any]:
-    """How the run ended; nothing when it has not, or needed no training."""
-    return _facts(evaluation.run.folder / "status.json")
-
-
-def _result(evaluation: Evaluation) -> dict[str, Any]:
-    """What was measured; nothing when it was not."""
-    return _facts(evaluation.folder / "result.json")
-
-
 def _facts(path: Path) -> dict[str, Any]:
+    """What a run or an evaluation left; nothing where it has not ended."""
     return json.loads(path.read_text()) if path.exists() else {}
 
 

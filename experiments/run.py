@@ -117,7 +117,7 @@ class _Pool:
         self.title, self.config, self.device, self.look = title, config, device, look
         self.most, self.threads, self.commit = workers, threads, commit()
         self.total, self.finished = len(jobs), 0
-        self.waiting = deque((job, training) for job, training in zip(jobs, _training(jobs), strict=True))
+        self.waiting = deque(zip(jobs, _training(jobs), strict=True))
         self.workers: list[_Worker] = []
         self.failed: list[str] = []
         self.begin = time.monotonic()
@@ -193,7 +193,7 @@ class _Pool:
     def _give(self, worker: _Worker, job: Job, training: float) -> None:
         description = {
             "folder": str(job.run.folder),
-            "config": {**job.run.config, "data": {**job.run.config["data"]}},
+            "config": job.run.config,
             "seed": job.run.seed,
             "commit": self.commit,
             "device": self.device,
