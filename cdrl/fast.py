@@ -16,14 +16,14 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from cdrl import langevin
+from cdrl import langevin, precision
 from cdrl.errors import UserError
 from cdrl.langevin import Chain, Refine, Refined
 from cdrl.networks.energy import FrozenEnergy
@@ -55,12 +55,20 @@ class Engine:
 EAGER = Engine()
 
 
-def engine(mode: str, device: torch.device) -> Engine:
+def engine(mode: str, device: torch.device, chains_in: str = "fp32") -> Engine:
     """The engine of that name; `EAGER`, with a warning, where the machine cannot compile.
 
+    Args:
+        chains_in: the precision of its chains, see `cdrl.precision`.
+
     Raises:
-        UserError: an unknown mode, or "replayed" or "captured" without a GPU.
+        UserError: an unknown mode or precision, or "replayed" or "captured" without a GPU.
     """
+    found = _engine(mode, device)
+    return replace(found, refine=precision.chains(found.refine, chains_in))
+
+
+def _engine(mode: str, device: torch.device) -> Engine:
     if mode not in MODES[1:]:
         raise UserError(f"unknown engine '{mode}'; choose one of {', '.join(MODES)}")
     if mode in ("replayed", "captured") and device.type != "cuda":
@@ -76,11 +84,11 @@ def engine(mode: str, device: torch.device) -> Engine:
     return Engine(mode, Captured(refine) if mode == "captured" else refine, _compile)
 
 
-def choose(mode: str, device: torch.device, planned_steps: int) -> Engine:
+def choose(mode: str, device: torch.device, planned_steps: int, chains_in: str = "fp32") -> Engine:
     """The engine for a run: as asked; "auto" compiles if that pays for ``planned_steps`` Langevin steps."""
     if mode == "auto":
         mode = "compiled" if planned_steps >= COMPILATION_PAYS.get(device.type, planned_steps + 1) else "eager"
-    return engine(mode, device)
+    return engine(mode, device, chains_in)
 
 
 def can_compile(device: torch.device) -> bool:

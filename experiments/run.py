@@ -68,17 +68,18 @@ def carry_out(plans: Sequence[Plan], complete: Callable[[Plan], None]) -> None:
     """Run every missing job of plans that share everything but their experiment.
 
     Args:
-        complete: called for each plan, in order, as soon as nothing of it is left to do.
+        complete: called for each plan as soon as nothing of it is left to do.
 
     Raises:
-        UserError: a job failed for a reason the user can mend.
+        UserError: a job failed. After a mistake that the user can mend no other is started; after a crash all are.
         KeyboardInterrupt: after the running jobs have kept their checkpoints.
     """
-    left = deque(plans)
+    left = list(plans)
 
     def look() -> None:
-        while left and not left[0].missing():
-            complete(left.popleft())
+        for plan in [plan for plan in left if not plan.missing()]:
+            left.remove(plan)
+            complete(plan)
 
     look()
     if not left:
@@ -119,7 +120,8 @@ class _Pool:
         self.total, self.finished = len(jobs), 0
         self.waiting = deque(zip(jobs, _training(jobs), strict=True))
         self.workers: list[_Worker] = []
-        self.failed: list[str] = []
+        self.mistakes: list[str] = []
+        self.crashes: list[str] = []
         self.begin = time.monotonic()
         self.first_heard: float | None = None
         """When work began: starting the first processes says nothing of the time that is left."""
@@ -161,11 +163,11 @@ class _Pool:
                 raise
             finally:
                 self._dismiss(self.workers)
-        if self.failed:
-            raise UserError(self.failed[0])
+        if failed := self.mistakes + self.crashes:
+            raise UserError(failed[0] + (f" ({len(failed)} runs failed)" if len(failed) > 1 else ""))
 
     def _start_some(self) -> None:
-        if self.failed:
+        if self.mistakes:
             self.waiting.clear()
         while self.waiting and len(self.active) < self.most:
             worker = next((worker for worker in self.workers if worker.idle), None) or self._hire()
@@ -276,7 +278,11 @@ class _Pool:
                 self.look()
             else:
                 self._dismiss([worker])  # and hear all that it said
-                self.failed.append(active.error or self._crash(worker, active.job))
+                if active.error is not None:
+                    self.mistakes.append(active.error)
+                else:
+                    self.crashes.append(self._crash(worker, active.job))
+                    self.console.print(self.crashes[-1], style="red", markup=False, highlight=False, soft_wrap=True)
         completed = self.finished + sum(one.done / one.size for one in self.active)
         title = f"{self.title} {self.finished}/{self.total}"
         self.bars.update(self.overall, completed=completed, description=title, text=self._eta())

@@ -26,9 +26,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdrl import checkpoint
+from cdrl import checkpoint, precision
 from cdrl.errors import UserError
-from cdrl.fast import choose
+from cdrl.fast import Engine, choose
 from cdrl.method import Method
 from cdrl.trainer import train
 from experiments import data, methods
@@ -59,7 +59,7 @@ def _attempt(job: dict[str, Any]) -> int:
     torch.set_num_threads(job["threads"])
     folder = Path(job["folder"])
     try:
-        with _alone_in(folder):
+        with _alone_in(folder), precision.products(job["config"]["method"].get("precision", "fp32")):
             return _do(job, folder)
     except UserError as error:
         tell(error=str(error))
@@ -111,7 +111,7 @@ def _trained(job: dict[str, Any], folder: Path, training: data.ImageSet, device:
         seed=seed,
         iterations=iterations,
         device=device,
-        engine=choose(job["engine"], device, iterations * chain_steps(config["method"])),
+        engine=engine_for(config["method"], job["engine"], device, iterations),
     )
     status = folder / "status.json"
     if untrained:
@@ -190,9 +190,11 @@ def planned_iterations(config: dict[str, Any], classes: int) -> int:
     return max(1, int(config["budget"] // (probe.training_cost * method["batch_size"])))
 
 
-def chain_steps(method: dict[str, Any]) -> int:
-    """K in training, whatever the kind of method calls it; 0 for methods without chains."""
-    return int(method["chain"]["steps"] if "chain" in method else method.get("steps", 0))
+def engine_for(method: dict[str, Any], mode: str, device: torch.device, iterations: int) -> Engine:
+    """The engine of a method that trains for ``iterations``."""
+    # K, whatever the kind of method calls it, is 0 for methods without chains.
+    steps = int(method["chain"]["steps"] if "chain" in method else method.get("steps", 0))
+    return choose(mode, device, iterations * steps, method.get("precision", "fp32"))
 
 
 def label_count(config: dict[str, Any], training: data.ImageSet) -> int:

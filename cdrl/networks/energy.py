@@ -14,7 +14,7 @@ All three are differentiable; a chain runs on their detached values (`EnergyNet.
 from __future__ import annotations
 
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -221,6 +221,16 @@ class FrozenEnergy(NamedTuple):
         """``∇_y f(y)``, the shape of ``y``."""
         return input_gradient(self, y)
 
+    def bfloat16(self) -> FrozenEnergy:
+        """The same energy with kernels, biases and so activations in bfloat16; images and read-out stay float32."""
+        weights, context = self.weights, self.context
+        return self._replace(
+            weights=weights._replace(
+                stem=_rounded(weights.stem), stem_bias=_rounded(weights.stem_bias), blocks=_rounded(weights.blocks)
+            ),
+            context=context._replace(biases=_rounded(context.biases)),
+        )
+
 
 def input_gradient(energy: FrozenEnergy, y: Tensor) -> Tensor:
     """``∇_y Σ energy(y)``, the shape of ``y``, not tracked further."""
@@ -233,14 +243,15 @@ def input_gradient(energy: FrozenEnergy, y: Tensor) -> Tensor:
 def evaluate(y: Tensor, weights: Weights, context: Context) -> Tensor:
     """``f(y)``, ``(B,)``, from effective weights and a context; ``y`` is ``(B, C, H, W)``."""
     seen = y if weights.frequencies is None else _with_sinusoids(y, weights.frequencies)
-    h = convolve(seen, weights.stem, weights.stem_bias)
+    h = convolve(seen.to(weights.stem.dtype), weights.stem, weights.stem_bias)
     for block, bias in zip(weights.blocks, context.biases, strict=True):
         inner = convolve(F.leaky_relu(h, _SLOPE), block.first) + bias
         inner = convolve(F.leaky_relu(inner, _SLOPE), block.second, block.second_bias)
         h = inner + (h if block.shortcut is None else convolve(h, block.shortcut, block.shortcut_bias))
         if block.pool:
             h = F.avg_pool2d(h, 2)
-    return (F.relu(h).sum(dim=(2, 3)) * context.readout).sum(dim=1)
+    pooled = F.relu(h).sum(dim=(2, 3), dtype=context.readout.dtype)
+    return (pooled * context.readout).sum(dim=1)
 
 
 def _with_sinusoids(y: Tensor, frequencies: Tensor) -> Tensor:
@@ -255,6 +266,8 @@ def convolve(h: Tensor, kernel: Kernel, bias: Tensor | None = None) -> Tensor:
         if winograd.applies(h):
             return winograd.convolve(h, kernel, bias)
         kernel = kernel.direct
+    if h.dtype == torch.bfloat16 and h.device.type == "cpu":  # as a GPU does; the library's own can crash here
+        return convolve(h.float(), kernel.float(), None if bias is None else bias.float()).bfloat16()
     if h.shape[2:] == kernel.shape[2:] == (1, 1):  # points: a matrix product is much faster
         return F.linear(h.flatten(1), kernel.flatten(1), bias)[:, :, None, None]
     return F.conv2d(h, kernel, bias, padding="same")
@@ -278,7 +291,21 @@ def constant(weights: Weights) -> Weights:
             return value
         return winograd.prepare(value.detach()) if value.dim() == 4 else value.detach()
 
-    return pytree.tree_map(bare, weights, is_leaf=lambda value: isinstance(value, winograd.Kernel))
+    return pytree.tree_map(bare, weights, is_leaf=_is_transformed)
+
+
+def _rounded(tree: Any) -> Any:
+    """Kernels and biases in bfloat16, those of Winograd products in their direct form."""
+
+    def rounded(value: object) -> object:
+        kernel = value.direct if isinstance(value, winograd.Kernel) else value
+        return kernel.bfloat16() if isinstance(kernel, Tensor) else kernel
+
+    return pytree.tree_map(rounded, tree, is_leaf=_is_transformed)
+
+
+def _is_transformed(value: object) -> bool:
+    return isinstance(value, winograd.Kernel)
 
 
 def check_sizes(

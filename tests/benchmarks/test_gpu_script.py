@@ -84,7 +84,7 @@ class TestSpeed:
 
     def test_every_engine_is_held_to_the_reference_and_timed(self) -> None:
         planned_parts = speed.plan(speed.TINY, CPU, {})
-        for kind in ("parity-replayed", "chain-replayed-bf16", "iteration-replayed-tf32", "sampling-replayed-tf32"):
+        for kind in ("parity-replayed", "chain-replayed-bf16", "iteration-replayed-bf16", "sampling-replayed-tf32"):
             assert kind in planned_parts
         assert next(iter(planned_parts)).startswith("parity")
 

@@ -215,6 +215,21 @@ def test_a_truncated_checkpoint_is_named_and_nothing_is_lost(tmp_path: Path) -> 
     assert command(*TINY, *folders(tmp_path), "scale.samples=33").returncode == 0
 
 
+def test_a_crash_stops_one_run_and_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [*TINY, *folders(tmp_path), "launcher.workers=1"]
+    first, *others = (row.evaluations[0] for row in make_plan(configuration.resolve(arguments)).rows)
+    obstacle = first.run.folder / "metrics.jsonl"
+    obstacle.mkdir(parents=True)
+    assert main(arguments) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ")
+    assert "IsADirectoryError" in error
+    assert "Traceback" in (first.run.folder / "error.log").read_text()
+    assert [evaluation.done for evaluation in others] == [True] * len(others)
+    obstacle.rmdir()
+    assert main(arguments) == 0
+
+
 def test_a_misspelt_override_is_an_error_in_the_library_too() -> None:
     with pytest.raises(UserError, match="unknown experiment"):
         configuration.resolve(["experiment=nothing"])

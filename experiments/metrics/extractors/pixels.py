@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cdrl import precision
+
 Pixels: TypeAlias = NDArray[np.uint8] | NDArray[np.float32] | Tensor
 
 
@@ -42,6 +44,6 @@ def to_nchw(pixels: Pixels, channels: int, device: torch.device | str) -> Tensor
 
 @contextmanager
 def exact_inference() -> Iterator[None]:
-    """No autograd, and convolutions in true float32: TF32 would move a distance in its third digit."""
-    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+    """No autograd, and products in true float32: TF32 would move a distance in its third digit."""
+    with torch.inference_mode(), precision.products("fp32"):
         yield

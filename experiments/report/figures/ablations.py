@@ -73,6 +73,7 @@ def comparisons() -> dict[str, tuple[str, str]]:
     pairs |= {f"CDRL − {off}": ("cdrl", "_".join(left)) for off, left in all_but.items()}
     others = {
         "target_mean": "initializer target: mean",
+        "bf16": "chains in bfloat16",
         "denoise_official": "last denoise: as released",
         "denoise_none": "last denoise: none",
         "spectral_live": "spectral norm under EMA: live",

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from cdrl.fast import choose
+from cdrl import precision
 from cdrl.method import Method
 from experiments import data, methods
-from experiments.worker import chain_steps, label_count, planned_iterations, training_batches
+from experiments.worker import engine_for, label_count, planned_iterations, training_batches
 from tests.benchmarks.gpu.device import wait
 
 WARM_UP = 3
@@ -58,7 +58,7 @@ def prepare(
         seed=seed,
         iterations=iterations,
         device=device,
-        engine=choose(engine, device, iterations * chain_steps(config["method"])),
+        engine=engine_for(config["method"], engine, device, iterations),
     )
     return Prepared(config, method, training_batches(training, config, seed, device), training)
 
@@ -99,7 +99,8 @@ def measure(
 ) -> dict[str, Any]:
     """The budget that takes ``seconds`` of training here, with what it was made from; probes for ``probe`` seconds."""
     prepared = prepare(config, training, 1000, engine, device)
-    each = iteration_seconds(prepared, probe)
+    with precision.products(config["method"]["precision"]):
+        each = iteration_seconds(prepared, probe)
     iterations = iterations_in(seconds, each)
     budget = budget_for(iterations, prepared.method.training_cost, prepared.batch_size)
     planned = planned_iterations({**config, "budget": budget}, label_count(config, training))

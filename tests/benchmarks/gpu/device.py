@@ -10,28 +10,27 @@ from typing import Any
 
 import torch
 
-from cdrl import fast, langevin
+from cdrl import fast, langevin, precision
 from cdrl.fast import Captured, Engine
 from cdrl.langevin import Refined
 
-PRECISIONS = ("fp32", "tf32", "bf16")
-"""Of matrix products and convolutions; "bf16" is autocast."""
 LONG_ENOUGH = 5.0
 
 
-def engines(device: torch.device) -> dict[str, Callable[[], Engine]]:
-    """The forms of the hot loop by name.
+def engines(device: torch.device, chains_in: str = "fp32") -> dict[str, Callable[[], Engine]]:
+    """The forms of the hot loop by name, with chains in a precision.
 
     An engine is made anew for every part: what it has recorded, it recorded in one precision. On the CPU a stand-in
     takes the place of CUDA graphs, so that a rehearsal goes the same way.
     """
     if device.type != "cuda":
+        stand_in = Captured(langevin.refine, record_again)
         return {
-            "eager": lambda: fast.EAGER,
-            "replayed": lambda: Engine("replayed", Captured(langevin.refine, record_again)),
+            "eager": functools.partial(fast.engine, "eager", device, chains_in),
+            "replayed": lambda: Engine("replayed", precision.chains(stand_in, chains_in)),
         }
     modes = [mode for mode in fast.MODES[1:] if mode in ("eager", "replayed") or fast.can_compile(device)]
-    return {mode: functools.partial(fast.engine, mode, device) for mode in modes}
+    return {mode: functools.partial(fast.engine, mode, device, chains_in) for mode in modes}
 
 
 def record_again(chain: Callable[[], Refined]) -> tuple[Callable[[], None], Refined]:
@@ -63,20 +62,6 @@ def measured(act: Callable[[], object], device: torch.device, rounds: int = 3) -
             break
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else None
     return {"seconds": min(spent[1:]), "first_seconds": spent[0], "peak_bytes": peak}
-
-
-@contextlib.contextmanager
-def precision_of(name: str, device: torch.device) -> Iterator[None]:
-    """Matrix products and convolutions in "fp32", "tf32" or "bf16"."""
-    before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
-    torch.backends.cudnn.allow_tf32 = name != "fp32"
-    torch.set_float32_matmul_precision("highest" if name == "fp32" else "high")
-    try:
-        with torch.autocast(device.type, torch.bfloat16, enabled=name == "bf16"):
-            yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before[0]
-        torch.set_float32_matmul_precision(before[1])
 
 
 @contextlib.contextmanager

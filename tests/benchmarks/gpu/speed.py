@@ -7,8 +7,7 @@
     iteration-<engine>-…        a training iteration, with every synchronisation an error
     sampling-<engine>-…         whole samples: CDRL at K = 15, 8, 5, 3 and DRL at K = 30
 
-Each is a JSON file in ``<out>/speed/``; ``speed.csv`` gathers them. The precisions are those of matrix products and
-convolutions: "fp32"; "tf32"; "bf16", under autocast.
+Each is a JSON file in ``<out>/speed/``; ``speed.csv`` gathers them. Precisions are those of `cdrl.precision`.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,9 +25,10 @@ import pandas as pd
 import torch
 
 from cdrl.cooperative import Cooperative
+from cdrl.precision import PRECISIONS, products
 from tests import reference
 from tests.benchmarks import cases
-from tests.benchmarks.gpu.device import PRECISIONS, engines, forget, measured, no_synchronisation, precision_of
+from tests.benchmarks.gpu.device import engines, forget, measured, no_synchronisation
 from tests.benchmarks.gpu.parts import Parts
 
 Lines = list[dict[str, Any]]
@@ -74,24 +74,35 @@ def run(parts: Parts, device: torch.device, tiny: bool) -> pd.DataFrame:
 
 
 def plan(work: Work, device: torch.device, ceiling: dict[str, float]) -> dict[str, Callable[[], Any]]:
-    """The parts by name, the most wanted first."""
-    fast_modes = [name for name in engines(device) if name != "eager"]
+    """The parts by name, the most wanted first, and what has to be compiled last."""
+    modes = list(engines(device))
+    light = [mode for mode in modes if mode in ("eager", "replayed")]
     acts: dict[str, Callable[[], Any]] = {}
-    for mode in engines(device):
-        acts[f"parity-{mode}"] = partial(parity, work, mode, device)
-    for precision in PRECISIONS:
-        acts[f"chain-eager-{precision}"] = partial(chains, work, "eager", precision, device, ceiling)
+
+    def add(kind: str, act: Callable[..., Any], chosen: Sequence[str], precisions: Sequence[str], *rest: Any) -> None:
+        for precision in precisions:
+            for mode in chosen:
+                acts[f"{kind}-{mode}-{precision}"] = partial(act, work, mode, precision, device, *rest)
+
+    def add_parity(chosen: Sequence[str]) -> None:
+        for mode in chosen:
+            acts[f"parity-{mode}"] = partial(parity, work, mode, device)
+
+    add_parity(light)
+    add("chain", chains, ["eager"], PRECISIONS, ceiling)
     acts["rivals-chain"] = partial(rival_chains, work, device)
     if checkout := os.environ.get("CDRL_RELEASED_REPO"):
         acts["rivals-released"] = partial(released_chains, work, Path(checkout), device)
     acts["rivals-iteration"] = partial(rival_iterations, work, device)
-    for mode in ("eager", *fast_modes):
-        acts[f"iteration-{mode}-tf32"] = partial(iteration, work, mode, "tf32", device)
-    for precision in ("tf32", "bf16", "fp32"):
-        for mode in fast_modes:
-            acts[f"chain-{mode}-{precision}"] = partial(chains, work, mode, precision, device, ceiling)
-    for mode in ("eager", *fast_modes):
-        acts[f"sampling-{mode}-tf32"] = partial(sampling, work, mode, "tf32", device)
+    add("iteration", iteration, light, ("tf32", "bf16", "fp32"))
+    add("chain", chains, ["replayed"], ("bf16", "tf32", "fp32"), ceiling)
+    add("sampling", sampling, light, ("bf16", "tf32"))
+
+    heavy = [mode for mode in modes if mode not in light]
+    add_parity(heavy)
+    add("iteration", iteration, heavy, ("bf16", "tf32"))
+    add("chain", chains, heavy, ("bf16", "tf32"), ceiling)
+    add("sampling", sampling, heavy, ("bf16",))
     return acts
 
 
@@ -99,7 +110,7 @@ def ceilings(work: Work, device: torch.device) -> dict[str, float]:
     """FLOP/s of a matrix product by precision."""
     found = {}
     for name in PRECISIONS:
-        with precision_of(name, device):
+        with products(name):
             dtype = torch.bfloat16 if name == "bf16" else torch.float32
             found[name] = cases.ceiling(device, dtype, work.square)
     return found
@@ -108,7 +119,7 @@ def ceilings(work: Work, device: torch.device) -> dict[str, float]:
 def parity(work: Work, mode: str, device: torch.device) -> dict[str, float]:
     """Relative distances of parameters after two iterations, and of samples, from the plain reference, in fp32."""
     size = work.exact_size
-    with precision_of("fp32", device):
+    with products("fp32"):
         method, x0 = _cooperative(size, mode, device), cases.images(size, 16, device)
         state = reference.state_of(method)
         for number in range(2):
@@ -128,9 +139,9 @@ def chains(work: Work, mode: str, precision: str, device: torch.device, ceiling:
     """Chains by batch size; a batch that does not fit into memory has no line."""
     flops = work.steps * cases.flops(cases.chain(_cooperative(work.size, "eager", device), _images(work, 1, device), 1))
     batches = work.batches if mode in ("eager", "replayed") else (work.batch,)
-    method, lines = _cooperative(work.size, mode, device), []
+    method, lines = _cooperative(work.size, mode, device, precision), []
     for batch in batches:
-        with contextlib.suppress(torch.cuda.OutOfMemoryError), precision_of(precision, device):
+        with contextlib.suppress(torch.cuda.OutOfMemoryError), products(precision):
             act = cases.chain(method, _images(work, batch, device), work.steps)
             line = {"batch": batch, "steps": work.steps, **measured(act, device), "flops": flops * batch}
             lines.append({**line, "ceiling_share": flops * batch / line["seconds"] / ceiling[precision]})
@@ -142,8 +153,8 @@ def iteration(work: Work, mode: str, precision: str, device: torch.device) -> Li
 
     ``hours_for_400000`` is extrapolated from one iteration; the paper's run has 400,000 of 256 images.
     """
-    method, x0 = _cooperative(work.size, mode, device), _images(work, work.batch, device)
-    with precision_of(precision, device):
+    method, x0 = _cooperative(work.size, mode, device, precision), _images(work, work.batch, device)
+    with products(precision):
         method.train_step(x0, None, 0)
         waits = "none"
         try:
@@ -160,11 +171,11 @@ def sampling(work: Work, mode: str, precision: str, device: torch.device) -> Lin
     """Whole samples; ``minutes_for_50000`` is extrapolated from one batch."""
     lines = []
     for name, steps in (*(("cdrl", k) for k in work.sampling_steps), ("drl", 2 * work.steps)):
-        method = cases.build(work.size, name, engines(device)[mode](), device)
+        method = cases.build(work.size, name, engines(device, precision)[mode](), device)
         assert isinstance(method, Cooperative)
         sampler = replace(method.sampler(), chain=replace(method.settings.chain, steps=steps))
         index = torch.arange(work.batch)
-        with precision_of(precision, device):
+        with products(precision):
             times = measured(partial(sampler, index, 0), device, rounds=1)
         extrapolated = times["seconds"] / work.batch * 50_000 / 60
         lines.append({"method": name, "steps": steps, "batch": work.batch, **times, "minutes_for_50000": extrapolated})
@@ -202,7 +213,7 @@ def _by_precision(work: Work, acts: dict[str, Callable[[], Any]], device: torch.
     lines = []
     for precision in ("fp32", "tf32"):
         for variant, act in acts.items():
-            with precision_of(precision, device):
+            with products(precision):
                 line = {"variant": variant, "precision": precision, "batch": work.rival_batch}
                 lines.append({**line, **measured(act, device, rounds=1)})
     return lines
@@ -219,8 +230,8 @@ def gather(folder: Path) -> pd.DataFrame:
     return table
 
 
-def _cooperative(size: cases.Size, mode: str, device: torch.device) -> Cooperative:
-    method = cases.build(size, engine=engines(device)[mode](), device=device)
+def _cooperative(size: cases.Size, mode: str, device: torch.device, precision: str = "fp32") -> Cooperative:
+    method = cases.build(size, engine=engines(device, precision)[mode](), device=device)
     assert isinstance(method, Cooperative)
     return method
 

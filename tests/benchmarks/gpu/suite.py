@@ -31,6 +31,7 @@ EXPERIMENTS: dict[str, list[str]] = {
 """In this order, with the changes that let each end within minutes."""
 EXTRA: dict[str, list[str]] = {"ablations": ["experiment.seeds=[0]", "scale.samples=5000"]}
 """When asked for, after the others."""
+_UNUSED_ABLATIONS = ("schedule", "shared", "initializer", "none", "target_mean", "bf16")
 _UNUSED_STEPS = [f"{method}_{k}" for method in ("cdrl", "drl") for k in (30, 15, 8, 5, 3)]
 TINY: dict[str, list[str]] = {
     "table1": ["experiment.rows.real=null"],
@@ -47,7 +48,7 @@ TINY: dict[str, list[str]] = {
     ],
     "ablations": [
         "scale.samples=32", "experiment.rows.gradients=null",
-        *(f"experiment.rows.{row}=null" for row in ("schedule", "shared", "initializer", "none", "target_mean")),
+        *(f"experiment.rows.{row}=null" for row in _UNUSED_ABLATIONS),
     ],
 }  # fmt: skip
 """What a rehearsal changes further."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from cdrl import randomness, trainer
+from cdrl import precision, randomness, trainer
 from cdrl.errors import UserError
 from cdrl.method import Method
 from experiments import configuration
@@ -17,6 +17,7 @@ from experiments.files import write_json
 from experiments.metrics import Protocol, Scorer, build, to_pixels
 from experiments.provenance import commit, device_name
 from tests.benchmarks.gpu import budget, search
+from tests.benchmarks.gpu.device import wait
 from tests.benchmarks.gpu.session import METHODS, Session
 
 SEED = randomness.key(0, "gpu/search")
@@ -69,18 +70,18 @@ class Trials:
         prepared = budget.prepare(
             config, session.training, found["iterations"], session.engine, session.device, seed=SEED
         )
-        outcome = trainer.train(
-            prepared.method,
-            prepared.batches.batch,
-            batch_size=prepared.batch_size,
-            iterations=found["iterations"],
-            on_report=lambda report: None,
-            report_every=max(1, found["iterations"] // 5),
-            folder=None,
-        )
-        if session.device.type == "cuda":
-            torch.cuda.synchronize()
-        score = self._score(prepared.method) if outcome.status == "finished" else math.inf
+        with precision.products(config["method"]["precision"]):
+            outcome = trainer.train(
+                prepared.method,
+                prepared.batches.batch,
+                batch_size=prepared.batch_size,
+                iterations=found["iterations"],
+                on_report=lambda report: None,
+                report_every=max(1, found["iterations"] // 5),
+                folder=None,
+            )
+            wait(session.device)
+            score = self._score(prepared.method) if outcome.status == "finished" else math.inf
         kept = {key: found[key] for key in ("iterations", "budget", "images_per_second")}
         return {
             "score": score if math.isfinite(score) else math.inf,
