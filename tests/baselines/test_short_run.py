@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
 from baselines.short_run import ShortRun, ShortRunSettings
-from cdrl import conditions, randomness
+from cdrl import conditions
 from cdrl.errors import UserError
 from cdrl.learner import Optimisation
 from cdrl.networks import EnergyNet
 from tests import reference
+from tests.baselines import short_run_reference
 
 SHAPE = (1, 8, 8)
 
@@ -25,58 +25,31 @@ def short_run(seed: int = 0, **settings: float) -> ShortRun:
     return ShortRun(net, ShortRunSettings(**{"steps": 4, **settings}), optimisation, seed)  # type: ignore[arg-type]
 
 
-def walk(net: EnergyNet, y: Tensor, logsnr: Tensor, streams: list[int], settings: ShortRunSettings) -> Tensor:
-    """``y ← y + gain ∇f(y) + ω z``."""
-    for stream in streams:
-        y = y.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(reference.energy(net, y, logsnr).sum(), y)
-        z = randomness.normal(stream, torch.arange(len(y)), SHAPE)
-        y = y + settings.gain * gradient + settings.step_noise * z
-    return y.detach()
-
-
-def uniform(seed: int, purpose: str, index: Tensor, *counters: int) -> Tensor:
-    return 2 * randomness.uniform(randomness.key(seed, purpose, *counters), index, SHAPE) - 1
-
-
 @pytest.mark.parametrize("settings", [{}, {"gain": 0.5, "step_noise": 0.05, "data_noise": 0.1}, {"energy_weight": 0.3}])
 def test_iteration_matches_the_equations(settings: dict[str, float]) -> None:
     """The first step only: after it Adam has made whole steps of the rounding of vanishing gradients."""
-    index = torch.arange(10)
     # Not seed 0: there one activation lies within rounding of its kink, and the two gradients take different sides.
     for seed in (1, 2, 3):
-        method, net = short_run(seed=seed, **settings), short_run(**settings).energy_net
-        s, logsnr = method.settings, torch.full((10,), method.logsnr)
-        trained = reference.Trained(net, method.learners["energy"].settings)
-        images = 2 * torch.rand(10, *SHAPE) - 1
+        method = short_run(seed=seed, **settings)
+        state, images = short_run_reference.state_of(method), 2 * torch.rand(10, *SHAPE) - 1
         method.train_step(images, None, 0)
-
-        positive = images + s.data_noise * randomness.normal(randomness.key(seed, "train/data", 0), index, SHAPE)
-        reference.power_iteration(net)
-        streams = [randomness.key(seed, "train/chain", 0, step) for step in range(4)]
-        refined = walk(net, uniform(seed, "train/start", index, 0), logsnr, streams, s)
-        plus, minus = reference.energy(net, positive, logsnr), reference.energy(net, refined, logsnr)
-        loss = (minus - plus).mean() + s.energy_weight * 0.5 * (plus.square().mean() + minus.square().mean())
-        gradients = reference.descend(trained, loss, 0, method.iterations)
+        expected, gradients = short_run_reference.step(state, images, 0)
 
         (gap,) = method.meters.read()["energy_gap"]
-        assert gap == pytest.approx((plus - minus).mean().item(), rel=1e-4, abs=1e-5)
+        assert gap == pytest.approx(expected.mean().item(), rel=1e-4, abs=1e-5)
         learner = method.learners["energy"]
         assert reference.distance([p.grad for p in learner.parameters], gradients) < 1e-4
-        assert reference.distance(learner.parameters, net.parameters()) < 1e-3
-        assert reference.distance(learner.ema.average.parameters(), trained.average) < 1e-3
+        assert reference.distance(learner.parameters, state.energy.network.parameters()) < 1e-3
+        assert reference.distance(learner.ema.average.parameters(), state.energy.average) < 1e-3
 
 
 def test_sampling_is_the_training_chain_on_averages() -> None:
     method = short_run()
-    method.train_step(2 * torch.rand(6, *SHAPE) - 1, None, 0)
-    net = method.learners["energy"].ema.synchronised()
-    assert isinstance(net, EnergyNet)
-    index = torch.arange(5)
-    streams = [randomness.key(9, "sample/chain", 0, step) for step in range(4)]
-    expected = walk(net, uniform(9, "sample/start", index), torch.full((5,), method.logsnr), streams, method.settings)
-    (images,) = method.sample(5, 9)
-    torch.testing.assert_close(images, expected.clamp(-1, 1), rtol=1e-4, atol=1e-5)
+    state, images = short_run_reference.state_of(method), 2 * torch.rand(6, *SHAPE) - 1
+    method.train_step(images, None, 0)
+    short_run_reference.step(state, images, 0)
+    (samples,) = method.sample(5, 9)
+    torch.testing.assert_close(samples, short_run_reference.sample(state, 5, 9, SHAPE), rtol=0, atol=1e-4)
 
 
 def test_a_sample_does_not_depend_on_its_batch() -> None:

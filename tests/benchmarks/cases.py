@@ -26,6 +26,7 @@ from cdrl.networks import EnergyNet, Initializer
 from experiments import configuration
 from experiments.configuration import plain
 from tests import reference
+from tests.baselines import short_run_reference
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,26 @@ def chain(method: Cooperative, y: Tensor, steps: int, plain: bool = False) -> Ca
         return method.engine.refine(langevin.Chain(energy, y, y, constants, streams_, index)).y
 
     return run
+
+
+def plain_step(method: Method, x0: Tensor) -> Callable[[], object]:
+    """One training iteration by the transcription of the equations."""
+    if isinstance(method, Cooperative):
+        state = reference.state_of(method)
+        return lambda: reference.reference_step(state, x0, None, 1)
+    assert isinstance(method, ShortRun)
+    short_run = short_run_reference.state_of(method)
+    return lambda: short_run_reference.step(short_run, x0, 1)
+
+
+def plain_sampling(method: Method, size: Size, n: int) -> Callable[[], object]:
+    """``n`` samples by the transcription of the equations."""
+    if isinstance(method, Cooperative):
+        state = reference.state_of(method)
+        return lambda: reference.reference_sample(state, torch.arange(n), 0, size.shape)
+    assert isinstance(method, ShortRun)
+    short_run = short_run_reference.state_of(method)
+    return lambda: short_run_reference.sample(short_run, n, 0, size.shape)
 
 
 def released_chain(checkout: Path, size: Size, y: Tensor, steps: int) -> Callable[[], Tensor]:

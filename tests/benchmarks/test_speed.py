@@ -16,12 +16,13 @@ from cdrl.cooperative import Cooperative
 from experiments import data
 from experiments.data.batches import DeviceBatches
 from experiments.metrics import Moments, frechet_distance
-from tests import reference
 from tests.benchmarks import cases
 
 RELEASED = os.environ.get("CDRL_RELEASED_REPO")
-ROUNDS = {"nano": 25, "mini": 8, "paper": 2}
+ROUNDS = {"nano": 12, "mini": 4, "paper": 1}
 """On a shared machine the shortest of many is what the machine can do; large cases cannot afford many."""
+TURNS = [1, 2]
+"""The variants of a case take turns, so that a slow minute of the machine is not one variant's alone."""
 VARIANTS = ["plain", "fast", *(["released"] if RELEASED else [])]
 
 
@@ -38,8 +39,9 @@ def measure(benchmark: Any) -> Callable[..., None]:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("turn", TURNS)
 @pytest.mark.parametrize("size", cases.SIZES)
-def test_chain(measure: Any, size: str, variant: str) -> None:
+def test_chain(measure: Any, size: str, turn: int, variant: str) -> None:
     setting = cases.SIZES[size]
     method, y = cases.build(setting), cases.images(setting, setting.batch)
     assert isinstance(method, Cooperative)
@@ -60,43 +62,30 @@ def test_chain_by_batch(measure: Any, batch: int) -> None:
 
 
 @pytest.mark.parametrize("variant", ["plain", "fast"])
+@pytest.mark.parametrize("turn", TURNS)
 @pytest.mark.parametrize(
     ("size", "method"), [("nano", "cdrl"), ("nano", "drl"), ("nano", "short_run"), ("mini", "cdrl"), ("paper", "cdrl")]
 )
-def test_iteration(measure: Any, size: str, method: str, variant: str) -> None:
+def test_iteration(measure: Any, size: str, method: str, turn: int, variant: str) -> None:
     setting = cases.SIZES[size]
     trained, x0 = cases.build(setting, method), cases.images(setting, setting.batch)
-    if variant == "plain" and not isinstance(trained, Cooperative):
-        pytest.skip("the plain reference is of CDRL and DRL")
-    if variant == "plain":
-        assert isinstance(trained, Cooperative)
-        state = reference.state_of(trained)
-        act: Callable[[], object] = lambda: reference.reference_step(state, x0, None, 1)  # noqa: E731
-    else:
-        act = lambda: trained.train_step(x0, None, 1)  # noqa: E731
+    act = cases.plain_step(trained, x0) if variant == "plain" else lambda: trained.train_step(x0, None, 1)
     measure(act, f"iteration/{size} {method}", variant, len(x0), rounds=ROUNDS[size])
 
 
 @pytest.mark.parametrize("variant", ["plain", "fast"])
+@pytest.mark.parametrize("turn", TURNS)
 @pytest.mark.parametrize("method", ["cdrl", "drl", "short_run"])
-def test_sampling_64(measure: Any, method: str, variant: str) -> None:
+def test_sampling_64(measure: Any, method: str, turn: int, variant: str) -> None:
     setting = cases.SIZES["nano"]
     trained = cases.build(setting, method)
-    if variant == "plain" and not isinstance(trained, Cooperative):
-        pytest.skip("the plain reference is of CDRL and DRL")
-    if variant == "plain":
-        assert isinstance(trained, Cooperative)
-        state = reference.state_of(trained)
-        act: Callable[[], object] = lambda: reference.reference_sample(  # noqa: E731
-            state, torch.arange(64), 0, setting.shape
-        )
-    else:
-        act = lambda: list(trained.sample(64, seed=0))  # noqa: E731
-    measure(act, f"sampling/nano {method}", variant, 64, rounds=8)
+    act = cases.plain_sampling(trained, setting, 64) if variant == "plain" else lambda: list(trained.sample(64, seed=0))
+    measure(act, f"sampling/nano {method}", variant, 64, rounds=4)
 
 
 @pytest.mark.parametrize("variant", ["plain", "fast"])
-def test_frechet_statistics(measure: Any, variant: str) -> None:
+@pytest.mark.parametrize("turn", TURNS)
+def test_frechet_statistics(measure: Any, turn: int, variant: str) -> None:
     """Moments of 2,048 features of 512 numbers in batches, and the distance to another set's."""
     features = torch.randn(2048, 512, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     other = torch.eye(512, dtype=torch.float64)
