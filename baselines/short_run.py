@@ -119,14 +119,16 @@ class ShortRun(Method):
     def _chain(
         self, energy: FrozenEnergy, start: Tensor, index: Tensor, purpose: str, counter: int, seed: int | None = None
     ) -> langevin.Refined:
-        steps, device = self.settings.steps, start.device
-        zero = torch.zeros(len(start), 1, 1, 1, device=device)
+        settings, device = self.settings, start.device
+        zero, gain = torch.zeros(len(start), 1, 1, 1, device=device), torch.full((), settings.gain, device=device)
         chain = langevin.Chain(
             energy=energy,
             start=start,
             anchor=start,
-            constants=Coefficients(self.settings.gain, zero, zero + self.settings.step_noise),
-            streams=randomness.keys(self.seed if seed is None else seed, purpose, counter, count=steps, device=device),
+            constants=Coefficients(gain, zero, zero + settings.step_noise),
+            streams=randomness.keys(
+                self.seed if seed is None else seed, purpose, counter, count=settings.steps, device=device
+            ),
             image_index=index,
         )
         return self.engine.refine(chain)

@@ -118,18 +118,28 @@ Recorder = Callable[[Callable[[], Refined]], tuple[Callable[[], None], Refined]]
 """Runs a chain on fixed memory and returns what repeats it, and where its result appears."""
 
 
-def record_graph(chain: Callable[[], Refined]) -> tuple[Callable[[], None], Refined]:
-    """Records ``chain`` as a CUDA graph, after warming up on a side stream as capture demands."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        chain()
-        chain()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = chain()
-    return graph.replay, result
+class Graphs:
+    """Records chains as CUDA graphs, all in one pool of memory.
+
+    A graph's working memory is another's too: two never run at the same time, and `Captured` copies a result before
+    the next one runs.
+    """
+
+    def __init__(self) -> None:
+        self._graphs: list[torch.cuda.CUDAGraph] = []
+
+    def __call__(self, chain: Callable[[], Refined]) -> tuple[Callable[[], None], Refined]:
+        """Warms up on a side stream, as capture demands, then records."""
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            chain()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._graphs[0].pool() if self._graphs else None):
+            result = chain()
+        self._graphs.append(graph)
+        return graph.replay, result
 
 
 class Captured:
@@ -137,11 +147,11 @@ class Captured:
 
     Args:
         refine: the chain to record.
-        record: how it is recorded; another one takes the place of CUDA graphs in tests.
+        record: how it is recorded, CUDA graphs where None; another one takes their place in tests.
     """
 
-    def __init__(self, refine: Refine, record: Recorder = record_graph) -> None:
-        self._refine, self._record = refine, record
+    def __init__(self, refine: Refine, record: Recorder | None = None) -> None:
+        self._refine, self._record = refine, record or Graphs()
         self._recordings: dict[Any, tuple[list[Tensor], Callable[[], None], Refined]] = {}
 
     @torch.no_grad()

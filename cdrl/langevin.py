@@ -49,7 +49,8 @@ class Langevin:
 class Coefficients(NamedTuple):
     """The constants of a chain: ``y + gain ∇f − tether (y − anchor) + noise z``."""
 
-    gain: float
+    gain: Tensor
+    """A scalar on the device: what is compiled or recorded for one value serves every other."""
     tether: Tensor
     """``(B, 1, 1, 1)``."""
     noise: Tensor
@@ -102,7 +103,7 @@ def coefficients(schedule: NoiseSchedule, level: Tensor, settings: Langevin) -> 
     square = settings.step_multiplier**2
     deviation = settings.step_multiplier * settings.noise_scale * settings.step_variance**0.5
     return Coefficients(
-        gain=0.5 * square,
+        gain=torch.full((), 0.5 * square, device=level.device),
         tether=per_image(0.5 * square * settings.step_variance * schedule.tether[level]),
         noise=per_image(deviation * schedule.unit_step[level]),
     )

@@ -50,7 +50,10 @@ def device_name(device: str) -> str:
 
 
 def commit() -> str:
-    """The checkout's commit, marked when code has changed since; "unknown" outside a checkout."""
+    """The checkout's commit, marked when code has changed since.
+
+    Outside a checkout it is what ``CDRL_COMMIT`` says, for copies of the tree on other machines, or "unknown".
+    """
     root = Path(__file__).parents[1]
 
     def git(*arguments: str) -> str:
@@ -60,7 +63,7 @@ def commit() -> str:
         dirty = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
         return git("rev-parse", "--short=12", "HEAD") + ("-modified" if dirty else "")
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get("CDRL_COMMIT", "unknown")
 
 
 def _version(package: str) -> str | None:

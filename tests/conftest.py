@@ -33,6 +33,7 @@ def cooperative() -> Callable[..., Cooperative]:
         dropout: float = 0.0,
         seed: int = 0,
         optimisation: Optimisation | None = None,
+        device: str = "cpu",
         **settings: Any,
     ) -> Cooperative:
         torch.manual_seed(seed)
@@ -44,6 +45,7 @@ def cooperative() -> Callable[..., Cooperative]:
         for network in networks:
             for parameter in network.parameters():
                 parameter.data.add_(0.05 * torch.randn_like(parameter))
+            network.to(device)
         optimisation = optimisation or Optimisation(learning_rate=1e-3, warm_up=2, ema=0.9)
         settings = {"chain": Langevin(steps=3, step_variance=1e-2), **settings}
         return Cooperative(

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cdrl import precision
 from cdrl.errors import UserError
 from experiments.data import ImageSet
 from experiments.metrics.extractors import Extractor, Pixels, build
@@ -101,7 +102,8 @@ class Scorer:
         """
         if self.samples < 2:
             raise UserError(f"{self.protocol.name} needs at least 2 samples, not {self.samples}; ask for more samples")
-        values = self._distances()
+        with precision.products("fp32"):  # whatever the samples were drawn in
+            values = self._distances()
         if self._hits:
             values["class_accuracy"] = float(torch.cat(self._hits).double().mean())
         return {name: values[name] for name in self.protocol.metrics if name in values}

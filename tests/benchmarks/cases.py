@@ -66,17 +66,23 @@ SIZES = {
 }
 
 
-def build(size: Size, method: str = "cdrl", engine: Engine = EAGER, device: str | torch.device = "cpu") -> Method:
+def build(
+    size: Size,
+    method: str = "cdrl",
+    engine: Engine = EAGER,
+    device: str | torch.device = "cpu",
+    optimisation: Optimisation = Optimisation(),  # noqa: B008  (frozen)
+) -> Method:
     """A method at a size with weights that depend on nothing."""
     torch.manual_seed(0)
     sizes = {"image_size": size.image[0], "channels": size.image[1]}
     net = EnergyNet(**sizes, **size.energy).to(device)
     if method == "short_run":
-        return ShortRun(net, ShortRunSettings(steps=size.steps), Optimisation(), engine=engine)
+        return ShortRun(net, ShortRunSettings(steps=size.steps), optimisation, engine=engine)
     chain = Langevin(size.steps * (2 if method == "drl" else 1))
     settings = drl_settings(chain=chain) if method == "drl" else Settings(chain=chain)
     initializer = None if method == "drl" else Initializer(**sizes, **size.initializer).to(device)
-    return Cooperative(net, initializer, settings, Optimisation(), engine=engine)
+    return Cooperative(net, initializer, settings, optimisation, engine=engine)
 
 
 def images(size: Size, batch: int, device: str | torch.device = "cpu") -> Tensor:

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from cdrl import langevin
 from cdrl.errors import UserError
+from cdrl.learner import Learner
 from experiments import data
 from tests.benchmarks import cases
 from tests.benchmarks.gpu import __main__ as script
@@ -63,16 +65,41 @@ class TestParts:
             raise ValueError("no such kernel")
 
         parts = Parts(tmp_path, Deadline(100.0))
-        assert parts.attempt("one", fails) == {"error": "ValueError: no such kernel"}
+        assert parts.attempt("one", fails) == [{"error": "ValueError: no such kernel"}]
         with pytest.raises(ValueError, match="no such kernel"):
             parts.do("two", fails)
 
 
 class TestSpeed:
     def test_replayed_chains_equal_the_plain_reference(self) -> None:
-        found = speed.parity(speed.TINY, "replayed", CPU)
-        assert 0.0 <= found["parameters"] < 1e-5
-        assert 0.0 <= found["samples"] < 1e-5
+        (found,) = speed.parity(speed.TINY, "replayed", CPU)
+        parts = ["chain", "energy", "initializer"]
+        assert list(found) == [f"{part}_{number}" for number in range(2) for part in parts] + ["samples"]
+        assert 0.0 <= found["chain_0"] < 1e-5
+        assert max(found.values()) < 2e-3
+
+    def test_a_wrong_chain_would_show(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        refine = langevin.refine
+        monkeypatch.setattr(langevin, "refine", lambda chain: refine(chain._replace(streams=chain.streams.flip(0))))
+        (found,) = speed.parity(speed.TINY, "replayed", CPU)
+        assert min(found.values()) > 5e-3
+
+    def test_an_energy_step_the_wrong_way_would_show(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        descend = Learner.descend
+        monkeypatch.setattr(Learner, "descend", lambda self, loss, *rest: descend(self, -loss, *rest))
+        (found,) = speed.parity(speed.TINY, "eager", CPU)
+        assert min(found[name] for name in ("energy_0", "initializer_0", "chain_1", "samples")) > 1e-2
+
+    def test_what_is_timed_walks_as_many_steps_as_it_says(self) -> None:
+        assert speed.FULL.size.steps == 15
+        method = cases.build(speed.TINY.size)
+        assert method.training_cost == speed.TINY.size.steps + 2
+
+    def test_times_of_two_devices_do_not_mix(self, tmp_path: Path) -> None:
+        parts = Parts(tmp_path / "speed", Deadline(100.0))
+        parts.do("ceiling", lambda: {"fp32": 1.0, "device": "another card"})
+        with pytest.raises(UserError, match="another card"):
+            speed.run(parts, CPU, tiny=True)
 
     def test_a_chain_has_a_line_for_each_batch_with_its_share_of_the_ceiling(self) -> None:
         ceiling = {"fp32": 1e12}
@@ -83,7 +110,7 @@ class TestSpeed:
             assert line["ceiling_share"] == pytest.approx(line["flops"] / line["seconds"] / 1e12)
 
     def test_every_engine_is_held_to_the_reference_and_timed(self) -> None:
-        planned_parts = speed.plan(speed.TINY, CPU, {})
+        planned_parts = speed.plan(speed.TINY, CPU, {}, light=False)
         for kind in ("parity-replayed", "chain-replayed-bf16", "iteration-replayed-bf16", "sampling-replayed-tf32"):
             assert kind in planned_parts
         assert next(iter(planned_parts)).startswith("parity")
@@ -91,7 +118,7 @@ class TestSpeed:
     def test_failed_parts_stand_in_the_table(self, tmp_path: Path) -> None:
         parts = Parts(tmp_path / "speed", Deadline(100.0))
         parts.do("chain-a", lambda: [{"batch": 1, "seconds": 2.0}, {"batch": 4, "seconds": 3.0}])
-        parts.do("chain-b", lambda: {"error": "RuntimeError: out of luck"})
+        parts.do("chain-b", lambda: [{"error": "RuntimeError: out of luck"}])
         table = speed.gather(parts.folder)
         assert list(table["part"]) == ["chain-a", "chain-a", "chain-b"]
         assert (tmp_path / "speed.csv").read_text().count("out of luck") == 1
@@ -278,7 +305,7 @@ class TestTravel:
         assert sorted(path for group in groups for path in group) == [path for _, path in files]
         sizes = {path: size for size, path in files}
         assert all(sum(sizes[path] for path in group) <= 10 for group in groups)
-        with pytest.raises(UserError, match="raise --part-mb"):
+        with pytest.raises(UserError, match="--part-mb"):
             travel.parts(files, 8)
 
     def test_merged_parts_are_the_folder_again(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,6 +328,14 @@ def test_out_of_time_has_an_exit_code_of_its_own(tmp_path: Path, capsys: pytest.
     assert "the same command" in capsys.readouterr().err
 
 
+def test_a_missing_package_is_named_before_anything_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(script.PACKAGES, "no_such_module", "no-such-package")
+    assert script.main(["score", "--device", "cpu", "--tiny"]) == 1
+    assert "not installed: no-such-package; pip install" in capsys.readouterr().err
+
+
 def test_sizes_of_a_rehearsal_are_small() -> None:
-    assert speed.TINY.size is cases.SIZES["nano"]
+    assert speed.TINY.size.energy == cases.SIZES["nano"].energy
     assert max(speed.TINY.batches) <= 4

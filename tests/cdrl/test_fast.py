@@ -21,17 +21,18 @@ STEPS = 3
 
 
 def a_chain(method: Cooperative, batch: int = 5, seed: int = 0) -> Chain:
-    """A chain whose parts are all functions of ``seed``."""
-    index = torch.arange(batch) + 10 * seed
+    """A chain whose parts are all functions of ``seed``, its step size too."""
+    device = method.device
+    index = torch.arange(batch, device=device) + 10 * seed
     level = 1 + index % 6
     start, anchor = (randomness.normal(randomness.key(seed, name), index, (1, 8, 8)) for name in ("start", "anchor"))
-    net = method.energy_net
+    net, settings = method.energy_net, Langevin(STEPS, 1e-2, step_multiplier=1.0 + 0.1 * seed)
     return Chain(
         energy=net.frozen(net.weights(), method.schedule.logsnr[level - 1]),
         start=start,
         anchor=anchor,
-        constants=langevin.coefficients(method.schedule, level, Langevin(STEPS, 1e-2)),
-        streams=randomness.keys(seed, "chain", count=STEPS),
+        constants=langevin.coefficients(method.schedule, level, settings),
+        streams=randomness.keys(seed, "chain", count=STEPS, device=device),
         image_index=index,
     )
 
@@ -60,7 +61,7 @@ def test_functional_gradient_is_the_gradient(cooperative: Build) -> None:
 
 @pytest.mark.parametrize("pinned", [False, True])
 def test_a_captured_chain_reads_new_inputs(cooperative: Build, pinned: bool) -> None:
-    """One recording for each set of shapes; every replay sees the inputs, weights and noise keys it is given."""
+    """One recording for each set of shapes; a replay sees the inputs, weights, step size and noise keys it is given."""
     method, recordings = cooperative(), []
     captured = fast.Captured(langevin.refine, replayed(recordings))
     results: list[Tensor] = []
@@ -122,3 +123,28 @@ def test_compiled_chain_matches_eager(cooperative: Build) -> None:
         assert torch.allclose(refine(chain).y, langevin.refine(chain).y, atol=1e-5)
         graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
     assert graphs[0] == graphs[1] > 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("mode", ["replayed", "compiled", "captured"])
+def test_on_a_gpu_every_form_gives_the_eager_numbers(cooperative: Build, mode: str) -> None:
+    """Several chains and shapes in turn, so that a graph that overwrote another's memory would show."""
+    method = cooperative(device="cuda")
+    refine = fast.engine(mode, method.device).refine
+    for seed, batch in ((1, 5), (2, 3), (3, 5), (4, 3)):
+        chain = a_chain(method, batch, seed)
+        torch.testing.assert_close(refine(chain).y, langevin.refine(chain).y, rtol=0, atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("mode", ["eager", "replayed"])
+def test_on_a_gpu_an_iteration_does_not_wait_for_the_device(cooperative: Build, mode: str) -> None:
+    method = cooperative(device="cuda")
+    method.engine = fast.engine(mode, method.device)
+    images = torch.zeros(4, 1, 8, 8, device="cuda")
+    method.train_step(images, None, 0)  # the first one records, which waits
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        method.train_step(images, None, 1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -26,7 +26,7 @@ def a_chain(net: EnergyNet, steps: int = 3, batch: int = 4) -> Chain:
         energy=net.frozen(constant(net.weights()), torch.linspace(-4.0, 4.0, batch)),
         start=start,
         anchor=start,
-        constants=langevin.Coefficients(0.5, zero + 1e-3, zero + 0.1),
+        constants=langevin.Coefficients(torch.tensor(0.5), zero + 1e-3, zero + 0.1),
         streams=randomness.keys(0, "chain", count=steps),
         image_index=index,
     )

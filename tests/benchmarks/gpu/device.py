@@ -34,7 +34,7 @@ def engines(device: torch.device, chains_in: str = "fp32") -> dict[str, Callable
 
 
 def record_again(chain: Callable[[], Refined]) -> tuple[Callable[[], None], Refined]:
-    """In place of `cdrl.fast.record_graph`: a replay walks the chain again on the memory it was recorded on."""
+    """In place of `cdrl.fast.Graphs`: a replay walks the chain again on the memory it was recorded on."""
     result = chain()
 
     def replay() -> None:

@@ -90,13 +90,13 @@ class Parts:
         return value
 
     def attempt(self, name: str, act: Callable[[], Any]) -> Any:
-        """`do`, but a part that fails is written down as {"error": …}: it must not cost the others their time."""
+        """`do`, but a part that fails is written down as [{"error": …}]: it must not cost the others their time."""
 
         def guarded() -> Any:
             try:
                 return act()
             except Exception as error:
-                return {"error": f"{type(error).__name__}: {error}"}
+                return [{"error": f"{type(error).__name__}: {error}"}]
 
         return self.do(name, guarded)
 

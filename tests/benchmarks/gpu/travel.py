@@ -39,7 +39,9 @@ def parts(files: list[tuple[int, Path]], limit: int) -> list[list[Path]]:
     groups: list[tuple[int, list[Path]]] = []
     for size, path in files:
         if size > limit:
-            raise UserError(f"{path} has {size:,} bytes, more than a part may have; raise --part-mb")
+            raise UserError(
+                f"{path} has {size:,} bytes, more than a part of --part-mb may have; use smaller files (Parquet shards)"
+            )
         place = next((i for i, (used, _) in enumerate(groups) if used + size <= limit), len(groups))
         if place == len(groups):
             groups.append((0, []))

@@ -57,7 +57,7 @@ class Trials:
         with self.session.deadline.enforced():
             try:
                 facts |= self._scored(method, settings, seconds)
-            except (UserError, torch.cuda.OutOfMemoryError) as error:
+            except (UserError, RuntimeError) as error:  # memory that runs out has several names
                 facts |= {"score": math.inf, "status": str(error).splitlines()[0]}
         peak = torch.cuda.max_memory_allocated() if self.session.device.type == "cuda" else ""
         return {**facts, "peak_bytes": peak, "wall_seconds": round(time.perf_counter() - begin, 2)}

@@ -30,7 +30,7 @@ def gaussian_chain(step: float, n: int = 64) -> tuple[Target, Tensor]:
     target = Target(
         frozen,
         torch.zeros(n, 1, 2, 2),
-        Coefficients(0.5, zero, zero + step),
+        Coefficients(torch.tensor(0.5), zero, zero + step),
         torch.full((n,), step**2),
         zero[:, 0, 0, 0],
     )
