@@ -26,7 +26,7 @@ COLUMNS = (
     "runs", "label", "method", "budget", "note",
 )  # fmt: skip
 _TOLERANCE = 0.05
-"""A measured number within this share of the published one, or with an interval that holds it, reproduces it."""
+"""A number within this share of the published one reproduces it; so does an interval no wider that holds it."""
 
 
 def write_results(plan: Plan, command: Sequence[str]) -> Path:
@@ -68,19 +68,12 @@ def _row_cells(plan: Plan, row: Row) -> Iterable[dict[str, Any]]:
     results = [_facts(evaluation.folder / "result.json") for evaluation in row.evaluations]
     for evaluation, result in zip(row.evaluations, results, strict=True):
         for measurement in result.get("measurements", ()):
-            dataset = measurement.get("dataset", plan.config["data"]["name"])
+            dataset = measurement.get("dataset", evaluation.run.config["data"]["name"])
             key = (measurement.get("row", ""), dataset, measurement["metric"], measurement["protocol"])
             found.setdefault(key, []).append((evaluation, measurement))
     shared = _shared_facts(plan, row, results)
     if not found:
-        protocol = plan.config["metrics"]["name"]
-        yield {
-            **shared,
-            "dataset": plan.config["data"]["name"],
-            "metric": "fd",
-            "protocol": protocol,
-            "value": math.nan,
-        }
+        yield {**shared, **_nothing_measured(plan, row, diverged=bool(shared["note"]))}
     for (suffix, dataset, metric, protocol), pairs in found.items():
         value, low, high = interval([measurement["value"] for _, measurement in pairs])
         named = published.find(row.published, dataset, metric) if row.published else None
@@ -96,12 +89,25 @@ def _row_cells(plan: Plan, row: Row) -> Iterable[dict[str, Any]]:
             "high": high,
             "seeds": len(pairs),
             "samples": pairs[0][1]["samples"],
-            "published": "" if named is None else named.value,
-            "published_status": "" if named is None else named.status,
-            "verdict": _verdict(plan, value, low, high, named, protocol),
+            **_beside(named),
+            "verdict": verdict(plan, (value, low, high), named, protocol),
             "grad_evals": round(pairs[0][1]["grad_evals"], 1) if "grad_evals" in pairs[0][1] else "",
             "sample_seconds": round(float(np.mean([m.get("seconds", math.nan) for _, m in pairs])), 3),
         }
+
+
+def _nothing_measured(plan: Plan, row: Row, diverged: bool) -> dict[str, Any]:
+    """The one cell of a row without a number: not run yet, or diverged, which is an outcome too."""
+    dataset, protocol = row.evaluations[0].run.config["data"]["name"], plan.config["metrics"]["name"]
+    named = published.find(row.published, dataset, "fd") if row.published else None
+    about = {"dataset": dataset, "metric": "fd", "protocol": protocol, "value": math.nan}
+    if not diverged:
+        return about
+    return {**about, **_beside(named), "verdict": verdict(plan, (math.nan, math.nan, math.nan), named, protocol)}
+
+
+def _beside(named: published.Number | None) -> dict[str, Any]:
+    return {"published": named.text if named else "", "published_status": named.status if named else ""}
 
 
 def _shared_facts(plan: Plan, row: Row, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -120,21 +126,32 @@ def _shared_facts(plan: Plan, row: Row, results: Sequence[dict[str, Any]]) -> di
         "verdict": "not-run",
         "budget": row.evaluations[0].run.config["budget"] if seconds else 0,
         "train_seconds": round(float(np.mean(seconds)), 1) if seconds else 0.0,
-        "device": device_name(resolve_device(plan.config["device"])),
-        "commit": " ".join(sorted({facts["commit"] for facts in made if "commit" in facts} or {commit()})),
+        "device": _all_of("device", made) or device_name(resolve_device(plan.config["device"])),
+        "commit": _all_of("commit", made, " ") or commit(),
         "runs": " ".join(str(evaluation.run.folder) for evaluation in row.evaluations),
         "note": "; ".join(diverged),
     }
 
 
-def _verdict(plan: Plan, value: float, low: float, high: float, named: published.Number | None, protocol: str) -> str:
-    """Nothing is reproduced unless scale and protocol are those of the published number."""
-    if named is None or not named.comparable or plan.scale != "paper" or not protocol.startswith("fid-"):
+def _all_of(name: str, made: Sequence[dict[str, Any]], between: str = ", ") -> str:
+    return between.join(sorted({facts[name] for facts in made if name in facts}))
+
+
+def verdict(plan: Plan, measured: tuple[float, float, float], named: published.Number | None, protocol: str) -> str:
+    """What a number (mean, low, high; NaN for a run that diverged) says of the published one.
+
+    Nothing is reproduced or off unless all that determines the number, protocol and scale among it, is the published
+    one's. An interval that holds the published number counts only where it is narrow enough to mean something.
+    """
+    same = plan.scale == "paper" and not plan.changed
+    if named is None or not named.comparable or not same or protocol not in named.protocols:
         return "different-scale"
-    if named.value is None:
-        return "off" if math.isfinite(value) else "reproduced"  # "does not converge"
-    close = abs(value - named.value) <= _TOLERANCE * abs(named.value)
-    return "reproduced" if close or low <= named.value <= high else "off"
+    value, low, high = measured
+    if named.value is None or math.isnan(value):  # "does not converge"
+        return "reproduced" if named.value is None and math.isnan(value) else "off"
+    allowed = _TOLERANCE * abs(named.value)
+    held = low <= named.value <= high and high - low <= 2 * allowed
+    return "reproduced" if held or abs(value - named.value) <= allowed else "off"
 
 
 def _facts(path: Path) -> dict[str, Any]:

@@ -11,13 +11,15 @@ import copy
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from cdrl.errors import UserError
-from experiments.configuration import digest, merged, plain
+from experiments.configuration import digest, merged, plain, resolve
+from experiments.data import at_hand, place
 from experiments.methods import UNTRAINED
 
 
@@ -91,6 +93,8 @@ class Plan:
     rows: tuple[Row, ...]
     results: Path
     config: dict[str, Any]
+    changed: tuple[str, ...] = ()
+    """Settings that are not the experiment's own at this scale, as ``key=value``."""
 
     def jobs(self) -> list[Job]:
         """Every run with its distinct evaluations, in the manifest's order, seeds interleaved."""
@@ -126,6 +130,7 @@ def make_plan(config: DictConfig) -> Plan:
     """
     everything = plain(config)
     experiment = everything["experiment"]
+    changed = changes(everything)
     rows = [row for name, row in experiment["rows"].items() if row for row in _expanded(name, row)]
     return Plan(
         name=experiment["name"],
@@ -134,9 +139,52 @@ def make_plan(config: DictConfig) -> Plan:
         question=experiment["question"],
         figures=tuple(experiment["figures"]),
         rows=tuple(_row(everything, name, row) for name, row in rows),
-        results=Path(everything["results"]) / experiment["name"] / everything["scale"]["name"],
+        results=_results(everything, changed),
         config=everything,
+        changed=changed,
     )
+
+
+def changes(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """What of a configuration is not its experiment's own at its scale, as ``key=value``; null is "none".
+
+    Where data, runs and results are, and what they are computed on, does not count.
+    """
+    own = _own_settings(config["experiment"]["name"], config["scale"]["name"])
+    asked = _determining(config)
+    gone = tuple(f"{key}." for key, value in asked.items() if value is None and key not in own)
+    keys = [key for key in {**asked, **own} if (key in own, own.get(key)) != (key in asked, asked.get(key))]
+    return tuple(f"{key}={json.dumps(asked.get(key))}" for key in keys if not key.startswith(gone))
+
+
+@lru_cache
+def _own_settings(experiment: str, scale: str) -> dict[str, Any]:
+    return _determining(plain(resolve([f"experiment={experiment}", f"scale={scale}"])))
+
+
+def _determining(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that numbers depend on, by dotted key."""
+    flat: dict[str, Any] = {}
+
+    def walk(node: Any, key: str) -> None:
+        if isinstance(node, dict) and node:
+            for name, value in node.items():
+                walk(value, f"{key}.{name}")
+        else:
+            flat[key] = node
+
+    for group in ("experiment", "scale", "data", "methods", "metrics"):
+        walk(config[group], group)
+    places = {"data.data_cache", *(["data.root"] if config["data"]["name"] != "folder" else [])}
+    return {key: value for key, value in flat.items() if key not in places}
+
+
+def _results(config: Mapping[str, Any], changed: tuple[str, ...]) -> Path:
+    """Where the tables go: what was changed must not take the place of the experiment's own results."""
+    name, scale = config["experiment"]["name"], config["scale"]["name"]
+    if config["results"]:
+        return Path(config["results"]) / name / scale
+    return Path("results") / name / (f"{scale}-{digest(changed)[:6]}" if changed else scale)
 
 
 def _expanded(name: str, row: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
@@ -184,6 +232,10 @@ def _evaluation(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[
     """An evaluation's settings with the scale's sample counts and the protocol."""
     scale = config["scale"]
     shared = {"samples": scale["samples"], "batch": scale["sample_batch"], "metrics": config["metrics"]}
+    if "optional" in settings:  # what is at hand now, by name: an evaluation without them is another one
+        cache = config["data"]["data_cache"]
+        settings = {**settings, "outside": [*settings["outside"], *at_hand(settings["optional"], cache)]}
+        settings.pop("optional")
     if settings.get("curve"):
         shared["milestone_samples"] = scale["milestone_samples"]
     return {**shared, **settings}
@@ -193,6 +245,8 @@ def _run(
     config: Mapping[str, Any], name: str, method: dict[str, Any], data: dict[str, Any], budget: int, seed: int
 ) -> Run:
     location = {key: value for key, value in data.items() if key not in ("root", "data_cache")}
+    if data["name"] == "folder":  # any other name is one known data set, wherever it lies
+        location["root"] = str(place("folder", data["root"]).root.absolute())
     scale = {key: config["scale"][key] for key in ("reports", "milestones")}
     settings = {key: value for key, value in method.items() if key != "label"}
     identity = {"data": location, "method": settings, "budget": budget, "scale": scale}

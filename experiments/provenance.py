@@ -16,6 +16,7 @@ from cdrl.errors import UserError
 from experiments import data
 from experiments.plan import Plan
 
+_CODE = ("cdrl", "baselines", "experiments", "pyproject.toml", "constraints.txt")
 _PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "clean-fid", "hydra-core", "safetensors")
 
 
@@ -60,7 +61,7 @@ def commit() -> str:
         return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        dirty = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
+        dirty = git("status", "--porcelain", "--", *_CODE)
         return git("rev-parse", "--short=12", "HEAD") + ("-modified" if dirty else "")
     except (OSError, subprocess.CalledProcessError):
         return os.environ.get("CDRL_COMMIT", "unknown")
@@ -81,6 +82,7 @@ def provenance(plan: Plan, command: Sequence[str]) -> dict[str, Any]:
         "commit": commit(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},
+        "changed": list(plan.changed),
         "device": device_name(resolve_device(plan.config["device"])),
         "cores": os.cpu_count(),
         "system": platform.platform(),

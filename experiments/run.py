@@ -20,7 +20,6 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from cdrl.errors import UserError
-from experiments.files import write_json
 from experiments.plan import Job, Plan, one_a_run
 from experiments.provenance import commit, resolve_device
 
@@ -89,6 +88,9 @@ def carry_out(plans: Sequence[Plan], complete: Callable[[Plan], None]) -> None:
     workers, threads = parallelism(config["launcher"], device, len(jobs))
     title = f"{plans[0].name if len(plans) == 1 else 'all'} ({plans[0].scale})"
     _Pool(title, jobs, config, device, workers, threads, look).run()
+    look()
+    if left:
+        raise UserError(f"{left[0].name} is not complete: something took its results away; the same command goes on")
 
 
 def parallelism(launcher: dict[str, Any], device: str, jobs: int) -> tuple[int, int]:
@@ -204,9 +206,8 @@ class _Pool:
             "cache": self.config["cache"],
             "evaluations": [{"folder": str(e.folder), "settings": e.settings} for e in job.evaluations],
         }
-        path = job.run.folder / "job.json"
         try:
-            write_json(path, description)
+            job.run.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
                 f"cannot write to {job.run.folder} ({error.strerror}); choose another folder: runs=…"
@@ -215,7 +216,7 @@ class _Pool:
         worker.active = _Active(job, self.bars.add_task(name, total=size, text="starting"), training, size)
         worker.errors.clear()
         assert worker.process.stdin is not None
-        worker.process.stdin.write(f"{path}\n")
+        worker.process.stdin.write(json.dumps(description) + "\n")
         worker.process.stdin.flush()
 
     def _environment(self) -> dict[str, str]:

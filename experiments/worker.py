@@ -2,7 +2,7 @@
 
     python -m experiments.worker      (started by experiments/run.py)
 
-Standard input names a job's file a line. Progress goes to standard output as JSON lines. When standard input closes,
+Standard input holds a job a line, as JSON. Progress goes to standard output as JSON lines. When standard input closes,
 there is no more to do, or the parent is gone: the worker then keeps a checkpoint and leaves, so that nothing is lost
 and nothing runs on unseen.
 """
@@ -34,9 +34,10 @@ from cdrl.trainer import train
 from experiments import data, methods
 from experiments.data import attributes
 from experiments.data.points import PointBatches, PointSet
-from experiments.evaluate import Measurement, TrainedRun, evaluator
+from experiments.evaluate import SCORED, Measurement, TrainedRun, evaluator
 from experiments.files import write_json
-from experiments.metrics import Protocol
+from experiments.metrics import Protocol, Scorer
+from experiments.provenance import device_name
 
 _stop = threading.Event()
 
@@ -45,8 +46,8 @@ def main() -> int:
     """Do the jobs that `experiments.run` hands over, up to the first that fails; returns the process's exit code."""
     jobs: SimpleQueue[str | None] = SimpleQueue()
     threading.Thread(target=_receive, args=(jobs,), daemon=True).start()
-    while (path := jobs.get()) is not None:
-        code = _attempt(json.loads(Path(path).read_text()))
+    while (line := jobs.get()) is not None:
+        code = _attempt(json.loads(line))
         if code:
             return code
         tell(over=True)
@@ -76,6 +77,7 @@ def tell(**facts: Any) -> None:
 def _do(job: dict[str, Any], folder: Path) -> int:
     config, device = job["config"], torch.device(job["device"])
     training = data.load_config(config["data"], "train")
+    check_images(folder, training)
     method = None
     if config["method"]["kind"] not in methods.REFERENCES:
         method = _trained(job, folder, training, device)
@@ -96,6 +98,26 @@ def _do(job: dict[str, Any], folder: Path) -> int:
         )
         _evaluate(run, evaluation["settings"], Path(evaluation["folder"]), number, job["commit"])
     return 0
+
+
+def check_images(folder: Path, training: data.ImageSet) -> None:
+    """Raises `UserError` where the run in ``folder`` began on other images or labels than these; else notes which."""
+    path = folder / "data.json"
+    facts = {"name": training.name, "pixels": training.checksum, "labels": training.labels_checksum}
+    if path.exists() and json.loads(path.read_text()) != facts:
+        raise UserError(
+            f"the images of {training.source} are not those that {folder} was trained on; bring them back, or train "
+            "another run with runs=…"
+        )
+    write_json(path, facts)
+
+
+def _check_protocols(job: dict[str, Any], training: data.ImageSet, device: torch.device) -> None:
+    """Builds every scorer once before hours are spent on training: what is missing or does not fit is said now."""
+    looks = [evaluation["settings"] for evaluation in job["evaluations"]]
+    protocols = {json.dumps(settings["metrics"]) for settings in looks if settings["kind"] in SCORED}
+    for protocol in sorted(protocols):
+        Scorer(Protocol.from_config(json.loads(protocol)), training, Path(job["cache"]), device)
 
 
 def _trained(job: dict[str, Any], folder: Path, training: data.ImageSet, device: torch.device) -> Method | None:
@@ -119,6 +141,7 @@ def _trained(job: dict[str, Any], folder: Path, training: data.ImageSet, device:
     if status.exists():
         method.load_state(checkpoint.load(folder)[0])
         return method if json.loads(status.read_text())["status"] == "finished" else None
+    _check_protocols(job, training, device)
     write_json(folder / "config.json", {**config, "seed": seed, "iterations": iterations})
     outcome = _train(method, config, folder, training, iterations, seed, device)
     if outcome.status == "interrupted":
@@ -129,6 +152,7 @@ def _trained(job: dict[str, Any], folder: Path, training: data.ImageSet, device:
         "iterations": outcome.iteration,
         "seconds": outcome.seconds,
         "commit": job["commit"],
+        "device": device_name(str(device)),
         "grad_evals": round(outcome.iteration * cost),
     }
     write_json(status, facts)
@@ -242,7 +266,8 @@ def _evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, number: int,
 
     measurements: list[Measurement] = evaluator(settings["kind"])(run, settings, out, progress)
     seconds = time.monotonic() - begin
-    facts = {"settings": settings, "measurements": measurements, "seconds": seconds, "commit": commit}
+    made = {"commit": commit, "device": device_name(str(run.device))}
+    facts = {"settings": settings, "measurements": measurements, "seconds": seconds, **made}
     write_json(out / "result.json", facts)
 
 

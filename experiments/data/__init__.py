@@ -7,9 +7,20 @@ decoder and no downloader: each data set brings its own when it is asked for.
 from __future__ import annotations
 
 from experiments.data.batches import DeviceBatches
-from experiments.data.doctor import inventory
+from experiments.data.doctor import at_hand, inventory
 from experiments.data.images import ImageSet
 from experiments.data.pixels import to_float, to_uint8
-from experiments.data.registry import load, load_config, names
+from experiments.data.registry import load, load_config, names, place
 
-__all__ = ["DeviceBatches", "ImageSet", "inventory", "load", "load_config", "names", "to_float", "to_uint8"]
+__all__ = [
+    "DeviceBatches",
+    "ImageSet",
+    "at_hand",
+    "inventory",
+    "load",
+    "load_config",
+    "names",
+    "place",
+    "to_float",
+    "to_uint8",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from cdrl.errors import UserError
@@ -18,6 +19,12 @@ def inventory(root: str | Path | None = None) -> list[Item]:
         root: the folder of downloads and decoded arrays; None for `registry.cache_folder()`.
     """
     return [_record(entry(name), split, root) for name in names() for split in entry(name).splits]
+
+
+def at_hand(chosen: Sequence[str], root: str | Path | None = None) -> list[str]:
+    """Those of the data sets whose test images need no download; ``root`` as in `inventory`."""
+    present = {record.name for record in inventory(root) if record.present}
+    return [name for name in chosen if f"{name}/test" in present]
 
 
 def _record(known: DataSet, split: str, root: str | Path | None) -> Item:

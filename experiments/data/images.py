@@ -71,6 +71,14 @@ class ImageSet:
         """SHA-256 (hex) of the uint8 pixels, NHWC, in order. Computed at most once."""
         return self.known_checksum or pixel_checksum(self.images)
 
+    @cached_property
+    def labels_checksum(self) -> str:
+        """SHA-256 (hex) of labels and attributes, in order."""
+        digest = hashlib.sha256()
+        for rows in (self.labels, self.attributes):
+            digest.update(b"none" if rows is None else np.ascontiguousarray(rows).data)
+        return digest.hexdigest()
+
     def subset(self, indices: Sequence[int] | NDArray[np.int64] | slice) -> ImageSet:
         """The images at ``indices``, in that order; a slice of a mapped set stays mapped."""
         rows = indices if isinstance(indices, slice) else np.asarray(indices, dtype=np.int64)

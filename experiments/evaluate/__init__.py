@@ -27,6 +27,9 @@ from experiments.data import ImageSet
 if TYPE_CHECKING:
     from experiments.metrics import Protocol
 
+SCORED = frozenset({"chains", "samples", "steps"})
+"""The kinds that score samples under the protocol."""
+
 
 class _Required(TypedDict):
     metric: str

@@ -39,7 +39,7 @@ from cdrl.noise import marginal, per_image
 from cdrl.sampler import Sampler
 from experiments import data
 from experiments.evaluate import Measurement, Progress, TrainedRun
-from experiments.metrics import Scorer
+from experiments.metrics import Scorer, to_pixels
 from experiments.metrics.mixing import effective_sample_size, split_rhat
 
 _LONG_SHARE = 0.5
@@ -209,7 +209,7 @@ def _longer(sampler: Sampler, steps: int) -> Sampler:
 def _scored(run: TrainedRun, sampler: Sampler, settings: dict[str, Any]) -> Measurement:
     scorer = Scorer(run.protocol.headline, run.train, run.cache, run.device)
     for images in sampler.batches(settings["samples"], run.seed, None, settings["batch"]):
-        scorer.update(data.to_uint8(images))
+        scorer.update(to_pixels(images, run.protocol.rounding))
     metric, value = next(iter(scorer.result().items()))
     found = _measurement(metric, run.protocol.name, value, settings["samples"])
     found["row"], found["grad_evals"] = f"K = {sampler.chain.steps}", sampler.gradient_evaluations

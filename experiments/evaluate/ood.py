@@ -6,8 +6,8 @@ the image is scored as it is (ε = 0), as in the papers; at higher levels the sc
 the same for all sets.
 
 Settings: ``outside``, a list of "uniform" (noise), "shuffled" (each image's pixels permuted), "inverted" (255 − v),
-"interp" (the mean of two held-out images), or data sets by name; ``optional``: more data sets, left out where they are
-not at hand; ``images``: at most so many of each; ``draws``; ``batch``.
+"interp" (the mean of two held-out images), or data sets by name (a manifest's ``optional`` ones are among them where
+the plan found them at hand); ``images``: at most so many of each; ``draws``; ``batch``.
 
 The metric ``auroc`` is the lowest level's, ``auroc_level1`` … are the others'.
 
@@ -16,7 +16,6 @@ Written to ``ood.npz``: ``inside`` (levels, n) and each set's scores by name, ``
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +41,7 @@ def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: Pro
     assert isinstance(run.method, Cooperative)
     inside = run.test.images[: settings["images"]]
     cache = run.config["data"]["data_cache"]
-    chosen = [*settings["outside"], *at_hand(settings.get("optional", ()), cache)]
-    sets = {name: outside(name, inside, run.seed, cache) for name in chosen}
+    sets = {name: outside(name, inside, run.seed, cache) for name in settings["outside"]}
     scores: dict[str, NDArray[np.float32]] = {}
     for number, (name, images) in enumerate({"inside": inside, **sets}.items()):
         scores[name] = log_densities(run.sampler(), images, run.seed, settings["draws"], settings["batch"])
@@ -62,12 +60,6 @@ def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: Pro
         for name, images in sets.items()
         for level in range(len(scores["inside"]))
     ]
-
-
-def at_hand(names: Sequence[str], cache: str | None) -> list[str]:
-    """Those of the data sets whose test images need no download."""
-    present = {record.name for record in data.inventory(cache) if record.present}
-    return [name for name in names if f"{name}/test" in present]
 
 
 def outside(name: str, inside: Images, seed: int, cache: str | None = None) -> Images:

@@ -7,7 +7,7 @@ Settings: ``samples``, ``batch``; ``guidance`` (a weight: labels are drawn unifo
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,32 +39,27 @@ def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: Pro
         labels = condition.labels[0] - 1
     begin = time.monotonic()
     scorer = Scorer(run.protocol, run.train, run.cache, run.device)
+    # The curve's last point counts as many samples as the others: a Fréchet distance falls with their number.
+    in_curve = settings["milestone_samples"] if settings.get("curve") and run.method is not None else 0
+    first: list[Tensor] = []
     grid: list[np.ndarray] = []
     done = 0
     sampling = 0.0
-    for images in _timed(draw(run, n, settings, condition)):
-        pixels, seconds = images
+    for pixels, seconds in _timed(draw(run, n, settings, condition)):
         sampling += seconds
         scorer.update(pixels, None if labels is None else labels[done : done + len(pixels)])
+        first.append(pixels[: max(0, in_curve - done)])
         grid.extend(pixels[: max(0, GRID - done)].numpy().round().astype(np.uint8))
         done += len(pixels)
         progress(done / n, f"sampled {done} of {n}")
     np.save(out / "grid.npy", np.stack(grid))
-    cost = gradient_evaluations(run, settings)
-    measurements: list[Measurement] = [
-        {
-            "metric": name,
-            "protocol": run.protocol.name,
-            "value": value,
-            "samples": n,
-            "grad_evals": cost,
-            "seconds": sampling,
-        }
+    cost, protocol = gradient_evaluations(run, settings), run.protocol.name
+    measurements = [
+        Measurement(metric=name, protocol=protocol, value=value, samples=n, grad_evals=cost, seconds=sampling)
         for name, value in scorer.result().items()
     ]
-    if settings.get("curve") and run.method is not None:
-        final = measurements[0]["value"]
-        spent, values = _curve(run, settings, final, progress)
+    if in_curve:
+        spent, values = _curve(run, settings, torch.cat(first), progress)
         np.savez(out / "curve.npz", grad_evals=spent, value=values)
     progress(1.0, f"scored in {time.monotonic() - begin:.0f} s")
     return measurements
@@ -74,7 +69,9 @@ def draw(run: TrainedRun, n: int, settings: dict[str, Any], condition: Condition
     """Images ``(B, H, W, C)`` in 0 … 255 of a run, or of a reference row; uint8 where the protocol rounds."""
     batch = settings["batch"]
     if run.kind == "real":
-        yield from (torch.from_numpy(run.test.images[start : start + batch].copy()) for start in range(0, n, batch))
+        for start in range(0, n, batch):
+            pixels = torch.from_numpy(run.test.images[start : start + batch].copy())
+            yield pixels if run.protocol.rounding else pixels.float()
         return
     for images in _batches(run, n, settings, condition):
         yield to_pixels(images, run.protocol.rounding)
@@ -118,9 +115,10 @@ def _sampler(run: TrainedRun, settings: dict[str, Any]) -> Sampler:
 
 
 def _curve(
-    run: TrainedRun, settings: dict[str, Any], final: float, progress: Progress
+    run: TrainedRun, settings: dict[str, Any], final: Tensor, progress: Progress
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The protocol's first metric at every milestone and at the end, against gradient evaluations spent in training."""
+    """The protocol's first metric at every milestone and of the ``final`` pixels, against gradient evaluations spent in
+    training."""
     assert run.method is not None
     cost = run.method.training_cost * run.config["method"]["batch_size"]
     points: list[tuple[int, float]] = []
@@ -129,15 +127,20 @@ def _curve(
     for folder in sorted((run.folder / "milestones").glob("*")):
         tensors, facts = checkpoint.load(folder)
         _put(averages, tensors)
-        scorer = Scorer(run.protocol.headline, run.train, run.cache, run.device)
-        for images in draw(run, settings["milestone_samples"], settings):
-            scorer.update(images)
-        points.append((facts["iteration"] * cost, next(iter(scorer.result().values()))))
+        points.append((facts["iteration"] * cost, _headline(run, draw(run, settings["milestone_samples"], settings))))
         progress(1.0, f"scored iteration {facts['iteration']}")
     _put(averages, {f"{name}/{key}": value for name, state in kept.items() for key, value in state.items()})
-    points.append((run.method.iterations * cost, final))
+    points.append((run.method.iterations * cost, _headline(run, [final])))
     spent, values = zip(*points, strict=True)
     return np.array(spent), np.array(values)
+
+
+def _headline(run: TrainedRun, batches: Iterable[Tensor]) -> float:
+    """The protocol's first metric of pixels."""
+    scorer = Scorer(run.protocol.headline, run.train, run.cache, run.device)
+    for pixels in batches:
+        scorer.update(pixels)
+    return next(iter(scorer.result().values()))
 
 
 def _put(averages: dict[str, EMA], tensors: dict[str, Tensor]) -> None:

@@ -18,6 +18,9 @@ PUBLISHED = Path(__file__).parents[2] / "results" / "published" / "published.csv
 
 _METRICS = {"fd": "FID", "is": "Inception Score", "auroc": "AUROC"}
 _DATASETS = {"cifar10": "CIFAR-10", "imagenet32": "ImageNet 32x32", "celeba64": "CelebA 64x64"}
+_LEGACY = frozenset({"fid-legacy-pytorch", "fid-legacy-tensorflow"})
+_PROTOCOLS = {"FID": _LEGACY, "Inception Score": _LEGACY, "AUROC": frozenset({"log-density"})}
+"""50,000 samples on 8 bits against the training set, in the weights of that time; the other protocols came later."""
 _OUTSIDE = {"interp": "CIFAR-10 interp", "cifar100": "CIFAR-100", "celeba64": "CelebA", "svhn": "SVHN"}
 """The right-hand side of "CIFAR-10 vs …"."""
 
@@ -42,6 +45,11 @@ class Number:
     source: str = ""
     note: str = ""
     comparable: bool = True
+
+    @property
+    def protocols(self) -> frozenset[str]:
+        """Names of the protocols that measure what was published, as far as the publication says."""
+        return _PROTOCOLS.get(self.metric, frozenset())
 
 
 @lru_cache

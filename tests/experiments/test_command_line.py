@@ -89,8 +89,8 @@ def test_all_trains_a_run_once_for_every_experiment(tmp_path: Path, monkeypatch:
     assert main(["experiment=all", *TINY, *folders(tmp_path)]) == 0
     assert {cell["metric"] for cell in cells(tmp_path)} >= {"fd"}
     assert "auroc" in {cell["metric"] for cell in cells(tmp_path, "ood")}
-    (job,) = (tmp_path / "runs" / "digits" / "cdrl").glob("*/seed0/job.json")
-    assert [each["settings"]["kind"] for each in json.loads(job.read_text())["evaluations"]] == ["samples", "ood"]
+    (log,) = (tmp_path / "runs" / "digits" / "cdrl").glob("*/seed0/metrics.jsonl")
+    assert {path.name.split("-")[0] for path in (log.parent / "eval").iterdir()} == {"samples", "ood"}
     provenance = json.loads((tmp_path / "results" / "ood" / "nano" / "provenance.json").read_text())
     assert "experiment=ood" in provenance["command"]
 

@@ -72,7 +72,7 @@ def test_scores_do_not_depend_on_the_batch(run: TrainedRun) -> None:
 
 
 def test_sets_that_are_not_at_hand_are_left_out(tmp_path: Path) -> None:
-    assert ood.at_hand(["celeba64", "digits"], str(tmp_path)) == ["digits"]
+    assert data.at_hand(["celeba64", "digits"], str(tmp_path)) == ["digits"]
 
 
 def test_every_level_of_every_set_is_measured(run: TrainedRun, tmp_path: Path) -> None:
