@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
@@ -25,7 +25,7 @@ from cdrl import Model, conditions
 from cdrl.conditions import Condition
 from cdrl.errors import UserError
 from experiments import configuration, data
-from experiments.data import tree
+from experiments.data import decoding, tree
 from experiments.evaluate.inpaint import mask_from_picture
 from experiments.metrics import Protocol, Scorer
 from experiments.report.animation import trained_sampler
@@ -129,19 +129,13 @@ def score(folder: Path, protocol: Protocol, dataset: str, root: Path | None, cac
 
 
 def read(path: Path, size: int, channels: int) -> NDArray[np.uint8]:
-    """A picture file ``(size, size, channels)``: cropped to its central square and resized where need be.
+    """A picture file ``(size, size, channels)``, as the data set "folder" reads it.
 
     Raises:
         UserError: it is not there, or no picture.
     """
-    try:
-        with Image.open(path) as picture:
-            square = ImageOps.fit(picture.convert("RGB" if channels == 3 else "L"), (size, size))
-    except FileNotFoundError:
-        raise UserError(f"there is no picture {path}") from None
-    except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"{path} cannot be read as a picture; save it as PNG") from error
-    return np.asarray(square).reshape(size, size, channels)
+    picture = decoding.picture(str(path), path, "RGB" if channels == 3 else "L", decoding.photograph(size))
+    return np.asarray(picture).reshape(size, size, channels)
 
 
 def grid(images: NDArray[np.uint8], columns: int) -> Image.Image:

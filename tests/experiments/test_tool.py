@@ -83,6 +83,16 @@ def test_score_of_the_test_images_is_that_of_the_table(tmp_path: Path, capsys: p
     assert float(lines["fd"]) == pytest.approx(1.2344, abs=0.01)
 
 
+def test_a_picture_is_read_as_the_data_set_folder_reads_it(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3  # the camera was held upside down
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 31, 4), dtype=np.uint8)
+    for name in ("a.png", "b.png"):
+        Image.fromarray(pixels).save(tmp_path / name, exif=exif)
+    expected = data.load("folder", "train", tmp_path, image_size=8, data_cache=tmp_path / "cache").images[0]
+    np.testing.assert_array_equal(tool.read(tmp_path / "a.png", 8, 3), expected)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
