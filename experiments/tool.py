@@ -88,20 +88,22 @@ def inpaint(model: Model, picture: Path, mask: Path, completions: int, seed: int
     Args:
         model: a trained model.
         picture: an image; cropped to a square and brought to the model's size.
-        mask: a picture whose white pixels are known.
+        mask: a picture of the same shape whose white pixels are known; cropped in the same way.
         completions: how many.
         seed: of the completions.
         repeats: see `cdrl.conditions.Condition`.
 
     Raises:
-        UserError: a picture cannot be read, or there is nothing to complete.
+        UserError: a picture cannot be read, the mask has another shape, or there is nothing to complete.
     """
     if completions < 1:
         raise UserError(f"--completions must be at least 1, not {completions}")
     channels, size, _ = model.sampler.shape
-    truth, known = read(picture, size, channels), mask_from_picture(mask, size)
+    photo = decoding.picture(str(picture), picture, _mode(channels), decoding.upright)
+    truth = np.asarray(decoding.central_square(photo, size)).reshape(size, size, channels)
+    known = mask_from_picture(mask, photo.size, size)
     if known.all():
-        raise UserError(f"{mask} is white everywhere, so nothing is missing; paint black what is to be completed")
+        raise UserError(f"{mask} is white in its whole central square, so nothing is missing; paint a black hole there")
     pixels = torch.from_numpy(known)[None, None]
     condition = conditions.unconditional().inpainting(data.to_float(truth[None]), pixels, repeats)
     shown = np.where(known[..., None], truth, 128).astype(np.uint8)
@@ -134,7 +136,7 @@ def read(path: Path, size: int, channels: int) -> NDArray[np.uint8]:
     Raises:
         UserError: it is not there, or no picture.
     """
-    picture = decoding.picture(str(path), path, "RGB" if channels == 3 else "L", decoding.photograph(size))
+    picture = decoding.picture(str(path), path, _mode(channels), decoding.photograph(size))
     return np.asarray(picture).reshape(size, size, channels)
 
 
@@ -143,6 +145,10 @@ def grid(images: NDArray[np.uint8], columns: int) -> Image.Image:
     tiled = tile(images, columns)
     zoom = max(1, _WIDTH // tiled.shape[1])
     return Image.fromarray(np.repeat(np.repeat(tiled, zoom, axis=0), zoom, axis=1).squeeze())
+
+
+def _mode(channels: int) -> str:
+    return "RGB" if channels == 3 else "L"
 
 
 def _drawn(model: Model, n: int, seed: int, condition: Condition | None) -> NDArray[np.uint8]:
@@ -192,24 +198,24 @@ def _parser() -> argparse.ArgumentParser:
     one = commands.add_parser("sample", help="draw a grid of samples")
     one.add_argument("run", type=Path, help="a finished run, or a saved model")
     one.add_argument("--images", type=int, default=36, help="how many (default: 36)")
-    one.add_argument("--seed", type=int, default=0)
+    one.add_argument("--seed", type=int, default=0, help="of the samples (default: 0)")
     one.add_argument("--label", type=int, help="a class, 0 … C − 1, of a class-conditional model")
     one.add_argument("--guidance", type=float, default=0.0, help="weight of classifier-free guidance (default: 0)")
-    one.add_argument("--out", type=Path, default=Path("samples.png"))
+    one.add_argument("--out", type=Path, default=Path("samples.png"), help="a picture (default: samples.png)")
     one.set_defaults(act=_sample)
 
     two = commands.add_parser("inpaint", help="complete a picture")
     two.add_argument("run", type=Path, help="a finished run, or a saved model")
-    two.add_argument("image", type=Path, help="a picture")
-    two.add_argument("mask", type=Path, help="a picture whose white pixels are known")
-    two.add_argument("--completions", type=int, default=6)
+    two.add_argument("image", type=Path, help="a picture; its central square is brought to the model's size")
+    two.add_argument("mask", type=Path, help="a picture of the same shape whose white pixels are known")
+    two.add_argument("--completions", type=int, default=6, help="how many (default: 6)")
     two.add_argument("--repeats", type=int, default=2, help="passes through each level besides the first (default: 2)")
-    two.add_argument("--seed", type=int, default=0)
-    two.add_argument("--out", type=Path, default=Path("completions.png"))
+    two.add_argument("--seed", type=int, default=0, help="of the completions (default: 0)")
+    two.add_argument("--out", type=Path, default=Path("completions.png"), help="a picture (default: completions.png)")
     two.set_defaults(act=_inpaint)
 
     three = commands.add_parser("score", help="compare a folder of images with a data set")
-    three.add_argument("folder", type=Path)
+    three.add_argument("folder", type=Path, help="of image files")
     three.add_argument("--data", default="digits", help=f"one of {', '.join(configuration.choices('data'))}")
     three.add_argument("--root", type=Path, help="where that data set is")
     three.add_argument("--protocol", default="fd-digits", help=f"one of {', '.join(configuration.choices('metrics'))}")
