@@ -114,12 +114,14 @@ def score(folder: Path, protocol: Protocol, dataset: str, root: Path | None, cac
     """A protocol's metrics of a folder's images against a data set; ``class_accuracy`` has no meaning here.
 
     Raises:
-        UserError: no images, one that cannot be read, or data or weights that are missing.
+        UserError: no images, one that cannot be read, data or weights that are missing, or a protocol that does not
+            fit the data set.
     """
     files = tree.images_in(folder) if folder.is_dir() else []
     if len(files) < 2:
         raise UserError(f"{folder} holds {len(files)} images; name a folder of at least two image files")
     settings = configuration.plain(configuration.resolve([f"data={dataset}"]))["data"]
+    protocol.check_fits(settings["channels"], settings["image_size"])  # decoding may take minutes
     real = data.load_config({**settings, "root": root and str(root)}, protocol.reference_split)
     scorer = Scorer(protocol, real, cache)
     starts = range(0, len(files), _BATCH)
@@ -185,8 +187,16 @@ def _score(options: argparse.Namespace) -> None:
     settings = configuration.plain(configuration.resolve([f"metrics={options.protocol}"]))["metrics"]
     metrics = [name for name in settings["metrics"] if name != "class_accuracy"]
     protocol = Protocol.from_config({**settings, "metrics": metrics})
-    for name, value in score(options.folder, protocol, options.data, options.root, options.cache).items():
-        print(f"{name:<12}{value:.6g}   ({protocol.name}, {len(tree.images_in(options.folder))} images)")
+    values = score(options.folder, protocol, options.data, options.root, options.cache)
+    images = len(tree.images_in(options.folder))
+    if images < protocol.samples:
+        print(
+            f"warning: {protocol.name} asks for {protocol.samples:,} images and {options.folder} holds {images:,}; "
+            "fewer images give larger distances, so compare only with numbers of as many",
+            file=sys.stderr,
+        )
+    for name, value in values.items():
+        print(f"{name:<12}{value:.6g}   ({protocol.name}, {images} images)")
 
 
 def _parser() -> argparse.ArgumentParser:

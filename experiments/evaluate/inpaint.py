@@ -39,6 +39,7 @@ Mask = NDArray[np.bool_]
 
 def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: Progress) -> list[Measurement]:
     """See the module's docstring."""
+    run.protocol.check_fits(run.test.channels, run.test.image_size)
     rows = np.linspace(0, len(run.test) - 1, min(settings["images"], len(run.test))).round().astype(np.int64)
     truth = run.test.images[rows]
     measurements: list[Measurement] = []

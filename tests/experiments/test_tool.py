@@ -17,7 +17,8 @@ from cdrl.noise import cosine_logsnr
 from cdrl.sampler import Sampler
 from experiments import data, tool
 
-PICTURE = str(Path(__file__).parents[2] / "results" / "demo" / "stages.png")
+DEMO = str(Path(__file__).parents[2] / "results" / "demo")
+PICTURE = f"{DEMO}/stages.png"
 
 
 @pytest.fixture
@@ -98,7 +99,9 @@ def test_score_of_the_test_images_is_that_of_the_table(tmp_path: Path, capsys: p
     for number, image in enumerate(images):
         Image.fromarray(image[..., 0]).save(tmp_path / f"{number:04}.png")
     assert tool.main(["score", str(tmp_path), "--cache", ".cache"]) == 0
-    lines = dict(line.split()[:2] for line in capsys.readouterr().out.splitlines())
+    printed = capsys.readouterr()
+    assert "warning: fd-digits asks for 1,000 images" in printed.err
+    lines = dict(line.split()[:2] for line in printed.out.splitlines())
     assert set(lines) == {"fd", "kid", "precision", "recall"}
     assert float(lines["fd"]) == pytest.approx(1.2344, abs=0.01)
 
@@ -126,6 +129,7 @@ def test_a_picture_is_read_as_the_data_set_folder_reads_it(tmp_path: Path) -> No
         (["inpaint", "{model}", PICTURE, "half"], "path of a PNG"),
         (["score", "nowhere"], "two image files"),
         (["score", "{model}", "--protocol", "fdd"], "fdd"),
+        (["score", DEMO, "--data", "cifar10"], "fd-efficientnet-lite0"),
     ],
 )
 def test_a_mistake_gets_one_line(
