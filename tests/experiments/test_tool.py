@@ -122,6 +122,7 @@ def test_a_picture_is_read_as_the_data_set_folder_reads_it(tmp_path: Path) -> No
         (["sample", "{model}", "--images", "0"], "--images"),
         (["sample", "{model}", "--label", "3"], "0 … 2"),
         (["sample", "{model}", "--guidance", "1"], "--label"),
+        (["sample", f"{DEMO}/nano", "--label", "1"], "without classes"),
         (["sample", "{model}", "--label", "1", "--guidance", "-1"], "--guidance"),
         (["sample", "{model}", "--out", "/dev/null/x.png"], "--out"),
         (["sample", "nowhere"], "nowhere"),
