@@ -35,6 +35,7 @@ def find(place: Place, split: str, image_size: int = 32, channels: int = 3, held
     _check(place, image_size, channels, held_out)
     base, shared = _base(place.root, split)
     direct, folders = tree.images_in(base), tree.class_folders(base)
+    _check_kind(direct, folders)
     pairs = [(0, path) for path in direct] or list(tree.by_class(folders))
     if not pairs:
         raise UserError(f"{base} holds no image; data set folder needs {_LAYOUT}")
@@ -55,6 +56,16 @@ def _check(place: Place, image_size: int, channels: int, held_out: float) -> Non
         raise UserError(f"held_out {held_out} is not between 0 and 1; 0.1 keeps a tenth for testing")
     if not place.root.is_dir():
         raise UserError(f"{place.root} is no folder; name yours with data.root=FOLDER: it needs {_LAYOUT}")
+
+
+def _check_kind(direct: list[Path], folders: list[Path]) -> None:
+    """Beside stray pictures, all classes would be left out without a word."""
+    inside = next((files[0] for files in map(tree.images_below, folders) if files), None) if direct else None
+    if inside:
+        raise UserError(
+            f"there is {direct[0]} beside class folders with {inside}; move the one into a class folder or away, "
+            "or the other out"
+        )
 
 
 def _base(root: Path, split: str) -> tuple[Path, bool]:
