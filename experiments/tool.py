@@ -149,6 +149,20 @@ def grid(images: NDArray[np.uint8], columns: int) -> Image.Image:
     return Image.fromarray(np.repeat(np.repeat(tiled, zoom, axis=0), zoom, axis=1).squeeze())
 
 
+def save(picture: Image.Image, out: Path) -> None:
+    """Write the picture, in the format that the name ends in, and say so.
+
+    Raises:
+        UserError: there is no such format, or no writing there.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(out)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot write {out} ({error}); choose another file with --out, ending in .png") from error
+    print(f"written to {out}")
+
+
 def _mode(channels: int) -> str:
     return "RGB" if channels == 3 else "L"
 
@@ -162,25 +176,16 @@ def _drawn(model: Model, n: int, seed: int, condition: Condition | None) -> NDAr
     return np.concatenate(list(track(batches(), "sampling", total, console=Console(stderr=True), transient=True)))
 
 
-def _save(picture: Image.Image, out: Path) -> None:
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(out)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot write {out} ({error}); choose another file with --out, ending in .png") from error
-    print(f"written to {out}")
-
-
 def _sample(options: argparse.Namespace) -> None:
     model = Model(trained_sampler(options.run))
     condition = label_condition(model.sampler.energy_net.classes, options.label, options.guidance)
-    _save(sample(model, options.images, options.seed, condition), options.out)
+    save(sample(model, options.images, options.seed, condition), options.out)
 
 
 def _inpaint(options: argparse.Namespace) -> None:
     model = Model(trained_sampler(options.run))
     picture = inpaint(model, options.image, options.mask, options.completions, options.seed, options.repeats)
-    _save(picture, options.out)
+    save(picture, options.out)
 
 
 def _score(options: argparse.Namespace) -> None:

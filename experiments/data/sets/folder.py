@@ -63,8 +63,8 @@ def _check_kind(direct: list[Path], folders: list[Path]) -> None:
     inside = next((files[0] for files in map(tree.images_below, folders) if files), None) if direct else None
     if inside:
         raise UserError(
-            f"there is {direct[0]} beside class folders with {inside}; move the one into a class folder or away, "
-            "or the other out"
+            f"{direct[0]} is in no class folder but {inside} is in one; move the first into one or away, or for "
+            f"images without classes all of them into {direct[0].parent}"
         )
 
 
