@@ -77,8 +77,10 @@ class Condition:
         )
 
     def check_classes(self, classes: int) -> None:
-        """Raises `UserError` unless a network of C = ``classes`` knows every label; C = 0 ignores labels."""
-        if classes and not bool(((self.labels >= 0) & (self.labels <= classes)).all()):
+        """Raises `UserError` unless a network of C = ``classes`` knows every label."""
+        if not classes and bool((self.labels != NULL_LABEL).any()):
+            raise UserError("this model was trained without classes: ask for no labels, or use a conditional model")
+        if not bool(((self.labels >= 0) & (self.labels <= classes)).all()):
             raise UserError(f"labels must be 0 (none) or a class 1 … {classes}, not {self.labels.unique().tolist()}")
 
     def inpainting(self, image: Tensor, mask: Tensor, repeats: int = 0) -> Condition:
@@ -102,7 +104,13 @@ def labelled(labels: Tensor | Sequence[int]) -> Condition:
 
 
 def guided(labels: Tensor | Sequence[int], weight: float) -> Condition:
-    """Classifier-free guidance towards one class in 1 … C per image, ``(n,)``, with strength ``weight`` ≥ 0."""
+    """Classifier-free guidance towards one class in 1 … C per image, ``(n,)``, with strength ``weight`` ≥ 0.
+
+    Raises:
+        UserError: the weight is negative; `composed` leads away from a class.
+    """
+    if not weight >= 0:
+        raise UserError(f"the weight of guidance must be 0 or more, not {weight}; composed() leads away from a class")
     labels = torch.as_tensor(labels)
     return _combined(torch.stack((labels, torch.zeros_like(labels))), (1.0 + weight, -weight))
 

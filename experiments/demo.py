@@ -16,7 +16,7 @@ from pathlib import Path
 import cdrl
 from cdrl import checkpoint
 from cdrl.errors import UserError
-from experiments.tool import sample
+from experiments.tool import sample, save
 
 WEIGHTS = Path("results/demo")
 SCALES = ("mini", "nano")
@@ -29,21 +29,20 @@ def main(arguments: Sequence[str]) -> int:
         prog="python -m experiments.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", type=Path, help="a saved model (default: the committed one)")
-    parser.add_argument("--images", type=int, default=36)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("build/demo.png"))
+    parser.add_argument("--images", type=int, default=36, help="how many (default: 36)")
+    parser.add_argument("--seed", type=int, default=0, help="of the samples (default: 0)")
+    parser.add_argument("--out", type=Path, default=Path("build/demo.png"), help="a picture (default: build/demo.png)")
     options = parser.parse_args(arguments)
     try:
         folder = options.model or committed_model(WEIGHTS)
         print(f"sampling {options.images} images from {folder} …", flush=True)
         begin = time.monotonic()
         picture = sample(cdrl.load(folder), options.images, options.seed)
+        print(f"sampled in {time.monotonic() - begin:.1f} s")
+        save(picture, options.out)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(options.out)
-    print(f"written to {options.out} after {time.monotonic() - begin:.1f} s")
     return 0
 
 

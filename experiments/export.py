@@ -18,7 +18,7 @@ import cdrl
 from cdrl import checkpoint
 from cdrl.errors import UserError
 from experiments.files import write_json
-from experiments.report.animation import trained_sampler
+from experiments.report.animation import finished, trained_sampler
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -50,12 +50,7 @@ def export(run: Path, folder: Path, half: bool = True) -> int:
     Raises:
         UserError: the run is not finished, diverged, or is of another method; or the folder cannot be written.
     """
-    status_file = run / "status.json"
-    if not status_file.exists():
-        raise UserError(f"{run} is no finished run; train it first, or name another, e.g. runs/digits/cdrl/…/seed0")
-    status = json.loads(status_file.read_text())
-    if status["status"] != "finished":
-        raise UserError(f"{run} is a run that {status['status']}; export one that finished")
+    status = finished(run)
     config = json.loads((run / "config.json").read_text())
     checkpoint.save_model(folder, cdrl.Model(trained_sampler(run)), half=half)
     origin = {"run": "/".join(run.parts[-4:]), "data": config["data"]["name"], "budget": config["budget"]}

@@ -100,6 +100,7 @@ def judge(run: TrainedRun, kind: Kind) -> Judge:
     """How a kind is decided for samples: by its rule, by the protocol's own classifier, or by a linear probe."""
     if kind.name in RULES and kind.name not in run.train.attribute_names:
         return RULES[kind.name].decide
+    run.protocol.check_fits(run.train.channels, run.train.image_size)
     extractor = build(run.protocol.extractor, run.cache, run.device, run.protocol.weights, run.protocol.weights_sha256)
     if kind.name == CLASS and getattr(extractor, "classes", None) == len(kind.values):
         return lambda images: _extracted(extractor, images, "probabilities").argmax(axis=1)

@@ -1,8 +1,8 @@
 """Inpainting: several completions of held-out images whose pixels are known in part.
 
 Settings: ``masks``, each "half" (the left half is known), "box" (all but the central half-size box), "random" (every
-second pixel on average, other ones for each image) or the path of a PNG whose white pixels are known; ``images``;
-``completions`` of each; ``repeats``, see `cdrl.conditions.Condition`; ``batch``.
+second pixel on average, other ones for each image) or the path of a square PNG whose white pixels are known;
+``images``; ``completions`` of each; ``repeats``, see `cdrl.conditions.Condition`; ``batch``.
 
 Measured on 8-bit images scaled to [−1, 1]: ``known_exact``, the share of known pixels that are the truth's;
 ``hole_mse`` of all completions and ``hole_mse_best`` of each image's best; ``hole_mse_mean_image``, what filling in
@@ -23,12 +23,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from cdrl import conditions, randomness
 from cdrl.errors import UserError
 from experiments import data
+from experiments.data import decoding
 from experiments.evaluate import Measurement, Progress, TrainedRun
 from experiments.metrics import build
 
@@ -38,6 +39,7 @@ Mask = NDArray[np.bool_]
 
 def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: Progress) -> list[Measurement]:
     """See the module's docstring."""
+    run.protocol.check_fits(run.test.channels, run.test.image_size)
     rows = np.linspace(0, len(run.test) - 1, min(settings["images"], len(run.test))).round().astype(np.int64)
     truth = run.test.images[rows]
     measurements: list[Measurement] = []
@@ -82,8 +84,10 @@ def mask(name: str, size: int, index: Tensor, seed: int) -> Mask:
         edge = size // 4
         single[:] = True
         single[edge : size - edge, edge : size - edge] = False
+    elif not Path(name).is_file():
+        raise UserError(f"there is no mask '{name}'; use half, box, random or the path of a PNG, white where known")
     else:
-        single = mask_from_picture(Path(name), size)
+        single = mask_from_picture(Path(name), (size, size), size)
     return np.broadcast_to(single[..., None], (len(index), size, size, 1)).copy()
 
 
@@ -144,19 +148,25 @@ def _agreement(run: TrainedRun, truth: Images, completions: Images) -> dict[str,
     return {"agreement": float(torch.stack(hits).double().mean())}
 
 
-def mask_from_picture(path: Path, size: int) -> Mask:
-    """Which pixels are known, ``(size, size)``: the white ones (at least half bright) of a picture of any size.
+def mask_from_picture(path: Path, masked: tuple[int, int], size: int) -> Mask:
+    """Which pixels are known, ``(size, size)``: the white ones (at least half bright) of a picture's central square.
+
+    Args:
+        path: the picture.
+        masked: width and height of the image it belongs to, before that was cropped in the same way; the mask may be
+            larger or smaller but must have its shape.
+        size: side of the square that comes out.
 
     Raises:
-        UserError: there is no such picture, or it cannot be read.
+        UserError: there is no such picture, it cannot be read, or it has another shape.
     """
     if not path.is_file():
+        raise UserError(f"there is no mask '{path}'; give the path of a PNG of the picture's shape, white where known")
+    drawn = decoding.picture(str(path), path, "L", decoding.upright)
+    (width, height), (across, down) = drawn.size, masked
+    if 2 * abs(width * down - height * across) > across + down:  # each side may be rounded by half a pixel
         raise UserError(
-            f"there is no mask '{path}'; use half, box, random or the path of a PNG (white pixels are known)"
+            f"{path} is {width}x{height} and does not fit over {across}x{down} pixels; save the mask as large as those"
         )
-    try:
-        with Image.open(path) as picture:
-            grey = picture.convert("L").resize((size, size), Image.Resampling.BOX)
-    except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"{path} is not a picture that can be read; save the mask as PNG") from error
-    return np.asarray(grey) >= 128
+    # A pixel takes what most of the mask's pixels below it say; enlarging, this filter is the nearest pixel.
+    return np.asarray(decoding.central_square(drawn, size, Image.Resampling.BOX)) >= 128

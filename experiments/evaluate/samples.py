@@ -20,6 +20,7 @@ from cdrl import checkpoint
 from cdrl.conditions import Condition
 from cdrl.cooperative import Cooperative
 from cdrl.ema import EMA
+from cdrl.errors import UserError
 from cdrl.sampler import Sampler
 from experiments import methods
 from experiments.evaluate import Measurement, Progress, TrainedRun
@@ -35,7 +36,7 @@ def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: Pro
     labels = None
     condition = None
     if settings.get("guidance") is not None:
-        condition = methods.class_condition(n, run.train.classes, run.seed, settings["guidance"])
+        condition = _towards_classes(run, n, settings["guidance"])
         labels = condition.labels[0] - 1
     begin = time.monotonic()
     scorer = Scorer(run.protocol, run.train, run.cache, run.device)
@@ -87,6 +88,16 @@ def gradient_evaluations(run: TrainedRun, settings: dict[str, Any]) -> float:
         else run.method.sampling_cost
     )
     return cost * (2 if settings.get("guidance") else 1)
+
+
+def _towards_classes(run: TrainedRun, n: int, weight: float) -> Condition:
+    """Guidance for n images. Raises `UserError` unless the run learned the data set's classes, and ``weight`` ≥ 0."""
+    if not 0 < run.train.classes <= run.sampler().energy_net.classes:
+        raise UserError(
+            "evaluate.guidance leads towards classes, which this run was trained without; leave it out, or train with "
+            "conditional: true, as experiment=guidance does"
+        )
+    return methods.class_condition(n, run.train.classes, run.seed, weight)
 
 
 def _batches(run: TrainedRun, n: int, settings: dict[str, Any], condition: Condition | None) -> Iterator[Tensor]:

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from cdrl.errors import UserError
-from experiments.metrics.extractors import NAMES
+from experiments.metrics.extractors import NAMES, accepts
 from experiments.metrics.kernel import SUBSET_SIZE
 
 METRICS = ("fd", "kid", "precision", "recall", "is", "class_accuracy")
@@ -84,6 +84,16 @@ class Protocol:
         """12 hex digits of a hash of everything that can change a number."""
         facts = {**dataclasses.asdict(self), "weights": None}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+    def check_fits(self, channels: int, size: int) -> None:
+        """Raises `UserError`, naming protocols that fit, unless it can look at images of that kind."""
+        if accepts(self.extractor, channels, size):
+            return
+        fitting = [name for name in names() if accepts(load(name).extractor, channels, size)]
+        raise UserError(
+            f"{self.name} cannot look at {size}x{size} images of {channels} channels; "
+            f"protocols that can: {', '.join(fitting) or 'none'}"
+        )
 
     def label(self, samples: int | None = None, reference: int | None = None) -> str:
         """For axes and captions, such as "fd-digits (1,000 samples, train)".

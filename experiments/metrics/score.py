@@ -39,7 +39,7 @@ class Scorer:
         reference_samples: how many they are compared with.
 
     Raises:
-        UserError: if weights are missing or wrong, or ``images`` is not what the protocol compares with.
+        UserError: if weights are missing or wrong, or ``images`` is not what the protocol looks at or compares with.
     """
 
     def __init__(
@@ -50,6 +50,7 @@ class Scorer:
         device: torch.device | str = "cpu",
         extractor: Extractor | None = None,
     ) -> None:
+        protocol.check_fits(images.channels, images.image_size)
         self.protocol = protocol
         self._device = torch.device(device)
         self._extractor = extractor or build(

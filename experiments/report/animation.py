@@ -13,6 +13,7 @@ import json
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,11 +63,26 @@ class Trace:
         np.savez_compressed(path, **vars(self))
 
 
+def finished(run: Path) -> dict[str, Any]:
+    """What ``status.json`` says of a finished run.
+
+    Raises:
+        UserError: the run is not finished, or it diverged.
+    """
+    file = run / "status.json"
+    if not file.exists():
+        raise UserError(f"{run} is no finished run; train it first, or name another, e.g. runs/digits/cdrl/…/seed0")
+    status = json.loads(file.read_text())
+    if status["status"] != "finished":
+        raise UserError(f"{run} is a run that {status['status']}; name one that finished")
+    return status
+
+
 def trained_sampler(folder: Path) -> Sampler:
     """The sampler of a saved model, or of a finished run, on the CPU.
 
     Raises:
-        UserError: the folder holds neither, or a method that is no series of energies.
+        UserError: the folder holds neither, a run that diverged, or a method that is no series of energies.
     """
     if (folder / "model.json").exists():
         return cdrl.load(folder).sampler
@@ -74,6 +90,7 @@ def trained_sampler(folder: Path) -> Sampler:
         raise UserError(
             f"{folder} is neither a finished run nor a saved model; give one of runs/<data set>/cdrl/…/seed0"
         )
+    finished(folder)
     config = json.loads((folder / "config.json").read_text())
     training = data.load_config(config["data"], "train")
     method = methods.build(

@@ -14,7 +14,7 @@ from PIL import Image
 import cdrl
 from cdrl import checkpoint
 from cdrl.cooperative import Cooperative
-from experiments import configuration, demo, export, methods
+from experiments import configuration, demo, export, methods, tool
 from experiments.plan import make_plan
 
 _SMALL = "{width: 8, multipliers: [1, 2], blocks: 1, kernel: 3}"
@@ -72,7 +72,7 @@ def test_what_is_exported_is_what_the_run_samples_from(run: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize(("status", "message"), [(None, "no finished run"), ("diverged", "that diverged")])
-def test_only_finished_runs_are_exported(
+def test_only_finished_runs_are_exported_or_sampled(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], status: str | None, message: str
 ) -> None:
     run = shutil.copytree(run, tmp_path / "copy")
@@ -81,6 +81,8 @@ def test_only_finished_runs_are_exported(
     assert export.main([str(run), str(tmp_path / "model")]) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "model").exists()
+    assert tool.main(["sample", str(run), "--out", str(tmp_path / "samples.png")]) == 1
+    assert ("neither a finished run" if status is None else message) in capsys.readouterr().err
 
 
 def test_demo_draws_a_grid_that_depends_on_the_seed_alone(run: Path, tmp_path: Path) -> None:
@@ -96,6 +98,12 @@ def test_demo_draws_a_grid_that_depends_on_the_seed_alone(run: Path, tmp_path: P
     assert pictures[0].shape == (17 * zoom, 26 * zoom)  # five images of 8 pixels in rows of three
     assert np.array_equal(pictures[0], pictures[1])
     assert not np.array_equal(pictures[0], pictures[2])
+
+
+def test_demo_names_a_file_that_it_cannot_write(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    export.export(run, tmp_path / "model")
+    assert demo.main(["--model", str(tmp_path / "model"), "--images", "1", "--out", str(tmp_path / "x.zz")]) == 1
+    assert "--out" in capsys.readouterr().err
 
 
 def test_demo_prefers_colour_images(run: Path, tmp_path: Path) -> None:

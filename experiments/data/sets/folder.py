@@ -11,13 +11,13 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from cdrl.errors import UserError
 from experiments.data import decoding, tree
 from experiments.data.registry import Place, data_set
 from experiments.data.store import Allocate, Decoded, Recipe
 
+_READER = 2  # of `decoding.picture`: raise it when the same file would give other pixels
 _LAYOUT = "image files, directly or in one subfolder a class (optionally below train/ and test/)"
 
 
@@ -35,13 +35,14 @@ def find(place: Place, split: str, image_size: int = 32, channels: int = 3, held
     _check(place, image_size, channels, held_out)
     base, shared = _base(place.root, split)
     direct, folders = tree.images_in(base), tree.class_folders(base)
+    _check_kind(direct, folders)
     pairs = [(0, path) for path in direct] or list(tree.by_class(folders))
     if not pairs:
         raise UserError(f"{base} holds no image; data set folder needs {_LAYOUT}")
     names = () if direct else tuple(path.name for path in folders)
     if shared:
         pairs = _share(pairs, base, split, held_out)
-    options = {"image_size": image_size, "channels": channels, "held_out": held_out, "split": split}
+    options = {"image_size": image_size, "channels": channels, "held_out": held_out, "split": split, "reader": _READER}
     decode = partial(_decode, pairs, names, image_size, channels)
     return Recipe(decode, f"folder {place.root.name}", [path for _, path in pairs], options)
 
@@ -55,6 +56,16 @@ def _check(place: Place, image_size: int, channels: int, held_out: float) -> Non
         raise UserError(f"held_out {held_out} is not between 0 and 1; 0.1 keeps a tenth for testing")
     if not place.root.is_dir():
         raise UserError(f"{place.root} is no folder; name yours with data.root=FOLDER: it needs {_LAYOUT}")
+
+
+def _check_kind(direct: list[Path], folders: list[Path]) -> None:
+    """Beside stray pictures, all classes would be left out without a word."""
+    inside = next((files[0] for files in map(tree.images_below, folders) if files), None) if direct else None
+    if inside:
+        raise UserError(
+            f"{direct[0]} is in no class folder but {inside} is in one; move the first into one or away, or for "
+            f"images without classes all of them into {direct[0].parent}"
+        )
 
 
 def _base(root: Path, split: str) -> tuple[Path, bool]:
@@ -81,15 +92,6 @@ def _decode(
     pairs: list[tuple[int, Path]], names: tuple[str, ...], image_size: int, channels: int, allocate: Allocate
 ) -> Decoded:
     out = allocate(len(pairs), image_size, channels)
-    decoding.fill(out, tree.encoded([path for _, path in pairs]), partial(_square, image_size), "decoding folder")
+    photograph = decoding.photograph(image_size)
+    decoding.fill(out, tree.encoded([path for _, path in pairs]), photograph, "decoding folder")
     return Decoded(np.array([label for label, _ in pairs], dtype=np.int64) if names else None, names)
-
-
-def _square(size: int, image: Image.Image) -> Image.Image:
-    """Turned as its camera held it, central square, resized with Lanczos's filter (antialiased)."""
-    upright = ImageOps.exif_transpose(image)
-    side = min(upright.size)
-    left, top = (upright.width - side) // 2, (upright.height - side) // 2
-    # Cropped before, not by the resize: its filter would reach over the square's border.
-    square = upright.crop((left, top, left + side, top + side))
-    return square.resize((size, size), Image.Resampling.LANCZOS)

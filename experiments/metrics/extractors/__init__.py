@@ -38,6 +38,13 @@ class Extractor(Protocol):
         ...
 
 
+def accepts(name: str, channels: int, size: int) -> bool:
+    """Whether the extractor of this name can look at square images of ``size`` pixels with so many channels."""
+    if name == "digits":  # its own small network; the others resize, and repeat grey
+        return (channels, size) == (1, 8)
+    return channels in (1, 3)
+
+
 def build(
     name: str,
     cache: Path,
@@ -71,4 +78,4 @@ def build(
     raise UserError(f"unknown feature extractor '{name}'; there are {', '.join(NAMES)}")
 
 
-__all__ = ["INCEPTION_MODES", "NAMES", "Extracted", "Extractor", "Pixels", "build"]
+__all__ = ["INCEPTION_MODES", "NAMES", "Extracted", "Extractor", "Pixels", "accepts", "build"]

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from cdrl.errors import UserError
-from experiments.data.decoding import bilinear, checked_labels, exactly, fill
+from experiments.data.decoding import bilinear, checked_labels, exactly, fill, photograph, picture
 from experiments.data.tree import encoded, images_below
 
 
@@ -52,6 +52,45 @@ def test_bilinear_is_torchvisions_resize(pixels: Callable[..., np.ndarray]) -> N
 
     image = Image.fromarray(pixels(1, 64)[0])
     np.testing.assert_array_equal(np.asarray(bilinear(64, 32)(image)), np.asarray(Resize(32)(image)))
+
+
+def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path: Path) -> None:
+    path = tmp_path / "deep.png"
+    Image.fromarray(np.array([[0, 300], [32896, 65535]], np.uint16)).save(path)
+    assert np.asarray(picture("deep", path, "L", exactly(2))).tolist() == [[0, 1], [128, 255]]
+
+
+@pytest.mark.parametrize("values", [np.full((2, 2), 0.5, np.float32), np.full((2, 2), 70000, np.int32)])
+def test_pixels_of_no_known_range_are_refused(tmp_path: Path, values: np.ndarray) -> None:
+    path = tmp_path / "deep.tiff"
+    Image.fromarray(values).save(path)
+    with pytest.raises(UserError, match=r"deep\.tiff: .*8 bits a channel"):
+        picture(str(path), path, "L", exactly(2))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparent_pixels_show_white(tmp_path: Path, mode: str) -> None:
+    pixels = np.full((2, 2, 4), 100, np.uint8)
+    pixels[..., 3] = [[0, 255], [255, 0]]
+    path = tmp_path / "hole.png"
+    Image.fromarray(pixels).convert(mode).save(path)
+    shown = np.asarray(picture("hole", path, "RGB", exactly(2)))
+    assert shown[..., 0].tolist() == [[255, 100], [100, 255]]
+
+
+def test_photographs_are_upright_and_square_in_every_mode(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn clockwise is due
+    grey = np.zeros((4, 6), np.uint8)
+    grey[:2] = 255
+    deep, clear = grey.astype(np.uint16) * 257, np.full((4, 6, 4), 255, np.uint8)
+    clear[..., :3] = grey[..., None]
+    clear[0, 0, 3] = 0
+    for number, pixels in enumerate((grey, deep, clear)):
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png", exif=exif)
+        shown = np.asarray(picture("x", tmp_path / f"{number}.png", "L", photograph(4)))
+        assert (shown[:, :2] == 0).all()
+        assert (shown[:, 2:] == 255).all()
 
 
 def test_labels_are_checked() -> None:

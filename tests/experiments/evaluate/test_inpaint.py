@@ -35,11 +35,24 @@ def test_mask_from_a_picture(tmp_path: Path) -> None:
     assert known[2, 5, :, 0].tolist() == [False] * 4 + [True] * 4
 
 
+def test_a_mask_is_cropped_like_its_picture_and_must_have_its_shape(tmp_path: Path) -> None:
+    path = tmp_path / "mine.png"
+    drawn = np.full((40, 60), 255, np.uint8)
+    drawn[:, 30:40] = 0
+    Image.fromarray(drawn).save(path)
+    for picture in ((60, 40), (600, 400), (301, 200)):  # 301 x 200 is 60 x 40 but for rounding
+        known = inpaint.mask_from_picture(path, picture, 8)
+        assert known[3].tolist() == [True] * 4 + [False] * 2 + [True] * 2
+    for picture in ((40, 60), (50, 50)):
+        with pytest.raises(UserError, match="60x40 and does not fit over"):
+            inpaint.mask_from_picture(path, picture, 8)
+
+
 def test_mask_that_is_no_picture(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="white pixels are known"):
+    with pytest.raises(UserError, match="half, box, random"):
         inpaint.mask(str(tmp_path / "none.png"), 8, INDEX, 0)
     (tmp_path / "text.png").write_text("no picture")
-    with pytest.raises(UserError, match="save the mask as PNG"):
+    with pytest.raises(UserError, match="not a readable image"):
         inpaint.mask(str(tmp_path / "text.png"), 8, INDEX, 0)
 
 

@@ -9,14 +9,11 @@ import numpy as np
 import pytest
 
 from cdrl import checkpoint
+from cdrl.errors import UserError
 from experiments.evaluate import samples
-from tests.experiments.evaluate.conftest import Runs
+from tests.experiments.evaluate.conftest import Runs, quiet
 
 SETTINGS = {"kind": "samples", "samples": 60, "batch": 25, "milestone_samples": 40, "curve": True}
-
-
-def quiet(done: float, text: str) -> None:
-    """Progress that nobody watches."""
 
 
 def test_a_curve_has_as_many_samples_at_its_end_as_before(make_run: Runs, tmp_path: Path) -> None:
@@ -40,3 +37,16 @@ def test_real_images_suit_a_protocol_that_does_not_round(make_run: Runs, tmp_pat
     unrounded = replace(run, protocol=replace(run.protocol, rounding=False))
     found = [samples.evaluate(each, {"samples": 60, "batch": 25}, tmp_path, quiet) for each in (run, unrounded)]
     assert found[0][0]["value"] == pytest.approx(found[1][0]["value"])
+
+
+@pytest.mark.parametrize(("classes", "weight", "words"), [(0, 0.7, "trained without"), (10, -1.0, "0 or more")])
+def test_guidance_that_leads_nowhere_is_refused(
+    make_run: Runs, tmp_path: Path, classes: int, weight: float, words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        samples.evaluate(make_run(classes), {"samples": 4, "batch": 4, "guidance": weight}, tmp_path, quiet)
+
+
+def test_guidance_towards_classes_that_were_learned(make_run: Runs, tmp_path: Path) -> None:
+    (found,) = samples.evaluate(make_run(10), {"samples": 4, "batch": 4, "guidance": 0.7}, tmp_path, quiet)
+    assert found["grad_evals"] == 2 * make_run(10).sampler().gradient_evaluations

@@ -20,6 +20,26 @@ def test_every_file_is_a_protocol_of_that_name_and_no_two_are_alike() -> None:
     assert len(unnamed) == len(known)
 
 
+@pytest.mark.parametrize(
+    ("name", "channels", "size", "fitting"),
+    [
+        ("fd-digits", 3, 32, "fd-efficientnet-lite0, fid-clean"),
+        ("fd-digits", 3, 8, "fd-efficientnet-lite0"),
+        ("fd-digits", 1, 28, "fd-efficientnet-lite0"),
+        ("fid-clean", 2, 1, "none"),
+    ],
+)
+def test_a_protocol_that_does_not_fit_names_those_that_do(name: str, channels: int, size: int, fitting: str) -> None:
+    with pytest.raises(UserError, match=f"{name} cannot look at {size}x{size} .* can: {fitting}"):
+        protocols.load(name).check_fits(channels, size)
+
+
+def test_protocols_fit_what_their_extractors_take() -> None:
+    protocols.load("fd-digits").check_fits(1, 8)
+    for channels in (1, 3):
+        protocols.load("fd-efficientnet-lite0").check_fits(channels, 32)
+
+
 def test_only_inception_is_called_fid() -> None:
     for protocol in map(protocols.load, protocols.names()):
         assert protocol.name.startswith("fid-") == protocol.extractor.startswith("inception-")

@@ -100,6 +100,16 @@ def test_another_split_or_too_few_images_are_refused(digits: Extractor, cache: P
         Scorer(PROTOCOL, load("digits", "test"), cache, extractor=digits)
     with pytest.raises(UserError, match="needs 5000 train images; digits has 1297"):
         Scorer(replace(PROTOCOL, reference_samples=5000), load("digits", "train"), cache, extractor=digits)
+    with pytest.raises(UserError, match="needs 2 train images; digits has 1: add some"):
+        Scorer(PROTOCOL, load("digits", "train").subset([0]), cache, extractor=digits)
+
+
+def test_images_that_the_extractor_cannot_see_are_refused_before_it_is_built(tmp_path: Path) -> None:
+    train = load("digits", "train")
+    colour = replace(train, images=train.images.repeat(3, axis=3), known_checksum=None)
+    with pytest.raises(UserError, match="fd-digits cannot look at 8x8 images of 3 channels"):
+        Scorer(PROTOCOL, colour, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_too_few_samples_are_refused(digits: Extractor, cache: Path) -> None:

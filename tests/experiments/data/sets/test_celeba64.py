@@ -57,7 +57,7 @@ def test_bad_content_is_named(celeba: Path, pixels: Callable[..., np.ndarray], w
     with pytest.raises(UserError, match=r"000002\.jpg: image is 64x64, expected the aligned 178x218"):
         load("celeba64", "train", celeba)
     (folder / "000002.jpg").unlink()
-    with pytest.raises(UserError, match=r"000002\.jpg: not a readable image"):
+    with pytest.raises(UserError, match=r"no picture .*000002\.jpg"):
         load("celeba64", "train", celeba)
     (celeba / "celeba" / "list_attr_celeba.txt").write_text("1\nMale Smiling\n000001.jpg 1 -1\n")
     with pytest.raises(UserError, match=r"list_attr_celeba\.txt: no attributes for 000002\.jpg"):

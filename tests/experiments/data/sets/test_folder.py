@@ -71,6 +71,17 @@ def test_held_out_images_stay_when_others_come(
     assert len(kept) >= 9
 
 
+def test_pictures_beside_class_folders_are_refused(
+    tmp_path: Path, pixels: Callable[..., np.ndarray], write_images: Callable
+) -> None:
+    write_images(tmp_path, pixels(2, 8), ["stray.png", "other.png"])
+    (tmp_path / "notes").mkdir()
+    assert load("folder", "train", tmp_path, image_size=8).classes == 0, "a folder without pictures is no class"
+    write_images(tmp_path / "cats", pixels(2, 8), ["a.png", "b.png"])
+    with pytest.raises(UserError, match=r"other\.png is in no class folder but .*cats.a\.png is"):
+        load("folder", "train", tmp_path, image_size=8)
+
+
 def test_bad_folders_are_explained(tmp_path: Path, pixels: Callable[..., np.ndarray], write_images: Callable) -> None:
     write_images(tmp_path / "one", pixels(1, 8), ["a.png"])
     with pytest.raises(UserError, match="one image only"):
