@@ -30,6 +30,7 @@ from cdrl.learner import Learner, Optimisation
 from cdrl.method import Meters, Method
 from cdrl.networks import EnergyNet, Initializer
 from cdrl.noise import per_image
+from cdrl.sampler import index_batches
 
 Predictor = Callable[[Tensor, Tensor], Tensor]
 """(x_k ``(B, C, H, W)``, λ_k ``(B,)``) → ε̂, like x_k."""
@@ -141,8 +142,8 @@ class DDPM(Method):
         if condition is not None:
             raise UserError("the DDPM baseline is unconditional; use a CDRL or DRL run")
         network = self.learners["network"].ema.synchronised()
-        for begin in range(first, n, batch_size):
-            index = torch.arange(begin, min(begin + batch_size, n), device=self.device)
+        for index in index_batches(n, batch_size, first):
+            index = index.to(self.device)
             yield denoise(network, self.logsnr, self.settings, index, self.shape, seed)
 
 

@@ -21,10 +21,11 @@ from cdrl.errors import UserError
 from cdrl.fast import EAGER, Engine
 from cdrl.langevin import Coefficients
 from cdrl.learner import Learner, Optimisation
-from cdrl.method import Meters, Method
+from cdrl.method import Meters, Method, rms
 from cdrl.networks import EnergyNet, FrozenEnergy
 from cdrl.networks.energy import evaluate, freeze
 from cdrl.networks.spectral import iterate_all
+from cdrl.sampler import index_batches
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class ShortRun(Method):
         self.meters = Meters(self.METERS, 1, self.device)
         self.logsnr = -2.0 * math.log(settings.data_noise)
         self._level = torch.full((1,), self.logsnr, device=self.device)
-        self.shape = (energy_net.channels, energy_net.image_size, energy_net.image_size)
+        self.shape = energy_net.shape
 
     @property
     def training_cost(self) -> int:
@@ -95,9 +96,8 @@ class ShortRun(Method):
         gap = values[: len(x0)] - values[len(x0) :]
         loss = -gap.mean() + self.settings.energy_weight * values.square().mean()
         norm = self.learners["energy"].descend(loss, iteration, self.iterations)
-        displacement = (refined.y - start).square().mean(dim=(1, 2, 3)).sqrt()
-        gradient = refined.gradient.square().mean(dim=(1, 2, 3)).sqrt()
-        self.meters.add(torch.zeros_like(index), (gap, displacement, gradient, norm.expand(len(x0))))
+        told = (gap, rms(refined.y - start), rms(refined.gradient), norm.expand(len(x0)))
+        self.meters.add(torch.zeros_like(index), told)
 
     @torch.no_grad()
     def sample(
@@ -108,8 +108,8 @@ class ShortRun(Method):
         network = self.learners["energy"].ema.synchronised()
         assert isinstance(network, EnergyNet)
         energy = network.frozen(network.weights(), self._level)
-        for begin in range(first, n, batch_size):
-            index = torch.arange(begin, min(begin + batch_size, n), device=self.device)
+        for index in index_batches(n, batch_size, first):
+            index = index.to(self.device)
             start = self._start(randomness.key(seed, "sample/start"), index)
             yield self._chain(energy, start, index, "sample/chain", 0, seed).y.clamp(-1.0, 1.0)
 

@@ -64,25 +64,35 @@ def load(folder: Path, stem: str = _CHECKPOINT) -> tuple[dict[str, Tensor], Fact
     """What `save` left: the tensors by name, on the CPU, and the facts.
 
     Raises:
-        UserError: there is nothing, or it is truncated or corrupt (size and SHA-256 are checked). Nothing else is
-            loaded in its place.
+        UserError: there is nothing, or it is truncated or corrupt (size and SHA-256 are checked), or of another format.
+            Nothing else is loaded in its place.
     """
-    index_path = _index(folder, stem)
-    try:
-        index = json.loads(index_path.read_text())
-        path = index_path.parent / index["file"]
-        size, digest, facts = index["bytes"], index["sha256"], index["facts"]
-    except FileNotFoundError:
-        raise UserError(f"no {stem} in {folder}: {index_path.name} is missing; check the path") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _corrupt(index_path, f"it cannot be read ({error!r})") from None
+    index = _read_index(folder, stem)
+    path, size, digest = Path(folder) / index["file"], index["bytes"], index["sha256"]
     if not path.is_file():
         raise _corrupt(path, "it is missing")
     if path.stat().st_size != size:
         raise _corrupt(path, f"it has {path.stat().st_size:,} of {size:,} bytes")
     if _sha256(path) != digest:
         raise _corrupt(path, "its content does not match its checksum")
-    return load_file(path), facts
+    return load_file(path), index["facts"]
+
+
+def facts(folder: Path, stem: str = _CHECKPOINT) -> Facts:
+    """The facts of `load` alone; raises as it does where they cannot be read."""
+    found: Facts = _read_index(folder, stem)["facts"]
+    return found
+
+
+def annotate(folder: Path, facts: Facts, stem: str = _CHECKPOINT) -> None:
+    """Replace the facts, and nothing else, of what the folder holds. Raises `UserError` as `save` and `load` do."""
+    index = {**_read_index(folder, stem), "facts": facts}
+    unfinished = Path(folder) / f".{stem}-{os.getpid()}.part"
+    try:
+        unfinished.write_text(json.dumps(index, indent=1))
+        _put(unfinished, _index(folder, stem))
+    except OSError as error:
+        raise UserError(f"cannot write to {folder} ({error}); free space there or choose another folder") from None
 
 
 def exists(folder: Path, stem: str = _CHECKPOINT) -> bool:
@@ -122,8 +132,9 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
     """The inverse of `save_model`, in float32 and evaluation mode.
 
     Raises:
-        UserError: no model there, or a truncated or corrupt one.
+        UserError: no model there, or a truncated or corrupt one, or no such device.
     """
+    device = _usable(device)
     tensors, facts = load(folder, _MODEL)
     try:
         energy_net = EnergyNet(**_tuples(facts["energy_net"]))
@@ -136,14 +147,23 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
             energy_net=energy_net,
             initializer=initializer,
             schedule=_schedule(facts["schedule"]),
-            shape=(energy_net.channels, energy_net.image_size, energy_net.image_size),
+            shape=energy_net.shape,
             chain=Langevin(**facts["chain"]),
             shared_noise=facts["shared_noise"],
             last_denoise=facts["last_denoise"],
         )
-    except (KeyError, TypeError, RuntimeError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise _corrupt(_index(folder, _MODEL), f"it does not describe its weights ({error!r:.120})") from None
     return Model(sampler)
+
+
+def _usable(device: torch.device | str) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"cannot use device '{device}' ({str(error).splitlines()[0]}); use cpu") from None
 
 
 def _schedule_facts(schedule: NoiseSchedule) -> Facts:
@@ -162,6 +182,22 @@ def _schedule(facts: Facts) -> NoiseSchedule:
 
 def _index(folder: Path, stem: str) -> Path:
     return Path(folder) / f"{stem}.json"
+
+
+def _read_index(folder: Path, stem: str) -> dict[str, Any]:
+    path = _index(folder, stem)
+    try:
+        index: dict[str, Any] = json.loads(path.read_text())
+        missing = {"format", "file", "bytes", "sha256", "facts"} - set(index)
+    except FileNotFoundError:
+        raise UserError(f"no {stem} in {folder}: {path.name} is missing; check the path") from None
+    except (OSError, ValueError, TypeError) as error:
+        raise _corrupt(path, f"it cannot be read ({error!r})") from None
+    if missing:
+        raise _corrupt(path, f"it does not say {', '.join(sorted(missing))}")
+    if index["format"] != _FORMAT:
+        raise UserError(f"{path} has format {index['format']}, this version reads {_FORMAT}; use the version it is of")
+    return index
 
 
 def _put(unfinished: Path, path: Path) -> None:

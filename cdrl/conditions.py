@@ -46,6 +46,10 @@ class Condition:
             raise UserError(
                 f"a condition needs labels (J, n) for its {len(self.weights)} weights, not {tuple(self.labels.shape)}"
             )
+        if self.labels.dtype == torch.bool or self.labels.is_floating_point():
+            raise UserError(f"labels must be whole numbers, not {self.labels.dtype}")
+        if not abs(sum(self.weights) - 1.0) < 1e-4:
+            raise UserError(f"the weights of a condition must sum to one, not {self.weights}")
         if (self.image is None) != (self.mask is None):
             raise UserError("known pixels need both an image and a mask")
         if self.image is not None and self.mask is not None and not self.image.ndim == self.mask.ndim == 4:
@@ -67,12 +71,12 @@ class Condition:
                 raise UserError(f"the condition describes {rows} images, too few for image {int(positions.max())}")
             return values.index_select(dim, positions.to(values.device)).to(device)
 
-        labels = pick(self.labels, 1)
+        labels, image = pick(self.labels, 1), pick(self.image, 0)
         assert labels is not None
         return replace(
             self,
             labels=labels.expand(-1, len(positions)).contiguous(),
-            image=pick(self.image, 0),
+            image=None if image is None else image.float(),
             mask=pick(self.mask, 0),
         )
 
@@ -82,6 +86,22 @@ class Condition:
             raise UserError("this model was trained without classes: ask for no labels, or use a conditional model")
         if not bool(((self.labels >= 0) & (self.labels <= classes)).all()):
             raise UserError(f"labels must be 0 (none) or a class 1 … {classes}, not {self.labels.unique().tolist()}")
+
+    def check_rows(self, n: int) -> None:
+        """Raises `UserError` unless ``n`` images are described, or one that stands for all."""
+        rows = [self.labels.shape[1], *(len(x) for x in (self.image, self.mask) if x is not None)]
+        if any(1 < number < n for number in rows):
+            raise UserError(f"the condition describes {min(x for x in rows if x > 1)} images, too few for {n}")
+
+    def check_pixels(self, shape: tuple[int, int, int]) -> None:
+        """Raises `UserError` unless the known pixels are of images ``shape`` (C, H, W) in [−1, 1]."""
+        if self.image is None or self.mask is None:
+            return
+        if self.image.shape[1:] != shape or self.mask.shape[2:] != shape[1:] or self.mask.shape[1] not in (1, shape[0]):
+            found = f"image {tuple(self.image.shape[1:])} and mask {tuple(self.mask.shape[1:])}"
+            raise UserError(f"known pixels must be of images {shape}, not {found}")
+        if not self.image.is_floating_point() or not bool((self.image.abs() <= 1.0).all()):
+            raise UserError("known pixels must be floating-point numbers in [−1, 1]; scale the image first")
 
     def inpainting(self, image: Tensor, mask: Tensor, repeats: int = 0) -> Condition:
         """The same concepts with the pixels of ``image`` known where ``mask`` is true."""

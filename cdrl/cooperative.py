@@ -22,7 +22,7 @@ from cdrl.errors import UserError
 from cdrl.fast import EAGER, Engine
 from cdrl.langevin import Langevin
 from cdrl.learner import Learner, Optimisation
-from cdrl.method import Meters, Method
+from cdrl.method import Meters, Method, rms
 from cdrl.networks import EnergyNet, Initializer
 from cdrl.networks.energy import Context, Weights, evaluate, freeze
 from cdrl.networks.spectral import iterate_all
@@ -65,6 +65,8 @@ class Settings:
         ):
             if value not in choices:
                 raise UserError(f"unknown {name} '{value}'; choose one of {', '.join(choices)}")
+        if not 0 <= self.label_dropout <= 1:
+            raise UserError(f"label_dropout must be 0 … 1, not {self.label_dropout}")
         if self.sampling is not None and self.sampling.step_variance != self.chain.step_variance:
             raise UserError("sampling.step_variance must equal the training's: it is part of the energy's scale")
 
@@ -81,6 +83,9 @@ class Cooperative(Method):
         seed: of all draws.
         iterations: planned length of the run, which learning-rate decays refer to.
         engine: the form in which the hot loop runs.
+
+    Raises:
+        UserError: the two networks know different channels or classes.
     """
 
     METERS = (
@@ -106,10 +111,13 @@ class Cooperative(Method):
         iterations: int = 400_000,
         engine: Engine = EAGER,
     ) -> None:
+        if initializer is not None and initializer.knows != energy_net.knows:
+            raise UserError(f"the energy network knows {energy_net.knows}, the initializer {initializer.knows}")
         self.energy_net, self.initializer, self.settings = energy_net, initializer, settings
         self.learners = {"energy": Learner(energy_net, optimisation)}
         if initializer is not None:
             self.learners["initializer"] = Learner(initializer, initializer_optimisation or optimisation)
+        self.shape = energy_net.shape
         self.seed, self.iterations, self.engine = seed, iterations, engine
         self._values = engine.prepare(evaluate)
         self._proposal_mean = engine.prepare(initializer) if initializer is not None else None
@@ -126,6 +134,8 @@ class Cooperative(Method):
         return self.schedule.levels * chain.steps + (self.settings.last_denoise != "none")
 
     def train_step(self, x0: Tensor, label: Tensor | None, iteration: int) -> None:
+        if x0.shape[1:] != self.shape:
+            raise UserError(f"images must be (B, {', '.join(map(str, self.shape))}), not {tuple(x0.shape)}")
         index = torch.arange(len(x0), device=x0.device)
         level = 1 + randomness.integers(self._key("level", iteration), index, self.schedule.levels)
         label = self._dropped(label, index, iteration)
@@ -152,19 +162,19 @@ class Cooperative(Method):
             level,
             (
                 gap,
-                _rms(refined.y - proposal),
-                _rms(refined.gradient),
-                _rms(proposal - positive),
-                _rms(refined.y - positive),
+                rms(refined.y - proposal),
+                rms(refined.gradient),
+                rms(proposal - positive),
+                rms(refined.y - positive),
                 energy_norm.expand(len(x0)),
                 initializer_norm.expand(len(x0)),
             ),
         )
 
     def sampler(self, live: bool = False) -> Sampler:
-        """A sampler on the averaged weights, or on the ``live`` ones."""
+        """A sampler on the averaged weights, or on the ``live`` ones; good until the next step of training."""
         networks = {
-            name: learner.network if live else learner.ema.synchronised(self.settings.spectral_ema)
+            name: learner.network.eval() if live else learner.ema.synchronised(self.settings.spectral_ema)
             for name, learner in self.learners.items()
         }
         energy_net, initializer = networks["energy"], networks.get("initializer")
@@ -174,7 +184,7 @@ class Cooperative(Method):
             energy_net=energy_net,
             initializer=initializer,
             schedule=self.settings.schedule,
-            shape=(energy_net.channels, energy_net.image_size, energy_net.image_size),
+            shape=self.shape,
             chain=self.settings.sampling or self.settings.chain,
             shared_noise=self.settings.shared_noise,
             last_denoise=self.settings.last_denoise,
@@ -245,8 +255,3 @@ class Cooperative(Method):
         start = proposal if self.settings.initializer_target == "noisy" else mean
         loss = (refined - start).square().sum(dim=(1, 2, 3)).mean()
         return self.learners["initializer"].descend(loss, iteration, self.iterations)
-
-
-def _rms(images: Tensor) -> Tensor:
-    """Root mean square over the pixels of each image, ``(B,)``."""
-    return images.detach().square().mean(dim=(1, 2, 3)).sqrt()

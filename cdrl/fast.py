@@ -16,12 +16,14 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
+from torch.utils._triton import has_triton
 
 from cdrl import langevin, precision
 from cdrl.errors import UserError
@@ -32,6 +34,9 @@ MODES = ("auto", "eager", "compiled", "replayed", "captured")
 COMPILATION_PAYS: dict[str, int] = {}
 """By kind of device, the Langevin steps in a plan from which compiling was measured to pay (docs/performance.md). No
 device has such a measurement yet, so "auto" runs eager everywhere."""
+
+_MOST_SHAPES = 64
+"""Programs of one function that may be compiled in a process; beyond them the compiler gives up."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 _log = logging.getLogger(__name__)
@@ -94,7 +99,7 @@ def choose(mode: str, device: torch.device, planned_steps: int, chains_in: str =
 def can_compile(device: torch.device) -> bool:
     """Whether `torch.compile` finds what it needs for ``device``."""
     if device.type == "cuda":
-        return torch.utils._triton.has_triton()
+        return has_triton()
     return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++"))
 
 
@@ -104,6 +109,8 @@ def compiled_step() -> langevin.Stepper:
 
 
 def _compile(function: F) -> F:
+    # One program for each set of shapes: sampling, guidance and last batches have their own, and all are wanted.
+    torch._dynamo.config.recompile_limit = max(_MOST_SHAPES, torch._dynamo.config.recompile_limit)
     # fallback_random: dropout draws the numbers it draws in eager mode.
     compiled = torch.compile(function, fullgraph=True, dynamic=False, options={"fallback_random": True})
     return cast("F", compiled)
@@ -165,8 +172,13 @@ class Captured:
             fixed = [leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
             recorded = functools.partial(self._refine, pytree.tree_unflatten(fixed, structure))
             memory = [leaf for leaf in fixed if isinstance(leaf, Tensor)]
-            self._recordings[key] = (memory, *self._record(recorded))
+            self._recordings[key] = (memory, *self._record_on(chain.start.device, recorded))
         memory, replay, result = self._recordings[key]
         torch._foreach_copy_(memory, tensors)
         replay()
         return Refined(*(value.clone() for value in result))
+
+    def _record_on(self, device: torch.device, chain: Callable[[], Refined]) -> tuple[Callable[[], None], Refined]:
+        """Graphs are recorded on the current device, which need not be the chain's."""
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            return self._record(chain)

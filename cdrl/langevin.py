@@ -40,10 +40,10 @@ class Langevin:
     noise_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.steps < 0:
-            raise UserError(f"a chain cannot have {self.steps} steps; use 0 or more")
-        if self.step_variance <= 0 or self.step_multiplier <= 0:
-            raise UserError("step_variance and step_multiplier must be positive")
+        if not self.steps >= 0 or self.steps != int(self.steps):
+            raise UserError(f"a chain cannot have {self.steps} steps; use a whole number, 0 or more")
+        if not (self.step_variance > 0 and self.step_multiplier > 0 and self.noise_scale >= 0):
+            raise UserError("step_variance and step_multiplier must be positive, noise_scale 0 or more")
 
 
 class Coefficients(NamedTuple):

@@ -39,8 +39,17 @@ class Optimisation:
     ema: float = 0.9999
 
     def __post_init__(self) -> None:
-        if self.learning_rate <= 0:
-            raise UserError(f"learning_rate must be positive, not {self.learning_rate}")
+        ranges = {
+            "learning_rate must be positive": self.learning_rate > 0,
+            "warm_up must be 0 or more": self.warm_up >= 0,
+            "weight_decay must be 0 or more": self.weight_decay >= 0,
+            "clip must be positive, or null for none": self.clip is None or self.clip > 0,
+            "ema must be at least 0 and below 1": 0 <= self.ema < 1,
+            "betas must be at least 0 and below 1": all(0 <= beta < 1 for beta in self.betas),
+        }
+        for rule, kept in ranges.items():  # positive comparisons, which no NaN passes
+            if not kept:
+                raise UserError(f"{rule}, not {getattr(self, rule.split()[0])}")
         if self.decay not in DECAYS:
             raise UserError(f"unknown decay '{self.decay}'; choose one of {', '.join(DECAYS)}")
 

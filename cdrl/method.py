@@ -30,13 +30,23 @@ class Meters:
         self.sums.index_add_(1, level, table)
 
     def read(self) -> dict[str, list[float | None]]:
-        """Means per level since the last reading (None where there was no image); one synchronisation."""
-        counts, *sums = self.sums.tolist()
+        """`means` since the last reading."""
+        found = self.means()
         self.sums.zero_()
+        return found
+
+    def means(self) -> dict[str, list[float | None]]:
+        """Means per level so far (None where there was no image); one synchronisation."""
+        counts, *sums = self.sums.tolist()
         return {
             name: [value / count if count else None for value, count in zip(row, counts, strict=True)]
             for name, row in zip(self.names, sums, strict=True)
         }
+
+
+def rms(images: Tensor) -> Tensor:
+    """Root mean square over the pixels of each image, ``(B,)``."""
+    return images.detach().square().mean(dim=(1, 2, 3)).sqrt()
 
 
 class Method(ABC):
@@ -83,7 +93,10 @@ class Method(ABC):
         return {f"{name}/{key}": value for name, part in self.learners.items() for key, value in part.state().items()}
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """The inverse of `state`."""
+        """The inverse of `state`. Raises KeyError or RuntimeError when the tensors belong to another method."""
+        own, given = ({key for key in keys if "/optimizer." not in key} for keys in (self.state(), tensors))
+        if strangers := {key for key in own ^ given if not key.startswith("trainer/")}:
+            raise KeyError(min(strangers))
         for name, learner in self.learners.items():
             prefix = f"{name}/"
             learner.load_state({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cdrl import conditions
 from cdrl.conditions import Condition
+from cdrl.errors import UserError
 from cdrl.networks import EnergyNet, Initializer
 from cdrl.networks.energy import ResidualBlock
 from cdrl.networks.initializer import Stage
@@ -33,14 +35,24 @@ class Model:
         level. Below the top level this is ``log p(y | x_t)`` without its tether (Zhu et al. 2024, eq. 6).
 
         Args:
-            y: images of level t − 1 in energy units, ``scale_t · x_{t−1}``, ``(B, C, H, W)``; clean images are a good
-                stand-in at ``level`` 1.
+            y: images of level t − 1 in energy units, ``scale_t · x_{t−1}``, ``(B, C, H, W)``, on the model's device;
+                clean images are a good stand-in at ``level`` 1.
             level: t in 1 … T, the upper level of the transition.
             label: int64 ``(B,)`` in 0 … C, or None for the null label.
 
         Returns:
             ``(B,)`` float32, natural logarithm.
+
+        Raises:
+            UserError: images, level or labels that are not the model's.
         """
+        levels, shape = self.sampler.schedule.levels, self.sampler.shape
+        if not 1 <= level <= levels:
+            raise UserError(f"level must be 1 … {levels}, not {level}")
+        if y.shape[1:] != shape:
+            raise UserError(f"images must be (B, {', '.join(map(str, shape))}), not {tuple(y.shape)}")
+        if label is not None:
+            conditions.labelled(label).check_classes(self.sampler.energy_net.classes)
         schedule = self.sampler.schedule.to(y.device)
         variance = self.sampler.chain.step_variance * schedule.unit_step[level].square()
         return self.sampler.energy_net(y, schedule.logsnr[level - 1].expand(len(y)), label) / variance

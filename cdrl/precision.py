@@ -32,11 +32,16 @@ def products(precision: str) -> Iterator[None]:
     """Convolutions and matrix products of a GPU in true float32 inside, or in TF32 where ``precision`` allows it.
 
     Raises:
-        UserError: an unknown precision.
+        UserError: an unknown precision, or one was set in this process by other means.
     """
     check(precision)
     convolutions, matrices = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = convolutions.allow_tf32, matrices.allow_tf32
+    try:
+        before = convolutions.allow_tf32, matrices.allow_tf32
+    except RuntimeError:
+        raise UserError(
+            "PyTorch's fp32_precision was set in this process; leave it alone, and choose precision="
+        ) from None
     convolutions.allow_tf32 = matrices.allow_tf32 = precision != "fp32"
     try:
         yield

@@ -98,7 +98,7 @@ def model(path: Path | str, weights: str = "ema", device: torch.device | str = "
             energy_net=energy_net.to(device),
             initializer=initializer.to(device),
             schedule=switches.schedule,
-            shape=(energy_net.channels, energy_net.image_size, energy_net.image_size),
+            shape=energy_net.shape,
             chain=switches.chain,
             shared_noise=switches.shared_noise,
             last_denoise=switches.last_denoise,

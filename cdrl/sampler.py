@@ -29,6 +29,14 @@ Observer = Callable[[str, int, Tensor], None]
 """Called with a stage ("noise", "proposal", "refined", "sample"), its level, and images ``(B, C, H, W)``."""
 
 
+def index_batches(n: int, batch_size: int, first: int = 0) -> Iterator[Tensor]:
+    """The indices ``first`` … ``n − 1``, int64, in batches. Raises `UserError` for counts that are not positive."""
+    if n < 1 or batch_size < 1 or first < 0:
+        raise UserError(f"cannot draw images {first} … {n - 1} in batches of {batch_size}; counts must be positive")
+    for start in range(first, n, batch_size):
+        yield torch.arange(start, min(start + batch_size, n))
+
+
 @dataclass
 class Sampler:
     """Draws images from a trained series of energies.
@@ -41,7 +49,7 @@ class Sampler:
         chain: steps and step size while sampling; ``step_variance`` must be the training's.
         shared_noise: whether training pairs shared their noise; known pixels then follow the same kind of pair.
         last_denoise: "consistent" with the chain's energy scale; "official" as in the released code, whose denoise
-            divides by the step built from b²/2 and so takes twice the score; or "none".
+            divides by the step built from b²/2 and from m, and so takes 2/m² times the score; or "none".
         engine: the form in which the chains run.
     """
 
@@ -70,9 +78,11 @@ class Sampler:
     def batches(
         self, n: int, seed: int, condition: Condition | None = None, batch_size: int = 256, first: int = 0
     ) -> Iterator[Tensor]:
-        """Samples number ``first`` … ``n − 1`` in batches ``(B, C, H, W)``, clamped to [−1, 1]."""
-        for start in range(first, n, batch_size):
-            yield self(torch.arange(start, min(start + batch_size, n)), seed, condition)
+        """Samples number ``first`` … ``n − 1`` in batches ``(B, C, H, W)``, clamped to [−1, 1]; raises as calls do."""
+        if condition is not None:
+            condition.check_rows(n)
+        for index in index_batches(n, batch_size, first):
+            yield self(index, seed, condition)
 
     @torch.no_grad()
     def __call__(
@@ -94,10 +104,12 @@ class Sampler:
             ``(B, C, H, W)`` in [−1, 1] on the network's device.
 
         Raises:
-            UserError: the condition names a class that the network does not know, or has too few rows.
+            UserError: the condition names a class that the network does not know, has too few rows, or known pixels
+                that are not of such an image.
         """
         condition = condition or conditions.unconditional()
         condition.check_classes(self.energy_net.classes)
+        condition.check_pixels(self.shape)
         return _Descent(self, index.to(self.device), seed, condition.batch(index, self.device), observe).run()
 
 

@@ -46,12 +46,14 @@ class Outcome:
         iteration: iterations done.
         seconds: spent training, over all calls; without milestones.
         reason: which number went wrong, when diverged.
+        kept: the iteration of the weights in the checkpoint, when they are earlier: the last healthy ones kept.
     """
 
     status: str
     iteration: int
     seconds: float
     reason: str = ""
+    kept: int | None = None
 
 
 def train(
@@ -80,7 +82,8 @@ def train(
             "seconds", "lr": {network: rate}, and each meter's means per level (None: no image, or not finite)}.
         report_every: iterations; the only ones at which the device is waited for, checkpoints apart.
         folder: where the checkpoint is, or None to keep none.
-        checkpoint_seconds: time between checkpoints. One is also kept however the run ends, short of a kill.
+        checkpoint_seconds: time between checkpoints of a healthy run. One is also kept when the run ends or is
+            interrupted; a run that diverged leaves its last healthy one, if there is any.
         milestones: iterations after which ``on_milestone`` is called; its time is not counted. After a kill the last
             may come again.
         on_milestone: see there.
@@ -128,13 +131,14 @@ def train(
                 with clock.paused(method.device):
                     on_milestone(iteration)
             if folder is not None and clock.seconds - saved_at >= checkpoint_seconds:
-                _keep(method, folder, Outcome("interrupted", iteration, clock.seconds))
+                if not _illness(method.meters.means()):
+                    _keep(method, folder, Outcome("interrupted", iteration, clock.seconds))
                 saved_at = clock.seconds
 
     status = "diverged" if reason else "finished" if iteration >= iterations else "interrupted"
     outcome = Outcome(status, iteration, clock.seconds, reason)
     if folder is not None and iteration > start.iteration:
-        _keep(method, folder, outcome)
+        _conclude(method, folder, outcome)
     return outcome
 
 
@@ -182,18 +186,33 @@ def _keep(method: Method, folder: Path, outcome: Outcome) -> None:
     checkpoint.save(folder, tensors, vars(outcome))
 
 
+def _conclude(method: Method, folder: Path, outcome: Outcome) -> None:
+    """Keeps the run's end; healthy weights that are at hand do not give way to diverged ones."""
+    if outcome.status == "diverged" and checkpoint.exists(folder):
+        before = checkpoint.facts(folder)
+        checkpoint.annotate(folder, vars(replace(outcome, kept=before["iteration"])))
+    else:
+        _keep(method, folder, outcome)
+
+
 def _restore(method: Method, folder: Path | None) -> Outcome:
     """Where the checkpoint leaves off; the beginning when there is none."""
     if folder is None or not checkpoint.exists(folder):
         return Outcome("interrupted", 0, 0.0)
     tensors, facts = checkpoint.load(folder)
     try:
+        start = Outcome(**facts)
+        if start.iteration and not any("/optimizer." in name for name in tensors):
+            raise KeyError("optimizer")
         method.load_state(tensors)
         method.meters.sums.copy_(tensors[_METERS])
-        return Outcome(**facts)
-    except (KeyError, ValueError, TypeError, RuntimeError):
+        return start
+    except torch.OutOfMemoryError:
+        raise
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise UserError(
-            f"the checkpoint in {folder} belongs to another configuration; restore that one, or delete the folder"
+            f"the checkpoint in {folder} belongs to another configuration ({error!s:.80}); restore that one, or delete "
+            "the folder"
         ) from None
 
 

@@ -149,6 +149,16 @@ class EnergyNet(nn.Module):
         )
         self.readout = nn.Linear(embedding, outputs[-1], bias=False)
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        return (self.channels, self.image_size, self.image_size)
+
+    @property
+    def knows(self) -> str:
+        """What another network of the same method must share, in words."""
+        return f"{self.channels} channels and {self.classes} classes"
+
     def forward(self, y: Tensor, logsnr: Tensor, label: Tensor | None = None) -> Tensor:
         """``f(y; λ)``, ``(B,)``.
 

@@ -170,6 +170,11 @@ class Initializer(nn.Module):
         self.norm_out = _group_norm(h)
         self.conv_out = _zeroed(Convolution(h, channels, kernel))
 
+    @property
+    def knows(self) -> str:
+        """As `cdrl.networks.EnergyNet.knows`."""
+        return f"{self.stem.in_channels} channels and {self.classes} classes"
+
     def forward(self, x: Tensor, logsnr: Tensor, label: Tensor | None = None) -> Tensor:
         """The proposal's mean in ``y`` units, the shape of ``x``.
 

@@ -192,6 +192,42 @@ def test_log_density_is_the_energy_over_the_squared_step(cooperative: Build) -> 
         torch.testing.assert_close(model.log_density(y, level, label), (energy / step).detach())
 
 
+@pytest.mark.parametrize("level", [0, -1, 7])
+def test_log_density_knows_its_levels(level: int, cooperative: Build) -> None:
+    with pytest.raises(UserError, match="level must be 1 … 6"):
+        cdrl.Model(cooperative().sampler()).log_density(torch.zeros(2, 1, 8, 8), level)
+
+
+def test_log_density_is_of_the_models_images_and_labels(cooperative: Build) -> None:
+    model, label = cdrl.Model(cooperative().sampler()), torch.tensor([1, 2])
+    with pytest.raises(UserError, match="images must be"):
+        model.log_density(torch.zeros(2, 1, 16, 16), 1)
+    with pytest.raises(UserError, match="without classes"):
+        model.log_density(torch.zeros(2, 1, 8, 8), 1, label)
+    with pytest.raises(UserError, match="a class 1 … 1"):
+        cdrl.Model(cooperative(classes=1).sampler()).log_density(torch.zeros(2, 1, 8, 8), 1, label)
+
+
+@pytest.mark.parametrize(("n", "batch_size"), [(0, 4), (-1, 4), (3, 0), (3, -1)])
+def test_counts_of_samples_are_positive(n: int, batch_size: int, cooperative: Build) -> None:
+    with pytest.raises(UserError, match="counts must be positive"):
+        cdrl.Model(cooperative().sampler()).sample(n, batch_size=batch_size)
+
+
+def test_a_device_that_is_not_there_is_no_damage(cooperative: Build, tmp_path: Path) -> None:
+    checkpoint.save_model(tmp_path, cdrl.Model(cooperative().sampler()))
+    with pytest.raises(UserError, match="cannot use device 'warp'"):
+        cdrl.load(tmp_path, device="warp")
+
+
+def test_another_format_is_named(cooperative: Build, tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, tensors(1.0), {})
+    index = json.loads((tmp_path / "checkpoint.json").read_text())
+    (tmp_path / "checkpoint.json").write_text(json.dumps({**index, "format": 99}))
+    with pytest.raises(UserError, match="format 99"):
+        checkpoint.load(tmp_path)
+
+
 def test_a_model_that_does_not_describe_its_weights(cooperative: Build, tmp_path: Path) -> None:
     checkpoint.save_model(tmp_path, cdrl.Model(cooperative().sampler()))
     path = tmp_path / "model.json"

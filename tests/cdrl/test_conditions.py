@@ -99,6 +99,12 @@ IMAGE, MASK = torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2, dtype=torch.bool)
         lambda: Condition(torch.tensor([[0]]), image=IMAGE, mask=MASK.float()),
         lambda: Condition(torch.tensor([[0]]), image=IMAGE, mask=MASK, repeats=-1),
         lambda: conditions.labelled([1, 2]).batch(torch.tensor([2]), "cpu"),
+        lambda: conditions.labelled([1, 2]).check_rows(3),
+        lambda: conditions.labelled(torch.tensor([1.0, 2.0])),
+        lambda: conditions.unconditional().inpainting(IMAGE, MASK).check_pixels((1, 4, 4)),
+        lambda: conditions.unconditional().inpainting(IMAGE, MASK).check_pixels((3, 2, 2)),
+        lambda: conditions.unconditional().inpainting(IMAGE + 255, MASK).check_pixels((1, 2, 2)),
+        lambda: conditions.unconditional().inpainting(IMAGE.byte(), MASK).check_pixels((1, 2, 2)),
     ],
 )
 def test_impossible_conditions_are_refused(make: Callable[[], Condition]) -> None:

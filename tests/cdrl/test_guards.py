@@ -126,7 +126,7 @@ def test_one_power_iteration_per_iteration(
 
 @pytest.mark.parametrize("sizes", [{}, {"classes": 3}, {"initializer": False}])
 def test_nothing_waits_for_the_device(cooperative: Callable[..., Cooperative], sizes: dict[str, Any]) -> None:
-    """No value is read back and no shape depends on one, in an iteration or in sampling."""
+    """No value is read back and no shape depends on one, in an iteration."""
     method = cooperative(**sizes)
     label = torch.ones(4, dtype=torch.long) if sizes.get("classes") else None
     with Operations() as operations:

@@ -41,6 +41,22 @@ def test_learning_rate(settings: Optimisation, rates: dict[int, float]) -> None:
         assert settings.rate(iteration, 100) == pytest.approx(rate)
 
 
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("clip", 0.0),
+        ("clip", -1.0),
+        ("ema", 1.5),
+        ("warm_up", -5),
+        ("learning_rate", float("nan")),
+        ("betas", (1.0, 0.9)),
+    ],
+)
+def test_settings_out_of_range_are_refused(setting: str, value: Any) -> None:
+    with pytest.raises(UserError, match=setting):
+        Optimisation(**{setting: value})
+
+
 def test_descend_clips_reports_the_norm_and_uses_the_rate() -> None:
     network = nn.Linear(3, 1, bias=False)
     learner = Learner(network, Optimisation(learning_rate=0.1, warm_up=2, clip=1.0))

@@ -122,7 +122,7 @@ def test_known_pixels_stay_exact_and_follow_the_noise_levels(shared: bool, repea
 
 def test_an_image_wholly_known_comes_back(cooperative: Build) -> None:
     image = 2 * torch.rand(3, 1, 8, 8) - 1
-    condition = conditions.unconditional().inpainting(image, torch.ones(1, 1, 1, 1, dtype=torch.bool))
+    condition = conditions.unconditional().inpainting(image, torch.ones(1, 1, 8, 8, dtype=torch.bool))
     assert torch.equal(cooperative().sampler()(torch.arange(3), 0, condition), image)
 
 
@@ -141,3 +141,16 @@ def test_conditions_that_do_not_fit_are_refused(cooperative: Build) -> None:
         sampler(torch.arange(5), 0, conditions.labelled([1, 2]))
     with pytest.raises(UserError, match="last_denoise"):
         replace(sampler, last_denoise="twice")
+
+
+def test_live_weights_are_sampled_without_dropout(cooperative: Build) -> None:
+    method = cooperative(dropout=0.5)
+    method.train_step(torch.zeros(2, 1, 8, 8), None, 0)
+    first, again = (method.sampler(live=True)(torch.arange(3), 0) for _ in range(2))
+    assert torch.equal(first, again)
+
+
+def test_networks_that_know_different_things_are_refused(cooperative: Build) -> None:
+    method, other = cooperative(), cooperative(classes=3)
+    with pytest.raises(UserError, match="knows 1 channels and 0 classes"):
+        Cooperative(method.energy_net, other.initializer, method.settings, method.learners["energy"].settings)

@@ -177,6 +177,45 @@ def test_divergence_is_reported_and_kept(value: float, words: str, cooperative: 
     assert run(cooperative(), log, tmp_path) == outcome, "calling again does not hide it"
 
 
+def test_diverged_weights_do_not_replace_healthy_ones(cooperative: Build, tmp_path: Path) -> None:
+    """Also between reports, where checkpoints are due after every iteration."""
+
+    def poisoned(iteration: int) -> tuple[Tensor, Tensor]:
+        images, label = batch(iteration)
+        return images * (1.0 if iteration < 5 else float("nan")), label
+
+    outcome = run(cooperative(), Log(), tmp_path, batch=poisoned, checkpoint_seconds=0.0)
+    assert (outcome.status, outcome.iteration) == ("diverged", 8)
+    tensors, facts = checkpoint.load(tmp_path)
+    assert (facts["status"], facts["iteration"], facts["kept"]) == ("diverged", 8, 5)
+    assert all(bool(value.isfinite().all()) for value in tensors.values())
+    assert run(cooperative(), Log(), tmp_path).status == "diverged"
+
+
+@pytest.mark.parametrize("other", [{"initializer": False}, {"classes": 3}])
+def test_a_checkpoint_of_more_networks_or_labels_is_not_taken(
+    other: dict[str, Any], cooperative: Build, tmp_path: Path
+) -> None:
+    run(cooperative(), Log(), tmp_path, should_stop=stop_after(2))
+    before = (tmp_path / "checkpoint.json").read_bytes()
+    with pytest.raises(UserError, match="another configuration"):
+        run(cooperative(**other), Log(), tmp_path)
+    assert (tmp_path / "checkpoint.json").read_bytes() == before
+
+
+def test_a_checkpoint_without_its_optimiser_is_not_taken(cooperative: Build, tmp_path: Path) -> None:
+    run(cooperative(), Log(), tmp_path, should_stop=stop_after(2))
+    tensors, facts = checkpoint.load(tmp_path)
+    checkpoint.save(tmp_path, {name: value for name, value in tensors.items() if "/optimizer." not in name}, facts)
+    with pytest.raises(UserError, match="another configuration"):
+        run(cooperative(), Log(), tmp_path)
+
+
+def test_images_of_another_size_are_refused(cooperative: Build) -> None:
+    with pytest.raises(UserError, match=r"images must be \(B, 1, 8, 8\)"):
+        cooperative().train_step(torch.zeros(2, 1, 16, 16), None, 0)
+
+
 def test_milestones_see_the_run_as_it_is_and_are_not_counted(
     cooperative: Build, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
