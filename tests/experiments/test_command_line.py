@@ -121,6 +121,13 @@ def test_the_command_line_wins_over_a_manifests_changes_for_its_scale() -> None:
     assert rows.drl.evaluate.images == 100
 
 
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_the_configuration_is_shown_wherever_it_is_asked_for(place: int, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["experiment=table1", "scale=nano"]
+    assert main([*arguments[:place], "--cfg", "job", *arguments[place:]]) == 0
+    assert "step_variance: 0.012" in capsys.readouterr().out
+
+
 def test_runs_are_a_pure_function_of_what_determines_them() -> None:
     def folder(*overrides: str) -> set[Path]:
         plan = make_plan(configuration.resolve(["experiment=table1", *overrides]))
