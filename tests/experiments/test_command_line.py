@@ -121,6 +121,15 @@ def test_the_command_line_wins_over_a_manifests_changes_for_its_scale() -> None:
     assert rows.drl.evaluate.images == 100
 
 
+def test_a_row_that_a_scale_adds_can_be_left_out_or_changed() -> None:
+    arguments = ["experiment=table1", "scale=paper"]
+    assert configuration.resolve([*arguments, "experiment.rows.cdrl_large=null"]).experiment.rows.cdrl_large is None
+    row = configuration.resolve(
+        [*arguments, "experiment.rows.cdrl_large.train.energy.width=8"]
+    ).experiment.rows.cdrl_large
+    assert (row.method, row.train.energy.width) == ("cdrl", 8)
+
+
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_the_configuration_is_shown_wherever_it_is_asked_for(place: int, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["experiment=table1", "scale=nano"]
@@ -180,6 +189,10 @@ def test_a_killed_run_continues_to_the_same_numbers(tmp_path: Path) -> None:
         (["data=cifar11"], ["unknown data 'cifar11'", "cifar10"]),
         (["experiment.rows.cdrl.method=cdlr"], ["unknown method 'cdlr'", "cdrl"]),
         (["scale.bugdet=5"], ["unknown setting 'scale.bugdet'", "scale.budget"]),
+        (["experiment=guidance", "experiment.rows.clrd=null"], ["'experiment.rows.clrd'", "experiment.rows.cdrl"]),
+        (["experiment=chains", "experiment.rows.noise=null"], ["unknown setting 'experiment.rows.noise'"]),
+        (["~experiment.rows.drl"], ["write experiment.rows.drl=null"]),
+        (["method=cdrl"], ["'method'", "--cfg job"]),
         (["methods.cdrl.chain.stepz=5"], ["unknown setting", "methods.cdrl.chain.steps"]),
         (["nonsense"], ["not an override", "key=value"]),
         (["--frobnicate"], ["unknown option --frobnicate", "--help"]),
