@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from scipy import stats
 
 from cdrl.errors import UserError
 from experiments.evaluate import Measurement
-from experiments.files import write_json, write_text
+from experiments.files import read_json, write_json, write_text
 from experiments.plan import Evaluation, Plan, Row
 from experiments.provenance import commit, device_name, provenance, resolve_device
 from experiments.report import published
@@ -156,7 +155,7 @@ def verdict(plan: Plan, measured: tuple[float, float, float], named: published.N
 
 def _facts(path: Path) -> dict[str, Any]:
     """What a run or an evaluation left; nothing where it has not ended."""
-    return json.loads(path.read_text()) if path.exists() else {}
+    return read_json(path) if path.exists() else {}
 
 
 def _row_facts(row: Row) -> dict[str, Any]:

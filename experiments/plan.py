@@ -21,6 +21,7 @@ from cdrl.errors import UserError
 from experiments import checks
 from experiments.configuration import digest, merged, plain, resolve
 from experiments.data import at_hand, place
+from experiments.files import read_json
 from experiments.methods import UNTRAINED
 
 
@@ -39,7 +40,7 @@ class Run:
             return "finished"
         path = self.folder / "status.json"
         if path.exists():
-            return json.loads(path.read_text())["status"]
+            return read_json(path)["status"]
         return "started" if (self.folder / "config.json").exists() else "missing"
 
     @property
