@@ -26,7 +26,7 @@ METRICS: Mapping[str, tuple[str, str]] = {
     "auroc": ("AUROC", "higher"),
     "kl (nats)": ("KL divergence (nats)", "lower"),
     "rhat": ("Split R\u0302", ""),
-    "ess": ("Effective sample size", ""),
+    "ess": ("Effective samples per 1,000 steps of a chain", ""),
     "acceptance": ("Acceptance rate", ""),
     "energy-drift": ("Energy drift (sd)", ""),
     "gradient-variance": ("Gradient noise/signal", "lower"),
