@@ -1,6 +1,6 @@
 """The suite's command line.
 
-    python -m experiments experiment=table1 scale=nano [any Hydra override]
+    python -m experiments experiment=table1 scale=nano [key=value …]
 
     experiment=NAME     a table or figure (see the list below), or all of them
     scale=NAME          nano (a laptop, minutes) | mini (one GPU, an hour) | paper (the paper's size)
@@ -8,6 +8,7 @@
     --cfg job           print the resolved configuration and stop
     device=…            auto | cpu | cuda          launcher.workers=N   runs at a time
     runs=…, results=…   where runs and results go  scale.seeds=[0]      fewer seeds
+    KEY=null            leave out a row or a part  +KEY=value           add a setting (both as in Hydra)
 
 The same command continues what an earlier one left unfinished, and does nothing twice.
 """
@@ -50,8 +51,7 @@ def _command(arguments: list[str]) -> int:
         print(__doc__)
         print(_experiments())
         return 0
-    show = arguments[:2] == ["--cfg", "job"] or arguments[-2:] == ["--cfg", "job"]
-    overrides = [argument for argument in arguments if argument not in ("--cfg", "job")]
+    overrides, show = _without_cfg_job(arguments)
     unknown = [argument for argument in overrides if argument.startswith("-")]
     if unknown:
         raise UserError(f"unknown option {unknown[0]}; --help shows what there is")
@@ -81,6 +81,14 @@ def _command(arguments: list[str]) -> int:
         for text in written:
             Console().print(text, markup=False, highlight=False, soft_wrap=True)
     return 0
+
+
+def _without_cfg_job(arguments: list[str]) -> tuple[list[str], bool]:
+    """The other arguments, and whether ``--cfg job`` stood anywhere among them."""
+    for place in range(len(arguments) - 1):
+        if arguments[place : place + 2] == ["--cfg", "job"]:
+            return arguments[:place] + arguments[place + 2 :], True
+    return arguments, False
 
 
 def _print_plan(plan: Plan) -> None:

@@ -8,7 +8,7 @@ from experiments.configuration import choices
 
 ALL = "experiment=all"
 _FIRST = ("table1", "frontier", "ablations", "speedup", "langevin_steps", "guidance")
-_ONLY_AT_PAPER = ("imagenet32",)
+_NOT_AT_NANO = ("imagenet32",)
 _NEEDS_ARGUMENTS = ("released",)
 
 
@@ -16,7 +16,7 @@ def experiments(scale: str) -> list[str]:
     """Names of all manifests that need no further arguments at ``scale``, those that train shared models first."""
     names = [name for name in choices("experiment") if name not in _NEEDS_ARGUMENTS]
     if scale == "nano":
-        names = [name for name in names if name not in _ONLY_AT_PAPER]
+        names = [name for name in names if name not in _NOT_AT_NANO]
     first = [name for name in _FIRST if name in names]
     return first + [name for name in names if name not in first]
 

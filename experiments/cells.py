@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from cdrl.errors import UserError
 from experiments.evaluate import Measurement
-from experiments.files import write_json, write_text
+from experiments.files import read_json, write_json, write_text
 from experiments.plan import Evaluation, Plan, Row
 from experiments.provenance import commit, device_name, provenance, resolve_device
 from experiments.report import published
+from experiments.statistics import interval
 
 COLUMNS = (
     "experiment", "scale", "row", "dataset", "metric", "protocol", "value", "low", "high", "seeds", "samples",
@@ -54,15 +53,6 @@ def check_writable(plan: Plan) -> None:
         ) from error
 
 
-def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and 95 % Student-t interval over seeds; the interval is NaN for a single value."""
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return mean, math.nan, math.nan
-    half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
-    return mean, mean - half, mean + half
-
-
 def _row_cells(plan: Plan, row: Row) -> Iterable[dict[str, Any]]:
     found: dict[tuple[str, str, str, str], list[tuple[Evaluation, Measurement]]] = {}
     results = [_facts(evaluation.folder / "result.json") for evaluation in row.evaluations]
@@ -75,7 +65,7 @@ def _row_cells(plan: Plan, row: Row) -> Iterable[dict[str, Any]]:
     if not found:
         yield {**shared, **_nothing_measured(plan, row, diverged=bool(shared["note"]))}
     for (suffix, dataset, metric, protocol), pairs in found.items():
-        value, low, high = interval([measurement["value"] for _, measurement in pairs])
+        value, low, high = map(float, interval([measurement["value"] for _, measurement in pairs]))
         named = published.find(row.published, dataset, metric) if row.published else None
         yield {
             **shared,
@@ -156,7 +146,7 @@ def verdict(plan: Plan, measured: tuple[float, float, float], named: published.N
 
 def _facts(path: Path) -> dict[str, Any]:
     """What a run or an evaluation left; nothing where it has not ended."""
-    return json.loads(path.read_text()) if path.exists() else {}
+    return read_json(path) if path.exists() else {}
 
 
 def _row_facts(row: Row) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 from cdrl.errors import UserError
 
 CONF = Path(__file__).parent / "conf"
+_GROUPS = ("experiment", "scale", "data", "metrics")
+"""The groups whose choice decides which settings there are."""
 
 
 def resolve(overrides: Sequence[str]) -> DictConfig:
@@ -31,7 +33,8 @@ def resolve(overrides: Sequence[str]) -> DictConfig:
     _check_choices(overrides)
     try:
         with initialize_config_dir(config_dir=str(CONF.resolve()), version_base="1.3"):
-            config = compose("config", overrides=[*overrides, *_chosen_by_experiment(overrides)])
+            said = [_addable(override, overrides) for override in overrides]
+            config = compose("config", overrides=[*said, *_chosen_by_experiment(overrides)])
         return _merged_for_scale(config, overrides)
     except (HydraException, ConfigCompositionException, OmegaConfBaseException) as error:
         raise UserError(_one_line(error, overrides)) from error
@@ -66,10 +69,28 @@ def choices(group: str) -> list[str]:
 
 def _chosen_by_experiment(overrides: Sequence[str]) -> list[str]:
     """The manifest's own picks of other groups at this scale (``experiment.choose``), where the user picks none."""
-    named = dict(override.lstrip("+").split("=", 1) for override in overrides)
+    picks = _of_manifest("choose", overrides)
+    return [f"{group}={choice}" for group, choice in picks.items() if group not in _named(overrides)]
+
+
+def _addable(override: str, overrides: Sequence[str]) -> str:
+    """An override of what the manifest has at this scale alone (``experiment.scales``) must add it, for Hydra."""
+    where, _, key = override.partition("=")[0].partition(".")
+    changes = OmegaConf.create(_of_manifest("scales", overrides))
+    known = where == "experiment" and key and OmegaConf.select(changes, key) is not None
+    return f"++{override}" if known else override
+
+
+def _of_manifest(key: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """What the chosen manifest says under ``key`` for the chosen scale."""
+    named = _named(overrides)
     manifest = yaml.safe_load((CONF / "experiment" / f"{named.get('experiment', 'table1')}.yaml").read_text())
-    picks = (manifest["experiment"].get("choose") or {}).get(named.get("scale", "nano")) or {}
-    return [f"{group}={choice}" for group, choice in picks.items() if group not in named]
+    return (manifest["experiment"].get(key) or {}).get(named.get("scale", "nano")) or {}
+
+
+def _named(overrides: Sequence[str]) -> dict[str, str]:
+    """Each override's value by its key."""
+    return dict(override.lstrip("+").split("=", 1) for override in overrides)
 
 
 def _merged_for_scale(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
@@ -89,6 +110,8 @@ def _merged_for_scale(config: DictConfig, overrides: Sequence[str]) -> DictConfi
 def _check_choices(overrides: Sequence[str]) -> None:
     for override in overrides:
         name, found, value = override.lstrip("+").partition("=")
+        if name.startswith("~"):
+            raise UserError(f"'{override}' cannot be taken away; write {name.lstrip('~')}=null to leave it out")
         if not found:
             raise UserError(f"'{override}' is not an override; write key=value, e.g. experiment=table1 scale=nano")
         if (CONF / name).is_dir() and value not in choices(name):
@@ -100,15 +123,15 @@ def _check_choices(overrides: Sequence[str]) -> None:
 def _one_line(error: Exception, overrides: Sequence[str]) -> str:
     cause = error.__cause__ or error
     for override in overrides:
-        key = override.lstrip("+~").partition("=")[0]
+        key = override.lstrip("+").partition("=")[0]
         if f"'{key}'" in str(error) or (hasattr(cause, "full_key") and str(getattr(cause, "full_key", "")) == key):
-            return f"unknown setting '{key}'{_nearest(key, _all_keys())}; --cfg job shows all settings"
+            return f"unknown setting '{key}'{_nearest(key, _all_keys(overrides))}; --cfg job shows all settings"
     return " ".join(line.strip() for line in str(error).splitlines()[:2]) + " (--cfg job shows all settings)"
 
 
-def _all_keys() -> list[str]:
-    with initialize_config_dir(config_dir=str(CONF.resolve()), version_base="1.3"):
-        config = compose("config")
+def _all_keys(overrides: Sequence[str]) -> list[str]:
+    """The settings there are with the chosen experiment, scale, data and protocol."""
+    config = resolve([f"{name}={value}" for name, value in _named(overrides).items() if name in _GROUPS])
 
     def walk(node: Any, prefix: str) -> list[str]:
         if not isinstance(node, dict):

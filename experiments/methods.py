@@ -61,8 +61,14 @@ def build(
         "channels": channels,
         "classes": classes if method["conditional"] else 0,
     }
-    with randomness.global_generator(randomness.key(seed, "initial weights"), torch.device("cpu")):
-        return BUILDERS[method["kind"]](method, sizes, seed=seed, iterations=iterations, device=device, engine=engine)
+    make = BUILDERS[method["kind"]]
+    try:
+        with randomness.global_generator(randomness.key(seed, "initial weights"), torch.device("cpu")):
+            return make(method, sizes, seed=seed, iterations=iterations, device=device, engine=engine)
+    except (TypeError, ValueError) as error:  # a setting of the wrong kind that nothing else has noticed
+        raise UserError(
+            f"method '{method.get('label', method['kind'])}': {error}; --cfg job shows its settings"
+        ) from error
 
 
 @builder("cooperative")

@@ -18,8 +18,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from cdrl.errors import UserError
+from experiments import checks
 from experiments.configuration import digest, merged, plain, resolve
 from experiments.data import at_hand, place
+from experiments.files import read_json
 from experiments.methods import UNTRAINED
 
 
@@ -38,7 +40,7 @@ class Run:
             return "finished"
         path = self.folder / "status.json"
         if path.exists():
-            return json.loads(path.read_text())["status"]
+            return read_json(path)["status"]
         return "started" if (self.folder / "config.json").exists() else "missing"
 
     @property
@@ -126,10 +128,14 @@ def make_plan(config: DictConfig) -> Plan:
     """Expand a resolved configuration.
 
     Raises:
-        UserError: a row names an unknown method or setting.
+        UserError: a row names an unknown method or setting, or a setting does not fit.
     """
+    checks.machinery(plain(config.scale), plain(config.launcher))  # before what is interpolated from the scale
     everything = plain(config)
     experiment = everything["experiment"]
+    for group, own in _own(experiment["name"], everything["scale"]["name"]).items():
+        if group in ("experiment", "data", "metrics"):
+            checks.like(group, everything[group], own)
     changed = changes(everything)
     rows = [row for name, row in experiment["rows"].items() if row for row in _expanded(name, row)]
     return Plan(
@@ -150,7 +156,7 @@ def changes(config: Mapping[str, Any]) -> tuple[str, ...]:
 
     Where data, runs and results are, and what they are computed on, does not count.
     """
-    own = _own_settings(config["experiment"]["name"], config["scale"]["name"])
+    own = _determining(_own(config["experiment"]["name"], config["scale"]["name"]))
     asked = _determining(config)
     gone = tuple(f"{key}." for key, value in asked.items() if value is None and key not in own)
     keys = [key for key in {**asked, **own} if (key in own, own.get(key)) != (key in asked, asked.get(key))]
@@ -158,8 +164,9 @@ def changes(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 @lru_cache
-def _own_settings(experiment: str, scale: str) -> dict[str, Any]:
-    return _determining(plain(resolve([f"experiment={experiment}", f"scale={scale}"])))
+def _own(experiment: str, scale: str) -> dict[str, Any]:
+    """An experiment's configuration at a scale with nothing changed."""
+    return plain(resolve([f"experiment={experiment}", f"scale={scale}"]))
 
 
 def _determining(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -208,16 +215,17 @@ def _expanded(name: str, row: dict[str, Any]) -> list[tuple[str, dict[str, Any]]
 def _row(config: Mapping[str, Any], name: str, row: dict[str, Any]) -> Row:
     if row["method"] not in config["methods"]:
         raise UserError(f"row '{name}': unknown method '{row['method']}'; there are {', '.join(config['methods'])}")
-    scale = config["scale"]
+    scale, own = config["scale"], _own(config["experiment"]["name"], config["scale"]["name"])["methods"]
     method = merged(config["methods"][row["method"]], row.get("train") or {}, f"row '{name}'")
+    checks.like(f"methods.{row['method']}", method, own.get(row["method"]))
     data = merged(config["data"], row.get("data") or {}, f"row '{name}'")
+    checks.positive(f"row '{name}': budget", row.get("budget", 1.0))
     budget = round(scale["budget"] * row.get("budget", 1.0))
-    counts = {"scale.budget": budget, "scale.samples": scale["samples"], "batch_size": method.get("batch_size", 1)}
-    for setting, value in counts.items():
-        if value < 1:
-            raise UserError(f"row '{name}': {setting} must be positive, not {value}")
+    checks.count(f"row '{name}': scale.budget", budget)
+    checks.count(f"row '{name}': batch_size", method.get("batch_size", 1))
     settings = _evaluation(config, row["evaluate"])
     seeds = row.get("seeds") or scale["seeds"]
+    checks.seeds(f"row '{name}': seeds", seeds)
     runs = [_run(config, row["method"], method, data, budget, seed) for seed in seeds]
     return Row(
         id=name,

@@ -35,7 +35,7 @@ from experiments import data, methods
 from experiments.data import attributes
 from experiments.data.points import PointBatches, PointSet
 from experiments.evaluate import SCORED, Measurement, TrainedRun, evaluator
-from experiments.files import write_json
+from experiments.files import read_json, write_json
 from experiments.metrics import Protocol, Scorer
 from experiments.provenance import device_name
 
@@ -104,7 +104,7 @@ def check_images(folder: Path, training: data.ImageSet) -> None:
     """Raises `UserError` where the run in ``folder`` began on other images or labels than these; else notes which."""
     path = folder / "data.json"
     facts = {"name": training.name, "pixels": training.checksum, "labels": training.labels_checksum}
-    if path.exists() and json.loads(path.read_text()) != facts:
+    if path.exists() and read_json(path) != facts:
         raise UserError(
             f"the images of {training.source} are not those that {folder} was trained on; bring them back, or train "
             "another run with runs=…"
@@ -140,7 +140,7 @@ def _trained(job: dict[str, Any], folder: Path, training: data.ImageSet, device:
         return method
     if status.exists():
         method.load_state(checkpoint.load(folder)[0])
-        return method if json.loads(status.read_text())["status"] == "finished" else None
+        return method if read_json(status)["status"] == "finished" else None
     _check_protocols(job, training, device)
     write_json(folder / "config.json", {**config, "seed": seed, "iterations": iterations})
     outcome = _train(method, config, folder, training, iterations, seed, device)

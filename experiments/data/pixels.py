@@ -24,7 +24,11 @@ def to_float(images: Tensor | NDArray[np.uint8]) -> Tensor:
     return scale(stored.permute(0, 3, 1, 2)).contiguous()
 
 
+def unscale(images: Tensor) -> Tensor:
+    """float of any shape -> float32 in 0 … 255, not rounded; values outside [−1, 1] are clamped."""
+    return images.float().clamp(-1.0, 1.0).add(1.0).mul(127.5)
+
+
 def to_uint8(images: Tensor) -> Tensor:
     """float NCHW -> uint8 NHWC, contiguous, on the same device; values outside [−1, 1] are clamped."""
-    rounded = images.float().clamp(-1.0, 1.0).add(1.0).mul(127.5).round()
-    return rounded.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    return unscale(images).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp
 
 from cdrl import randomness
-from cdrl.cooperative import Cooperative
+from cdrl.errors import UserError
 from cdrl.model import Model
 from cdrl.noise import NoiseSchedule
 from cdrl.sampler import Sampler
@@ -65,8 +65,8 @@ class Grid(NamedTuple):
 
 def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: Progress) -> list[Measurement]:
     """See the module's docstring."""
-    assert isinstance(run.method, Cooperative)
-    assert isinstance(run.test, PointSet)
+    if not isinstance(run.test, PointSet):
+        raise UserError(f"the density of {run.test.name} is not known; choose a set of points, such as data=rings")
     known, sampler, measurements = density(run.train.name), run.sampler(), []
     grids, learned, truth = [], [], []
     points = run.test.points[: settings["samples"]].astype(np.float64)
@@ -74,7 +74,7 @@ def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: Pro
         grid = level_grid(sampler.schedule, level, settings["grid"])
         estimate = learned_log_density(sampler, level, grid)
         exact = _at(known, sampler.schedule, level, grid.centres)
-        measurements += _compared(run, level, grid, estimate, exact, points)
+        measurements += _compared(sampler.schedule, run.seed, level, grid, estimate, exact, points)
         grids.append(grid.half)
         learned.append(estimate.reshape(grid.cells, grid.cells))
         truth.append(exact.reshape(grid.cells, grid.cells))
@@ -110,11 +110,9 @@ def divergence(estimate: Array, exact: Array) -> float:
 
 
 def _compared(
-    run: TrainedRun, level: int, grid: Grid, estimate: Array, exact: Array, points: Array
+    schedule: NoiseSchedule, seed: int, level: int, grid: Grid, estimate: Array, exact: Array, points: Array
 ) -> list[Measurement]:
-    assert isinstance(run.method, Cooperative)
-    schedule = run.method.settings.schedule
-    stream = randomness.key(run.seed, "density/noise", level)
+    stream = randomness.key(seed, "density/noise", level)
     noise = randomness.normal(stream, torch.arange(len(points)), (2,)).double().numpy()
     noised = float(schedule.alpha[level]) * points + float(schedule.sigma[level]) * noise
     cell, protocol = grid.cell(noised), _PROTOCOL.format(level)

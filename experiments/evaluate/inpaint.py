@@ -28,6 +28,7 @@ from torch import Tensor
 
 from cdrl import conditions, randomness
 from cdrl.errors import UserError
+from cdrl.sampler import Sampler
 from experiments import data
 from experiments.data import decoding
 from experiments.evaluate import Measurement, Progress, TrainedRun
@@ -53,7 +54,7 @@ def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: Pro
         label = Path(name).stem
         np.savez(out / f"inpaint-{label}.npz", truth=truth, mask=known, completions=completions)
         values = measure(truth, known, completions, run.train.images.mean(axis=0)) | _agreement(run, truth, completions)
-        cost = run.sampler().gradient_evaluations * (1 + settings["repeats"])
+        cost = gradient_evaluations(run.sampler(), settings["repeats"])
         measurements += [
             {
                 "metric": metric,
@@ -66,6 +67,12 @@ def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: Pro
             for metric, value in values.items()
         ]
     return measurements
+
+
+def gradient_evaluations(sampler: Sampler, repeats: int) -> int:
+    """Energy-gradient evaluations per image: every chain runs 1 + ``repeats`` times, the last denoise once."""
+    chains = sampler.schedule.levels * sampler.chain.steps
+    return sampler.gradient_evaluations + repeats * chains
 
 
 def mask(name: str, size: int, index: Tensor, seed: int) -> Mask:

@@ -24,7 +24,6 @@ import torch
 from numpy.typing import NDArray
 
 from cdrl import randomness
-from cdrl.cooperative import Cooperative
 from cdrl.errors import UserError
 from cdrl.noise import marginal
 from cdrl.sampler import Sampler
@@ -38,13 +37,12 @@ Images = NDArray[np.uint8]
 
 def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: Progress) -> list[Measurement]:
     """See the module's docstring."""
-    assert isinstance(run.method, Cooperative)
-    inside = run.test.images[: settings["images"]]
+    sampler, inside = run.sampler(), run.test.images[: settings["images"]]
     cache = run.config["data"]["data_cache"]
     sets = {name: outside(name, inside, run.seed, cache) for name in settings["outside"]}
     scores: dict[str, NDArray[np.float32]] = {}
     for number, (name, images) in enumerate({"inside": inside, **sets}.items()):
-        scores[name] = log_densities(run.sampler(), images, run.seed, settings["draws"], settings["batch"])
+        scores[name] = log_densities(sampler, images, run.seed, settings["draws"], settings["batch"])
         progress((number + 1) / (len(sets) + 1), f"scored {name}")
     examples = {f"examples/{name}": images[:_EXAMPLES] for name, images in {"inside": inside, **sets}.items()}
     arrays: dict[str, Any] = {**scores, **examples}

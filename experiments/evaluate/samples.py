@@ -74,7 +74,7 @@ def draw(run: TrainedRun, n: int, settings: dict[str, Any], condition: Condition
             pixels = torch.from_numpy(run.test.images[start : start + batch].copy())
             yield pixels if run.protocol.rounding else pixels.float()
         return
-    for images in _batches(run, n, settings, condition):
+    for images in batches(run, n, settings, condition):
         yield to_pixels(images, run.protocol.rounding)
 
 
@@ -100,7 +100,8 @@ def _towards_classes(run: TrainedRun, n: int, weight: float) -> Condition:
     return methods.class_condition(n, run.train.classes, run.seed, weight)
 
 
-def _batches(run: TrainedRun, n: int, settings: dict[str, Any], condition: Condition | None) -> Iterator[Tensor]:
+def batches(run: TrainedRun, n: int, settings: dict[str, Any], condition: Condition | None = None) -> Iterator[Tensor]:
+    """Images ``(B, C, H, W)`` in [−1, 1] of a run or of noise; NaN where a chain ran away."""
     if run.method is None:
         return methods.noise_images(n, run.shape, run.seed, settings["batch"])
     if isinstance(run.method, Cooperative):

@@ -19,7 +19,7 @@ import numpy as np
 
 from cdrl import randomness
 from experiments.evaluate import Measurement, Progress, TrainedRun, samples
-from experiments.metrics import Scorer
+from experiments.metrics import Scorer, to_pixels
 
 _SEARCH_SHARE = 0.5
 
@@ -56,10 +56,15 @@ def _search(run: TrainedRun, settings: dict[str, Any], progress: Progress) -> di
 
 
 def _value(run: TrainedRun, settings: dict[str, Any]) -> float:
-    """The protocol's first metric, lower is better, on the search's own samples; infinite where a chain ran away."""
+    """The protocol's first metric, lower is better, on the search's own samples; infinite where a chain ran away.
+
+    Running away ends in NaN, which 8 bits cannot hold: it is looked for before the images are rounded.
+    """
     apart = replace(run, seed=randomness.key(run.seed, "search"))
     scorer = Scorer(run.protocol.headline, run.train, run.cache, run.device)
-    for images in samples.draw(apart, settings["search_samples"], settings):
-        scorer.update(images)
+    for images in samples.batches(apart, settings["search_samples"], settings):
+        if not images.isfinite().all():
+            return np.inf
+        scorer.update(to_pixels(images, run.protocol.rounding))
     value = scorer.result()[run.protocol.metrics[0]]
     return value if np.isfinite(value) else np.inf

@@ -6,8 +6,6 @@ Each is one file in ``conf/metrics/``, named as it is called in the tables.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,12 +77,6 @@ class Protocol:
         """The same with nothing but the first metric, for curves and searches."""
         return dataclasses.replace(self, metrics=self.metrics[:1])
 
-    @property
-    def fingerprint(self) -> str:
-        """12 hex digits of a hash of everything that can change a number."""
-        facts = {**dataclasses.asdict(self), "weights": None}
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
-
     def check_fits(self, channels: int, size: int) -> None:
         """Raises `UserError`, naming protocols that fit, unless it can look at images of that kind."""
         if accepts(self.extractor, channels, size):
@@ -94,16 +86,6 @@ class Protocol:
             f"{self.name} cannot look at {size}x{size} images of {channels} channels; "
             f"protocols that can: {', '.join(fitting) or 'none'}"
         )
-
-    def label(self, samples: int | None = None, reference: int | None = None) -> str:
-        """For axes and captions, such as "fd-digits (1,000 samples, train)".
-
-        Args:
-            samples, reference: how many there really were, when known to differ from the protocol's.
-        """
-        compared = reference or self.reference_samples
-        against = f"{compared:,} {self.reference_split}" if compared else self.reference_split
-        return f"{self.name} ({samples or self.samples:,} samples, {against})"
 
 
 def names() -> list[str]:

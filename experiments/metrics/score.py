@@ -11,7 +11,8 @@ from torch import Tensor
 
 from cdrl import precision
 from cdrl.errors import UserError
-from experiments.data import ImageSet
+from experiments.data import ImageSet, to_uint8
+from experiments.data.pixels import unscale
 from experiments.metrics.extractors import Extractor, Pixels, build
 from experiments.metrics.frechet import Moments, frechet_distance
 from experiments.metrics.inception_score import inception_score
@@ -131,5 +132,5 @@ def to_pixels(images: Tensor, rounding: bool) -> Tensor:
 
     Clamped; uint8 with ``rounding``, else float32 in 0 … 255.
     """
-    pixels = (images.clamp(-1, 1) + 1).mul(127.5).permute(0, 2, 3, 1)
-    return (pixels.round().to(torch.uint8) if rounding else pixels.float()).cpu().contiguous()
+    pixels = to_uint8(images) if rounding else unscale(images).permute(0, 2, 3, 1).contiguous()
+    return pixels.cpu()

@@ -55,7 +55,7 @@ def _build(results: Path, model: Path | None, page_alone: bool) -> int:
 
 def _traceable(study: Study) -> Path | None:
     """Table 1's first finished CDRL run, where it is on this machine."""
-    runs = [study.root / e["run"] for row in study.rows if row["method"] == "cdrl" for e in row["evaluations"]]
+    runs = [study.located(e["run"]) for row in study.rows if row["method"] == "cdrl" for e in row["evaluations"]]
     return next((run for run in runs if study.name == "table1" and (run / "status.json").exists()), None)
 
 

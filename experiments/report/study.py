@@ -12,6 +12,7 @@ import pandas as pd
 import yaml
 
 from cdrl.errors import UserError
+from experiments.files import read_json
 
 MANIFESTS = Path(__file__).parents[1] / "conf" / "experiment"
 COLUMNS = (
@@ -35,7 +36,7 @@ class Study:
         rows: as in rows.json: ``{"row", "label", "method", "evaluations": [{"seed", "folder", "run"}]}``.
         cells: cells.csv, with ``label`` and ``method`` filled in.
         figures: names of modules in `experiments.report.figures`.
-        root: what relative run folders are relative to.
+        root: what relative run folders are relative to when they are not here: the folder that holds ``results/``.
     """
 
     folder: Path
@@ -76,13 +77,13 @@ class Study:
     @property
     def at_hand(self) -> bool:
         """Whether all of its runs are on this machine."""
-        return all(self._located(e["run"]).exists() for row in self.rows for e in row["evaluations"])
+        return all(self.located(e["run"]).exists() for row in self.rows for e in row["evaluations"])
 
     def evaluation(self, row: str, seed: int) -> Path:
         """The evaluation folder of a row's seed. Raises `MissingArray`."""
         for evaluation in self._row(row)["evaluations"]:
             if evaluation["seed"] == seed:
-                return self._located(evaluation["folder"])
+                return self.located(evaluation["folder"])
         raise MissingArray(f"{self.name}: row '{row}' has no seed {seed}")
 
     def array(self, row: str, seed: int, file: str) -> Any:
@@ -95,7 +96,7 @@ class Study:
         if not path.exists():
             raise MissingArray(f"{path} is not here")
         if path.suffix == ".json":
-            return json.loads(path.read_text())
+            return read_json(path)
         loaded = np.load(path, allow_pickle=False)
         return dict(loaded) if path.suffix == ".npz" else loaded
 
@@ -127,7 +128,7 @@ class Study:
     def metrics(self, row: str, seed: int) -> pd.DataFrame:
         """A run's metrics.jsonl. Raises `MissingArray`."""
         for evaluation in self._row(row)["evaluations"]:
-            path = self._located(evaluation["run"]) / "metrics.jsonl"
+            path = self.located(evaluation["run"]) / "metrics.jsonl"
             if evaluation["seed"] == seed and path.exists():
                 return pd.DataFrame([json.loads(line) for line in path.read_text().splitlines()])
         raise MissingArray(f"metrics of row '{row}', seed {seed} are not here")
@@ -146,8 +147,10 @@ class Study:
             raise MissingArray(f"{self.name} has no row '{name}'")
         return max(matching, key=lambda row: len(row["row"]))
 
-    def _located(self, folder: str) -> Path:
-        return self.root / folder
+    def located(self, folder: str) -> Path:
+        """A folder of rows.json: relative to where the command ran, be it here or beside the results."""
+        here = Path(folder)
+        return here if here.exists() else self.root / folder
 
 
 def studies(results: Path, root: Path | None = None) -> list[Study]:
@@ -179,7 +182,7 @@ def _cells(path: Path, rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def _json(path: Path, default: Any) -> Any:
-    return json.loads(path.read_text()) if path.exists() else default
+    return read_json(path) if path.exists() else default
 
 
 def _manifest(name: str) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from PIL import Image
 
+from experiments.files import write_bytes
+
 matplotlib.use("Agg")
 
 INK, SOFT, FAINT = "#1f2328", "#6a737d", "#d8dee4"
@@ -101,8 +103,7 @@ def save(canvas: Figure, folder: Path, name: str) -> None:
         data = _small_png(buffer) if kind == "png" else buffer.getvalue()
         path = folder / f"{name}.{kind}"
         if not path.exists() or path.read_bytes() != data:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
+            write_bytes(path, data)
 
 
 def _small_png(buffer: io.BytesIO) -> bytes:

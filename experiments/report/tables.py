@@ -217,7 +217,8 @@ def _caption(study: Study, cells: pd.DataFrame) -> str:
     title = study.title if study.title.endswith("?") else study.title.rstrip(".") + "."
     text = (
         f"{title} Scale {study.scale}; protocol {protocols}; {devices}. Mean and 95 % interval over training seeds. "
-        "Budget: energy-gradient evaluations × images in training; NFE: gradient evaluations a sample."
+        "Budget (training, × images) and NFE (a sample) count energy-gradient evaluations, or as much work of another "
+        "network."
     )
     used = [meaning for status, meaning in _MEANING.items() if (cells["published_status"] == status).any()]
     if cells["published"].notna().any():

@@ -121,6 +121,22 @@ def test_the_command_line_wins_over_a_manifests_changes_for_its_scale() -> None:
     assert rows.drl.evaluate.images == 100
 
 
+def test_a_row_that_a_scale_adds_can_be_left_out_or_changed() -> None:
+    arguments = ["experiment=table1", "scale=paper"]
+    assert configuration.resolve([*arguments, "experiment.rows.cdrl_large=null"]).experiment.rows.cdrl_large is None
+    row = configuration.resolve(
+        [*arguments, "experiment.rows.cdrl_large.train.energy.width=8"]
+    ).experiment.rows.cdrl_large
+    assert (row.method, row.train.energy.width) == ("cdrl", 8)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_the_configuration_is_shown_wherever_it_is_asked_for(place: int, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["experiment=table1", "scale=nano"]
+    assert main([*arguments[:place], "--cfg", "job", *arguments[place:]]) == 0
+    assert "step_variance: 0.012" in capsys.readouterr().out
+
+
 def test_runs_are_a_pure_function_of_what_determines_them() -> None:
     def folder(*overrides: str) -> set[Path]:
         plan = make_plan(configuration.resolve(["experiment=table1", *overrides]))
@@ -173,6 +189,10 @@ def test_a_killed_run_continues_to_the_same_numbers(tmp_path: Path) -> None:
         (["data=cifar11"], ["unknown data 'cifar11'", "cifar10"]),
         (["experiment.rows.cdrl.method=cdlr"], ["unknown method 'cdlr'", "cdrl"]),
         (["scale.bugdet=5"], ["unknown setting 'scale.bugdet'", "scale.budget"]),
+        (["experiment=guidance", "experiment.rows.clrd=null"], ["'experiment.rows.clrd'", "experiment.rows.cdrl"]),
+        (["experiment=chains", "experiment.rows.noise=null"], ["unknown setting 'experiment.rows.noise'"]),
+        (["~experiment.rows.drl"], ["write experiment.rows.drl=null"]),
+        (["method=cdrl"], ["'method'", "--cfg job"]),
         (["methods.cdrl.chain.stepz=5"], ["unknown setting", "methods.cdrl.chain.steps"]),
         (["nonsense"], ["not an override", "key=value"]),
         (["--frobnicate"], ["unknown option --frobnicate", "--help"]),
@@ -183,6 +203,25 @@ def test_a_killed_run_continues_to_the_same_numbers(tmp_path: Path) -> None:
         (["methods.cdrl.energy.width=0"], ["width", "positive"]),
         (["methods.cdrl.chain.steps=-1"], ["steps"]),
         (["scale.samples=-5"], ["samples", "positive"]),
+        (["scale.samples=1e2"], ["scale.samples", "whole number", "not 100.0"]),
+        (["scale.reports=0"], ["scale.reports", "positive"]),
+        (["scale.sample_batch=0"], ["scale.sample_batch", "positive"]),
+        (["scale.budget=abc"], ["scale.budget", "number", "not abc"]),
+        (["scale.milestones=[2]"], ["scale.milestones", "between 0 and 1"]),
+        (["scale.seeds=3"], ["scale.seeds", "list", "not 3"]),
+        (["scale.seeds=[]", "experiment=chains"], ["scale.seeds", "list"]),
+        (["scale.seeds=[0,0,0]"], ["scale.seeds", "different"]),
+        (["+experiment.rows.cdrl.seeds=[1,1]"], ["row 'cdrl'", "different"]),
+        (["+experiment.rows.cdrl.budget=abc"], ["row 'cdrl'", "budget", "not abc"]),
+        (["launcher.workers=two"], ["launcher.workers", "auto or", "not two"]),
+        (["launcher.threads=0"], ["launcher.threads", "positive"]),
+        (["methods.cdrl.chain.steps=abc"], ["methods.cdrl.chain.steps", "whole number", "not abc"]),
+        (["methods.cdrl.optimisation.learning_rate=fast"], ["methods.cdrl.optimisation.learning_rate", "not fast"]),
+        (["methods.cdrl.energy=abc"], ["methods.cdrl.energy", "not abc"]),
+        (["+experiment.rows.cdrl.train.levels=2.5"], ["methods.cdrl.levels", "not 2.5"]),
+        (["methods.cdrl.levels=null"], ["method 'CDRL'", "--cfg job"]),
+        (["experiment=ood", "experiment.rows.cdrl.method=short_run"], ["needs a series of energies", "short_run"]),
+        (["metrics.samples=many"], ["metrics.samples", "not many"]),
         (["results=/dev/null/here"], ["results=", "cannot write"]),
         (["runs=/dev/null/here"], ["runs=", "cannot write"]),
     ],

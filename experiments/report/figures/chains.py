@@ -13,7 +13,7 @@ from experiments.report.study import MissingArray, Study
 _MEASURES = {
     "acceptance": "Acceptance of a Metropolis correction",
     "rhat": "Split-R̂, worst quantity",
-    "ess": "Effective samples per 1,000 steps",
+    "ess": "Effective samples per 1,000 steps of a chain",
     "energy-drift": "Drift of log π (standard deviations)",
 }
 _SMOOTH = 20

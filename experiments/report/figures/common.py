@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 from experiments.report import style
+from experiments.statistics import interval
 
 METRICS: Mapping[str, tuple[str, str]] = {
     "fd": ("Fréchet distance", "lower"),
@@ -26,7 +25,7 @@ METRICS: Mapping[str, tuple[str, str]] = {
     "auroc": ("AUROC", "higher"),
     "kl (nats)": ("KL divergence (nats)", "lower"),
     "rhat": ("Split R\u0302", ""),
-    "ess": ("Effective sample size", ""),
+    "ess": ("Effective samples per 1,000 steps of a chain", ""),
     "acceptance": ("Acceptance rate", ""),
     "energy-drift": ("Energy drift (sd)", ""),
     "gradient-variance": ("Gradient noise/signal", "lower"),
@@ -50,16 +49,6 @@ def axis_label(metric: str, protocol: str) -> str:
     """A metric with its protocol and the better direction: "Fréchet distance (fd-digits) ↓"."""
     arrow = {"lower": "\u00a0↓", "higher": "\u00a0↑"}.get(METRICS.get(metric.lower(), ("", ""))[1], "")
     return f"{metric_name(metric)} ({protocol}){arrow}"
-
-
-def interval(values: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and 95 % Student-t interval over the first axis, ``(seeds, *)`` → three ``(*)``; NaN bounds for one seed."""
-    array = np.asarray(values, dtype=np.float64)
-    mean = array.mean(axis=0)
-    if len(array) < 2:
-        return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
-    half = stats.t.ppf(0.975, len(array) - 1) * array.std(axis=0, ddof=1) / math.sqrt(len(array))
-    return mean, mean - half, mean + half
 
 
 def curve_with_intervals(axes: Axes, x: ArrayLike, values: ArrayLike, **look: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -60,6 +62,13 @@ def verdict(cells: pd.DataFrame) -> str:
     )
     if fast.empty:
         return f"Half the time: no, CDRL needs more than half of DRL's time ({facts})"
-    apart = one["high"] < other["low"]
-    outcome = "yes" if apart else "better, within the intervals" if one["value"] < other["value"] else "no, worse"
-    return f"Half the time: {outcome} ({facts})"
+    return f"Half the time: {_outcome(one, other)} ({facts})"
+
+
+def _outcome(one: pd.Series, other: pd.Series) -> str:
+    """What the values and their intervals say of ``one`` being lower than ``other``."""
+    if not one["value"] < other["value"]:
+        return "no, worse"
+    if math.isnan(one["high"]) or math.isnan(other["low"]):
+        return "better; one seed, no interval"
+    return "yes" if one["high"] < other["low"] else "better, within the intervals"

@@ -76,6 +76,9 @@ def test_known_pixels_stay_exact(make_run: Runs, tmp_path: Path, monkeypatch: py
     settings = {"masks": ["box", "random"], "images": 5, "completions": 2, "repeats": 1, "batch": 4}
     measurements = inpaint.evaluate(make_run(), settings, tmp_path, quiet)
     by_name = {(m["row"], m["metric"]): m["value"] for m in measurements}
+    assert {m["grad_evals"] for m in measurements} == {
+        6 * 2 * 2 + 1
+    }  # levels × steps × (1 + repeats), the last denoise once
     assert by_name["box", "known_exact"] == by_name["random", "known_exact"] == 1.0
     assert by_name["box", "diversity"] > 0.0
     assert by_name["box", "hole_mse_best"] <= by_name["box", "hole_mse"]

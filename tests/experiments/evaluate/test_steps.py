@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from experiments.evaluate import Measurement, samples, steps
 from tests.experiments.evaluate.conftest import Runs, quiet
@@ -54,12 +55,27 @@ def test_search_draws_from_another_seed(make_run: Runs, monkeypatch: pytest.Monk
         def result(self) -> dict[str, float]:
             return {"fd": float("nan")}
 
-    def draw(run: Any, n: int, settings: dict[str, Any]) -> list[Any]:
+    def batches(run: Any, n: int, settings: dict[str, Any]) -> list[torch.Tensor]:
         seeds.append(run.seed)
-        return [None]
+        return [torch.zeros(2, 1, 8, 8)]
 
     monkeypatch.setattr(steps, "Scorer", Stub)
-    monkeypatch.setattr(samples, "draw", draw)
+    monkeypatch.setattr(samples, "batches", batches)
     run = make_run()
     assert steps._value(run, SETTINGS) == np.inf
     assert seeds != [run.seed]
+
+
+def test_a_chain_that_ran_away_scores_infinitely(make_run: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stub:
+        def __init__(self, *arguments: Any) -> None: ...
+
+        def update(self, images: Any) -> None: ...
+
+        def result(self) -> dict[str, float]:
+            return {"fd": 1.0}
+
+    monkeypatch.setattr(steps, "Scorer", Stub)
+    settings = {**SETTINGS, "batch": 4}
+    assert steps._value(make_run(), {**settings, "step_multiplier": 1.0}) == 1.0
+    assert steps._value(make_run(), {**settings, "step_multiplier": 1e18}) == np.inf

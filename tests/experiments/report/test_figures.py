@@ -47,6 +47,16 @@ def test_without_runs_the_committed_pictures_stay(results: Path) -> None:
     assert {path: path.read_bytes() for path in study.folder.glob("*.png")} == before
 
 
+def test_results_may_lie_apart_from_the_runs(
+    results: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after ``results=/elsewhere/results`` with runs in the working directory; the fixture's are relative to it."""
+    elsewhere = shutil.move(results, tmp_path_factory.mktemp("elsewhere") / "deep")
+    monkeypatch.chdir(results.parent)
+
+    assert drawing.write(Study.load(elsewhere / "table1" / "nano")) == ["score", "budget", "seconds", "samples"]
+
+
 def test_cells_alone_draw_what_they_can_where_there_is_no_picture(results: Path) -> None:
     study = Study.load(results / "table1" / "nano")
     shutil.rmtree(results.parent / "runs")

@@ -172,6 +172,15 @@ def test_half_the_time_verdict(study: Callable[..., Study], quality: float, seco
     assert f"Half the time: {expected}" in drawn["cost"].get_suptitle()
 
 
+def test_half_the_time_by_one_seed_claims_no_interval(study: Callable[..., Study]) -> None:
+    cells = [
+        cell("cdrl_15", "fd", 1.0, sample_seconds=4.0, low=np.nan, high=np.nan),
+        cell("drl_30", "fd", 2.0, sample_seconds=10.0, low=np.nan, high=np.nan),
+    ]
+    drawn = speedup.draw(study("speedup", cells))
+    assert "Half the time: better; one seed, no interval" in drawn["cost"].get_suptitle()
+
+
 @pytest.mark.parametrize("module", [guidance, compose, inpaint, ood, ablations, langevin_steps, speedup])
 def test_nothing_measured_is_said(module: Any, study: Callable[..., Study]) -> None:
     with pytest.raises(MissingArray, match="nothing is measured"):

@@ -1,0 +1,78 @@
+"""Types and ranges of what a command line can set: said before anything runs, in its own words.
+
+Every check takes the name of a setting and its value, and raises `UserError` where they do not fit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from cdrl.errors import UserError
+
+_COUNTS = ("reports", "milestone_samples", "samples", "sample_batch")
+_WORDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    list: "a list",
+    dict: "a group of settings",
+}
+
+
+def machinery(scale: Mapping[str, Any], launcher: Mapping[str, Any]) -> None:
+    """Everything in the scale, and how the launcher divides the machine."""
+    for name in _COUNTS:
+        count(f"scale.{name}", scale[name])
+    positive("scale.budget", scale["budget"])
+    seeds("scale.seeds", scale["seeds"])
+    shares = scale["milestones"]
+    if not isinstance(shares, list) or not all(_is_number(share) and 0 < share <= 1 for share in shares):
+        raise UserError(f"scale.milestones must be shares of the budget between 0 and 1 such as [0.5], not {shares}")
+    for name in ("workers", "threads"):
+        if launcher[name] != "auto":
+            count(f"launcher.{name}", launcher[name], "auto or ")
+
+
+def count(name: str, value: Any, instead: str = "") -> None:
+    """A whole number of at least 1; ``instead`` names what else there is."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UserError(f"{name} must be {instead}a positive whole number such as 100, not {value}")
+
+
+def positive(name: str, value: Any) -> None:
+    """A finite number above 0."""
+    if not _is_number(value) or not 0 < value < math.inf:
+        raise UserError(f"{name} must be a positive number, not {value}")
+
+
+def seeds(name: str, value: Any) -> None:
+    """A list of one or more whole numbers, each once."""
+    whole = isinstance(value, list) and all(isinstance(seed, int) and not isinstance(seed, bool) for seed in value)
+    if not whole or not value or len(set(value)) < len(value):
+        raise UserError(f"{name} must be a list of different whole numbers such as [0,1,2], not {value}")
+
+
+def like(name: str, value: Any, own: Any) -> None:
+    """Of the same kind as the project's ``own`` value, groups key by key; null and what it does not have fit all."""
+    if isinstance(own, Mapping) and isinstance(value, Mapping):
+        for key in value.keys() & own.keys():
+            like(f"{name}.{key}", value[key], own[key])
+    elif not _fits(value, own):
+        raise UserError(f"{name} must be {_WORDS[type(own)]} such as {own}, not {value}")
+
+
+def _fits(value: Any, own: Any) -> bool:
+    if value is None or own is None:
+        return True
+    if isinstance(own, list) and isinstance(value, list):
+        return not own or all(any(_fits(item, one) for one in own) for item in value)
+    if isinstance(own, float):
+        return _is_number(value)
+    return type(value) is type(own)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
