@@ -65,7 +65,7 @@ class Study:
             folder=folder,
             name=name,
             scale=scale,
-            title=manifest.get("title", name),
+            title=_at_scale(manifest, scale).get("title", manifest.get("title", name)),
             question=manifest.get("question", ""),
             figures=tuple(manifest.get("figures", ())),
             cells=_cells(folder / "cells.csv", rows),
@@ -183,6 +183,11 @@ def _cells(path: Path, rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 def _json(path: Path, default: Any) -> Any:
     return read_json(path) if path.exists() else default
+
+
+def _at_scale(manifest: dict[str, Any], scale: str) -> dict[str, Any]:
+    """A manifest's changes for a scale, which may have been changed further ("nano-1f3a5c")."""
+    return (manifest.get("scales") or {}).get(scale.partition("-")[0]) or {}
 
 
 def _manifest(name: str) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from experiments.report.figures.common import axis_label
 from experiments.report.study import Study
 
 _BLANK = "–"
+_NAMED = 4
+"""So many changed settings are named in a caption; provenance.json has all."""
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "×": r"$\times$", "↓": r"$\downarrow$",
@@ -214,9 +216,11 @@ def _best(
 def _caption(study: Study, cells: pd.DataFrame) -> str:
     protocols = ", ".join(dict.fromkeys(cells["protocol"].astype(str)))
     devices = ", ".join(dict.fromkeys(cells["device"].dropna().astype(str)))
+    data = ", ".join(dict.fromkeys(name.partition(" vs ")[0] for name in cells["dataset"].astype(str)))
     title = study.title if study.title.endswith("?") else study.title.rstrip(".") + "."
     text = (
-        f"{title} Scale {study.scale}; protocol {protocols}; {devices}. Mean and 95 % interval over training seeds. "
+        f"{title} Scale {study.scale}{_changes(study)}; data {data}; protocol {protocols}; {devices}. "
+        "Mean and 95 % interval over training seeds. "
         "Budget (training, × images) and NFE (a sample) count energy-gradient evaluations, or as much work of another "
         "network."
     )
@@ -224,6 +228,13 @@ def _caption(study: Study, cells: pd.DataFrame) -> str:
     if cells["published"].notna().any():
         text += " Published numbers are the papers' own, at their scale" + "".join(f"; {item}" for item in used) + "."
     return text
+
+
+def _changes(study: Study) -> str:
+    """What makes this another experiment than the scale's own."""
+    changed = study.provenance.get("changed", [])
+    named = f"with {', '.join(changed)}" if len(changed) <= _NAMED else f"with {len(changed)} settings changed"
+    return f", {named}" if changed else ""
 
 
 def _count(column: str) -> Any:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -41,7 +42,7 @@ def test_table_of_cells(results: Path) -> None:
     )  # fmt: skip
     assert [row[3] for row in table.body] == ["4.31", "9.58†", "44.5‡", "–", "–"]
     assert "† unconfirmed; ‡ sources disagree" in table.caption
-    assert "Scale nano; protocol fd-digits; a CPU" in table.caption
+    assert "Scale nano; data digits; protocol fd-digits; a CPU" in table.caption
 
 
 def test_best_is_the_lowest_distance_of_the_methods(results: Path) -> None:
@@ -170,3 +171,11 @@ def test_cells_without_the_fixed_columns_are_refused(results: Path) -> None:
         Study.load(path.parent)
     with pytest.raises(UserError, match="run the experiment first"):
         Study.load(results)
+
+
+def test_a_changed_experiment_says_so(results: Path) -> None:
+    study = Study.load(results / "table1" / "nano")
+    few = replace(study, provenance={"changed": ["scale.samples=7"]})
+    many = replace(study, provenance={"changed": [f"scale.seeds=[{number}]" for number in range(9)]})
+    assert "Scale nano, with scale.samples=7; data" in tables.build(few)[0].caption
+    assert "Scale nano, with 9 settings changed; data" in tables.build(many)[0].caption
