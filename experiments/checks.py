@@ -39,7 +39,7 @@ def machinery(scale: Mapping[str, Any], launcher: Mapping[str, Any]) -> None:
 def count(name: str, value: Any, instead: str = "") -> None:
     """A whole number of at least 1; ``instead`` names what else there is."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UserError(f"{name} must be {instead}a positive whole number such as 100, not {value}")
+        raise UserError(f"{name} must be {instead}a positive whole number in plain digits, not {value}")
 
 
 def positive(name: str, value: Any) -> None:
