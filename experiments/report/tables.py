@@ -19,6 +19,8 @@ from experiments.report.figures.common import axis_label
 from experiments.report.study import Study
 
 _BLANK = "–"
+_LEVEL = "-level"
+"""Between a row and the level it was split into."""
 _NAMED = 4
 """So many changed settings are named in a caption; provenance.json has all."""
 _LATEX = {
@@ -132,7 +134,7 @@ def _by_level(cells: pd.DataFrame) -> pd.DataFrame:
     if len(_columns(stripped)) == 1 or level.nunique() == 1:
         return cells
     name = level.astype(str)
-    levelled = stripped.assign(row=cells["row"] + "-level" + name, label=cells["label"] + ", level " + name)
+    levelled = stripped.assign(row=cells["row"] + _LEVEL + name, label=cells["label"] + ", level " + name)
     order = {row: number for number, row in enumerate(cells["row"].unique())}
     return levelled.iloc[np.lexsort((level, cells["row"].map(order)))]
 
@@ -149,8 +151,11 @@ def _table(study: Study, cells: pd.DataFrame) -> Table:
         first = group.iloc[0]
         body.append((str(first["label"]), *map(_measured, chosen), *(_joined(_FACTS[name], group) for name in facts)))
     header = ("", *(_title(column, columns) for column in columns), *facts)
-    references = [cell in ("real", "noise") for cell in cells.groupby("row", sort=False)["method"].first()]
-    return Table(header, tuple(body), _caption(study, cells), _best(columns, values, references))
+    rivals = [
+        None if method in ("real", "noise") else str(row).partition(_LEVEL)[2]
+        for row, method in cells.groupby("row", sort=False)["method"].first().items()
+    ]
+    return Table(header, tuple(body), _caption(study, cells), _best(columns, values, rivals))
 
 
 def _measured(cell: pd.Series | None) -> str:
@@ -196,20 +201,25 @@ def _title(column: tuple[str, str, str], columns: Sequence[tuple[str, str, str]]
 
 
 def _best(
-    columns: Sequence[tuple[str, str, str]], values: Sequence[Sequence[float]], references: Sequence[bool]
+    columns: Sequence[tuple[str, str, str]], values: Sequence[Sequence[float]], rivals: Sequence[str | None]
 ) -> frozenset[tuple[int, int]]:
-    """The best values of each column, ties included, reference rows apart; none where one row is measured."""
+    """The best values of each column among rows that are rivals, ties included; none where one row is measured.
+
+    Args:
+        rivals: rows with the same word (a level) are compared; None for reference rows, which no row is compared with.
+    """
     best = set()
     for number, column in enumerate(columns):
         arrow = axis_label(column[1], column[2])[-1]
-        measured = [
-            (row[number], place)
-            for place, (row, reference) in enumerate(zip(values, references, strict=True))
-            if not reference and math.isfinite(row[number])
-        ]
-        if arrow in "↓↑" and len(measured) > 1:
-            record = (min if arrow == "↓" else max)(value for value, _ in measured)
-            best |= {(place, number + 1) for value, place in measured if value == record}
+        for group in set(rivals) - {None}:
+            measured = [
+                (row[number], place)
+                for place, (row, word) in enumerate(zip(values, rivals, strict=True))
+                if word == group and math.isfinite(row[number])
+            ]
+            if arrow in "↓↑" and len(measured) > 1:
+                record = (min if arrow == "↓" else max)(value for value, _ in measured)
+                best |= {(place, number + 1) for value, place in measured if value == record}
     return frozenset(best)
 
 

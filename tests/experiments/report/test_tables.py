@@ -97,6 +97,7 @@ def test_several_metrics_at_several_levels_have_a_row_for_each_level(results: Pa
     assert [row[0] for row in table.body] == ["CDRL, level 0", "CDRL, level 1", "DRL, level 0", "DRL, level 1"]
     assert [title.split(" (")[1] for title in table.header[1:3]] == ["chains)\u00a0↓", "chains)\u00a0↑"]
     assert [row[1].split(".")[0] for row in table.body] == ["1", "2", "2", "3"]
+    assert {place for place, column in table.best if column == 1} == {0, 1}, "the best at each level, not of all"
 
 
 def test_levels_in_a_metrics_name_are_levels_too(results: Path) -> None:
