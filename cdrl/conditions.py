@@ -110,7 +110,7 @@ class Condition:
     @property
     def mix(self) -> Tensor | None:
         """The weights as a tensor, or None when there is one concept only."""
-        return None if len(self.weights) == 1 else torch.tensor(self.weights, device=self.labels.device)
+        return None if len(self.weights) == 1 else torch.tensor(self.weights).to(self.labels.device, non_blocking=True)
 
 
 def unconditional() -> Condition:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ from cdrl.cooperative import Cooperative, Settings
 from cdrl.langevin import Langevin
 from cdrl.learner import Optimisation
 from cdrl.networks import EnergyNet, Initializer
+from tests import accelerator
 
 torch.set_num_threads(1)
 
@@ -21,6 +22,13 @@ SIZES: dict[str, Any] = {"image_size": 8, "channels": 1, "width": 8, "multiplier
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[accelerator.Accelerator]:
+    """An entered `tests.accelerator.Accelerator`, where the module says that it is available."""
+    with accelerator.Accelerator() as device:
+        yield device
 
 
 @pytest.fixture

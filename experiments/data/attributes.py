@@ -122,15 +122,15 @@ class ConceptBatches:
     def __init__(self, batches: DeviceBatches, names: Sequence[str]) -> None:
         self.batches = batches
         table = np.stack([kind.first + kind.of for kind in kinds(batches.image_set, names)], axis=1)
-        self._table = torch.from_numpy(table)
+        self._table = torch.from_numpy(table).to(batches.indices(0, 1).device)
 
     def batch(self, iteration: int, first: int = 0, count: int | None = None) -> tuple[Tensor, Tensor]:
         """As `DeviceBatches.batch`; labels are int64 ``(B,)`` in 1 … C."""
         images, _ = self.batches.batch(iteration, first, count)
         start = iteration * self.batches.batch_size + first
-        positions = torch.arange(start, start + len(images))
+        positions = torch.arange(start, start + len(images), device=self._table.device)
         chosen = randomness.integers(randomness.key(self.batches.seed, "data/concept"), positions, self._table.shape[1])
-        labels = self._table[self.batches.indices(start, len(images)).cpu(), chosen]
+        labels = self._table[self.batches.indices(start, len(images)), chosen]
         return images, labels.to(images.device, non_blocking=True)
 
 

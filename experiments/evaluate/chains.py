@@ -198,7 +198,7 @@ def _pictures(run: TrainedRun, sampler: Sampler, settings: dict[str, Any], progr
     for number, steps in enumerate(lengths):
         progress(_LONG_SHARE + (1 - _LONG_SHARE) * number / len(lengths), f"pictures with {steps} steps a level")
         images = _longer(sampler, steps)(torch.arange(settings["pictures"]), run.seed)
-        pictures[str(steps)] = data.to_uint8(images).numpy()
+        pictures[str(steps)] = data.to_uint8(images).cpu().numpy()
     return pictures
 
 
