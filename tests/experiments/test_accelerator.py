@@ -108,7 +108,7 @@ JOBS: dict[tuple[str, str], list[str]] = {
     ("ood", "cdrl"): [f"experiment.rows.cdrl.evaluate.{key}" for key in ("images=16", "draws=1")],
     ("chains", "cdrl"): [
         f"experiment.rows.cdrl.evaluate.{key}"
-        for key in ("images=2", "chains=2", "steps=20", "long=[5]", "pictures=2", "samples=24")
+        for key in ("images=2", "chains=2", "steps=40", "long=[5]", "pictures=2", "samples=24")
     ],
     ("ablations", "gradients"): [
         "experiment.seeds=[0]", *(f"experiment.rows.gradients.evaluate.{key}" for key in ("images=4", "draws=2"))
