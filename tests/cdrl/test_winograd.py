@@ -19,8 +19,9 @@ def relative(value: Tensor, truth: Tensor) -> float:
 
 
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize(("height", "width", "outputs"), [(8, 8, 128), (4, 12, 160)])
+@pytest.mark.parametrize(("height", "width", "outputs"), [(8, 8, 128), (4, 12, 160), (16, 32, 128)])
 def test_values_and_gradients(height: int, width: int, outputs: int, memory: torch.memory_format) -> None:
+    """Also of images in parts: two of 16×32 at a time."""
     torch.manual_seed(0)
     h = torch.randn(3, 128, height, width).contiguous(memory_format=memory).requires_grad_()
     weight, bias = torch.randn(outputs, 128, 3, 3) / 34, torch.randn(outputs)
