@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -40,8 +40,7 @@ def save(folder: Path, tensors: Mapping[str, Tensor], facts: Facts, stem: str = 
         UserError: the folder cannot be written; what was there is then untouched.
     """
     folder = Path(folder)
-    unfinished = folder / f".{stem}-{os.getpid()}.part"
-    try:
+    with _replacing(folder, stem) as unfinished:
         folder.mkdir(parents=True, exist_ok=True)
         save_file({name: value.detach().contiguous() for name, value in tensors.items()}, unfinished)
         digest = _sha256(unfinished)
@@ -49,15 +48,10 @@ def save(folder: Path, tensors: Mapping[str, Tensor], facts: Facts, stem: str = 
         size = unfinished.stat().st_size
         _put(unfinished, path)
         index = {"format": _FORMAT, "file": path.name, "bytes": size, "sha256": digest, "facts": facts}
-        unfinished.write_text(json.dumps(index, indent=1))
-        _put(unfinished, _index(folder, stem))
+        _put_index(unfinished, folder, stem, index)
         for old in [*folder.glob(f"{stem}-*.safetensors"), *folder.glob(f".{stem}-*.part")]:
             if old != path:
                 old.unlink(missing_ok=True)
-    except (OSError, SafetensorError) as error:
-        with suppress(OSError):
-            unfinished.unlink(missing_ok=True)
-        raise UserError(f"cannot write to {folder} ({error}); free space there or choose another folder") from None
 
 
 def load(folder: Path, stem: str = _CHECKPOINT) -> tuple[dict[str, Tensor], Facts]:
@@ -87,12 +81,8 @@ def facts(folder: Path, stem: str = _CHECKPOINT) -> Facts:
 def annotate(folder: Path, facts: Facts, stem: str = _CHECKPOINT) -> None:
     """Replace the facts, and nothing else, of what the folder holds. Raises `UserError` as `save` and `load` do."""
     index = {**_read_index(folder, stem), "facts": facts}
-    unfinished = Path(folder) / f".{stem}-{os.getpid()}.part"
-    try:
-        unfinished.write_text(json.dumps(index, indent=1))
-        _put(unfinished, _index(folder, stem))
-    except OSError as error:
-        raise UserError(f"cannot write to {folder} ({error}); free space there or choose another folder") from None
+    with _replacing(folder, stem) as unfinished:
+        _put_index(unfinished, folder, stem, index)
 
 
 def exists(folder: Path, stem: str = _CHECKPOINT) -> bool:
@@ -198,6 +188,23 @@ def _read_index(folder: Path, stem: str) -> dict[str, Any]:
     if index["format"] != _FORMAT:
         raise UserError(f"{path} has format {index['format']}, this version reads {_FORMAT}; use the version it is of")
     return index
+
+
+@contextmanager
+def _replacing(folder: Path, stem: str) -> Iterator[Path]:
+    """A file to write before it takes another's place; it is gone, and a `UserError` raised, where that fails."""
+    unfinished = Path(folder) / f".{stem}-{os.getpid()}.part"
+    try:
+        yield unfinished
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        raise UserError(f"cannot write to {folder} ({error}); free space there or choose another folder") from None
+
+
+def _put_index(unfinished: Path, folder: Path, stem: str, index: Facts) -> None:
+    unfinished.write_text(json.dumps(index, indent=1))
+    _put(unfinished, _index(folder, stem))
 
 
 def _put(unfinished: Path, path: Path) -> None:

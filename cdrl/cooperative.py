@@ -134,8 +134,7 @@ class Cooperative(Method):
         return self.schedule.levels * chain.steps + (self.settings.last_denoise != "none")
 
     def train_step(self, x0: Tensor, label: Tensor | None, iteration: int) -> None:
-        if x0.shape[1:] != self.shape:
-            raise UserError(f"images must be (B, {', '.join(map(str, self.shape))}), not {tuple(x0.shape)}")
+        self.energy_net.check_images(x0)
         index = torch.arange(len(x0), device=x0.device)
         level = 1 + randomness.integers(self._key("level", iteration), index, self.schedule.levels)
         label = self._dropped(label, index, iteration)

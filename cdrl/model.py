@@ -46,11 +46,10 @@ class Model:
         Raises:
             UserError: images, level or labels that are not the model's.
         """
-        levels, shape = self.sampler.schedule.levels, self.sampler.shape
+        levels = self.sampler.schedule.levels
         if not 1 <= level <= levels:
             raise UserError(f"level must be 1 … {levels}, not {level}")
-        if y.shape[1:] != shape:
-            raise UserError(f"images must be (B, {', '.join(map(str, shape))}), not {tuple(y.shape)}")
+        self.sampler.energy_net.check_images(y)
         if label is not None:
             conditions.labelled(label).check_classes(self.sampler.energy_net.classes)
         schedule = self.sampler.schedule.to(y.device)

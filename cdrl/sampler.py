@@ -122,6 +122,7 @@ class _Descent:
         self.sampler, self.index, self.seed, self.condition = sampler, index, seed, condition
         self.schedule = sampler.schedule.to(sampler.device)
         self.weights = constant(sampler.energy_net.weights())
+        self.mix = condition.mix
         self.observe = observe or (lambda stage, level, images: None)
 
     def run(self) -> Tensor:
@@ -159,7 +160,7 @@ class _Descent:
 
     def _proposal(self, x: Tensor, t: int, repeat: int) -> Tensor:
         """``Σ_j w_j g(x_t; λ_t, c_j) + τ_t z``, or x_t itself without an initializer."""
-        initializer, mix = self.sampler.initializer, self.condition.mix
+        initializer, mix = self.sampler.initializer, self.mix
         if initializer is None:
             return x
         labels = self.condition.labels.flatten()
@@ -173,7 +174,7 @@ class _Descent:
         """The combined energy of the transition that ends at level t − 1."""
         labels = self.condition.labels.flatten()
         logsnr = self.schedule.logsnr[t - 1].expand(len(labels))
-        return self.sampler.energy_net.frozen(self.weights, logsnr, labels, self.condition.mix)
+        return self.sampler.energy_net.frozen(self.weights, logsnr, labels, self.mix)
 
     def _noised_again(self, x: Tensor, t: int, repeat: int) -> Tensor:
         """From x_{t−1} back to x_t with fresh noise (Lugmayr et al. 2022, "RePaint")."""

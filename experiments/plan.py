@@ -133,9 +133,9 @@ def make_plan(config: DictConfig) -> Plan:
     checks.machinery(plain(config.scale), plain(config.launcher))  # before what is interpolated from the scale
     everything = plain(config)
     experiment = everything["experiment"]
-    for group, own in _own(experiment["name"], everything["scale"]["name"]).items():
-        if group in ("experiment", "data", "metrics"):
-            checks.like(group, everything[group], own)
+    own = _own(experiment["name"], everything["scale"]["name"])
+    for group in ("experiment", "data", "metrics"):
+        checks.like(group, everything[group], own[group])
     changed = changes(everything)
     rows = [row for name, row in experiment["rows"].items() if row for row in _expanded(name, row)]
     return Plan(

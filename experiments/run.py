@@ -195,17 +195,7 @@ class _Pool:
         return worker
 
     def _give(self, worker: _Worker, job: Job, training: float) -> None:
-        description = {
-            "folder": str(job.run.folder),
-            "config": job.run.config,
-            "seed": job.run.seed,
-            "commit": self.commit,
-            "device": self.device,
-            "engine": self.config["engine"],
-            "threads": self.threads,
-            "cache": self.config["cache"],
-            "evaluations": [{"folder": str(e.folder), "settings": e.settings} for e in job.evaluations],
-        }
+        description = described(job, self.config, self.commit, self.device, self.threads)
         try:
             job.run.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -329,6 +319,21 @@ class _Pool:
             for listener in worker.listeners:
                 listener.join(1.0)
         self.workers = [worker for worker in self.workers if worker not in workers]
+
+
+def described(job: Job, config: Mapping[str, Any], commit: str, device: str, threads: int) -> dict[str, Any]:
+    """What a worker is told of a job; ``config`` is its plan's."""
+    return {
+        "folder": str(job.run.folder),
+        "config": job.run.config,
+        "seed": job.run.seed,
+        "commit": commit,
+        "device": device,
+        "engine": config["engine"],
+        "threads": threads,
+        "cache": config["cache"],
+        "evaluations": [{"folder": str(e.folder), "settings": e.settings} for e in job.evaluations],
+    }
 
 
 def _training(jobs: Sequence[Job]) -> list[float]:

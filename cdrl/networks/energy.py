@@ -154,6 +154,11 @@ class EnergyNet(nn.Module):
         """(C, H, W) of an image."""
         return (self.channels, self.image_size, self.image_size)
 
+    def check_images(self, images: Tensor) -> None:
+        """Raises `UserError` unless ``images`` are ``(B, *shape)``."""
+        if images.shape[1:] != self.shape:
+            raise UserError(f"images must be (B, {', '.join(map(str, self.shape))}), not {tuple(images.shape)}")
+
     @property
     def knows(self) -> str:
         """What another network of the same method must share, in words."""

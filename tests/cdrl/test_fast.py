@@ -14,6 +14,7 @@ from cdrl import fast, langevin, randomness
 from cdrl.cooperative import Cooperative
 from cdrl.errors import UserError
 from cdrl.langevin import Chain, KnownPixels, Langevin, Refined
+from tests.benchmarks.gpu.device import record_again
 
 Build = Callable[..., Cooperative]
 CPU = torch.device("cpu")
@@ -38,17 +39,11 @@ def a_chain(method: Cooperative, batch: int = 5, seed: int = 0) -> Chain:
 
 
 def replayed(recordings: list[int]) -> fast.Recorder:
-    """In place of a CUDA graph: runs the chain again on the memory it was recorded on."""
+    """`record_again`, counted."""
 
     def record(chain: Callable[[], Refined]) -> tuple[Callable[[], None], Refined]:
         recordings.append(1)
-        result = Refined(*(value.clone() for value in chain()))
-
-        def replay() -> None:
-            for old, new in zip(result, chain(), strict=True):
-                old.copy_(new)
-
-        return replay, result
+        return record_again(chain)
 
     return record
 

@@ -17,7 +17,8 @@ from experiments import data, worker
 from experiments.configuration import resolve
 from experiments.data import batches
 from experiments.methods import build
-from experiments.plan import Row, make_plan
+from experiments.plan import Evaluation, Job, Plan, make_plan
+from experiments.run import described
 from tests import accelerator
 from tests.accelerator import Accelerator, to_host
 from tests.benchmarks.gpu.device import record_again
@@ -33,9 +34,10 @@ SMALL = [
 ]  # fmt: skip
 
 
-def row(experiment: str, name: str, *overrides: str) -> Row:
+def planned(experiment: str, name: str, *overrides: str) -> tuple[Plan, Evaluation]:
+    """A plan, and the first evaluation of one of its rows."""
     plan = make_plan(resolve([f"experiment={experiment}", "scale=nano", *overrides]))
-    return next(found for found in plan.rows if found.id == name)
+    return plan, next(row.evaluations[0] for row in plan.rows if row.id == name)
 
 
 def test_a_wait_is_seen_and_so_is_a_stranger(elsewhere: Accelerator) -> None:
@@ -69,7 +71,7 @@ def test_training_waits_for_nothing_and_is_the_cpus(
 ) -> None:
     monkeypatch.setattr(batches, "fits", lambda *_: True)
     small = SMALL if experiment != "toy" else ()
-    config = row(experiment, name, *small).evaluations[0].run.config
+    config = planned(experiment, name, *small)[1].run.config
     training = data.load_config(config["data"], "train")
 
     def trained(device: torch.device) -> tuple[Tensor, Tensor]:
@@ -135,17 +137,9 @@ def test_whole_jobs(job: tuple[str, str], cache: Path, tmp_path: Path, monkeypat
     monkeypatch.setattr(worker, "tell", lambda **facts: None)
 
     def done(device: torch.device) -> list[dict[str, Any]]:
-        (evaluation,) = row(*job, *SMALL, *JOBS[job], f"runs={tmp_path / device.type}").evaluations
-        description = {
-            "config": evaluation.run.config,
-            "seed": 0,
-            "commit": "",
-            "device": str(device),
-            "engine": "eager",
-            "threads": 1,
-            "cache": str(cache),
-            "evaluations": [{"folder": str(evaluation.folder), "settings": evaluation.settings}],
-        }
+        places = [f"runs={tmp_path / device.type}", f"cache={cache}"]
+        plan, evaluation = planned(*job, *SMALL, *JOBS[job], *places, "engine=eager")
+        description = described(Job(evaluation.run, (evaluation,)), plan.config, "", str(device), 1)
         evaluation.run.folder.mkdir(parents=True)
         assert worker._do(description, evaluation.run.folder) == 0
         return json.loads((evaluation.folder / "result.json").read_text())["measurements"]
