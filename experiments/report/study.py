@@ -76,8 +76,16 @@ class Study:
 
     @property
     def at_hand(self) -> bool:
-        """Whether all of its runs are on this machine."""
-        return all(self.located(e["run"]).exists() for row in self.rows for e in row["evaluations"])
+        """Whether every evaluation is on this machine, but those of runs that diverged, which nothing is measured on.
+
+        A run alone is not enough: experiments share them.
+        """
+        return all(self._evaluated(evaluation) for row in self.rows for evaluation in row["evaluations"])
+
+    def _evaluated(self, evaluation: dict[str, Any]) -> bool:
+        status = self.located(evaluation["run"]) / "status.json"
+        diverged = status.exists() and read_json(status)["status"] == "diverged"
+        return diverged or (self.located(evaluation["folder"]) / "result.json").exists()
 
     def evaluation(self, row: str, seed: int) -> Path:
         """The evaluation folder of a row's seed. Raises `MissingArray`."""

@@ -47,6 +47,19 @@ def test_without_runs_the_committed_pictures_stay(results: Path) -> None:
     assert {path: path.read_bytes() for path in study.folder.glob("*.png")} == before
 
 
+def test_runs_without_their_evaluations_leave_the_committed_pictures(results: Path) -> None:
+    """Experiments share runs: those of another one may be here, and nothing that this one measured on them."""
+    study = Study.load(results / "table1" / "nano")
+    drawing.write(study)
+    before = (study.folder / "score.png").read_bytes()
+    lost = study.evaluation("cdrl", 0)
+    shutil.rmtree(lost)
+    assert drawing.write(study) == []
+    assert (study.folder / "score.png").read_bytes() == before
+    (lost.parent / "status.json").write_text('{"status": "diverged"}')
+    assert "score" in drawing.write(study), "of a run that diverged nothing else is to be expected"
+
+
 def test_results_may_lie_apart_from_the_runs(
     results: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
