@@ -1,44 +1,41 @@
-"""Small files that are either whole or not there."""
+"""Small files of the suite, with errors that a person can mend; `cdrl.files` does the writing."""
 
 from __future__ import annotations
 
 import json
-import os
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cdrl import files
 from cdrl.errors import UserError
+from cdrl.files import sha256
+
+__all__ = ["read_json", "sha256", "write_bytes", "write_json", "write_text", "write_whole"]
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write by renaming, so that a kill or a full disk leaves the old file or the new one.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+def write_whole(path: Path, write: Callable[[Path], object], durable: bool = True) -> None:
+    """`cdrl.files.write_whole`; the folder is made where it is missing. Raises `UserError` if it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())  # else a power cut may keep the new name without its content
-        os.replace(temporary, path)
+        files.write_whole(path, write, durable)
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
         raise UserError(f"cannot write {path} ({error.strerror}); mend that, and the same command goes on") from error
 
 
-def write_text(path: Path, text: str) -> None:
-    """`write_bytes` of text."""
-    write_bytes(path, text.encode())
+def write_bytes(path: Path, data: bytes, durable: bool = True) -> None:
+    """`write_whole` of bytes."""
+    write_whole(path, lambda unfinished: unfinished.write_bytes(data), durable)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """`write_text` of indented JSON."""
-    write_text(path, json.dumps(value, indent=1) + "\n")
+def write_text(path: Path, text: str, durable: bool = True) -> None:
+    """`write_whole` of text."""
+    write_bytes(path, text.encode(), durable)
+
+
+def write_json(path: Path, value: Any, durable: bool = True) -> None:
+    """`write_whole` of indented JSON."""
+    write_text(path, json.dumps(value, indent=1) + "\n", durable)
 
 
 def read_json(path: Path) -> Any:

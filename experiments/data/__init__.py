@@ -10,15 +10,15 @@ from experiments.data.batches import DeviceBatches
 from experiments.data.doctor import at_hand, inventory
 from experiments.data.images import ImageSet
 from experiments.data.pixels import to_float, to_uint8
-from experiments.data.registry import load, load_config, names, place
+from experiments.data.registry import DataSettings, load, names, place
 
 __all__ = [
+    "DataSettings",
     "DeviceBatches",
     "ImageSet",
     "at_hand",
     "inventory",
     "load",
-    "load_config",
     "names",
     "place",
     "to_float",

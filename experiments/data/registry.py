@@ -6,8 +6,8 @@ import importlib
 import inspect
 import os
 import pkgutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -148,32 +148,58 @@ def load(
     return materialise(found, where.cache, name, split, known.checksums.get(split))
 
 
-def load_config(config: Mapping[str, Any], split: str) -> ImageSet:
-    """`load` as a data config asks for it, and check that the images are what the networks will be built for.
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """A data set as configured in ``conf/data/<name>.yaml``, and where it lies.
 
-    Args:
-        config: a resolved ``conf/data`` node: name, root, image_size, channels, classes, options, data_cache.
-
-    Raises:
-        UserError: as `load`, or when size, channels or classes differ from the config's.
+    Attributes:
+        name: one of `names()`.
+        root: the folder that holds the files; None for the environment variable, then ``<data_cache>/<name>``.
+        image_size: height and width in pixels.
+        channels: of an image.
+        classes: number of classes; None where they are counted.
+        flip: whether training mirrors every other image.
+        label_from: the attribute that labels come from.
+        concepts: kinds of concepts to train on, see `experiments.data.attributes`.
+        data_cache: where downloads and decoded arrays go; None for `cache_folder()`.
+        options: the data set's own options.
     """
-    name = config["name"]
-    images = load(
-        name,
-        split,
-        config.get("root"),
-        data_cache=config.get("data_cache"),
-        **dict(config.get("options") or {}),
-    )
-    expected = {"image_size": images.image_size, "channels": images.channels}
-    if not config.get("label_from") and config.get("classes"):
-        expected["classes"] = images.classes
-    for key, actual in expected.items():
-        if config.get(key) is not None and config[key] != actual:
-            raise UserError(
-                f"data set {name} has {key} {actual}, the configuration says {config[key]}; set data.{key}={actual}"
-            )
-    return images
+
+    name: str
+    root: str | None = None
+    image_size: int = 32
+    channels: int = 3
+    classes: int | None = 0
+    flip: bool = False
+    label_from: str | None = None
+    concepts: Sequence[str] | None = None
+    data_cache: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def load(self, split: str) -> ImageSet:
+        """`load`, checked to be what the networks will be built for.
+
+        Raises:
+            UserError: as `load`, or when size, channels or classes differ from the settings.
+        """
+        images = load(self.name, split, self.root, data_cache=self.data_cache, **self.options)
+        actual = {"image_size": images.image_size, "channels": images.channels}
+        if not self.label_from and self.classes:
+            actual["classes"] = images.classes
+        for key, value in actual.items():
+            if getattr(self, key) != value:
+                raise UserError(
+                    f"data set {self.name} has {key} {value}, the configuration says {getattr(self, key)}; "
+                    f"set data.{key}={value}"
+                )
+        return images
+
+    def identity(self) -> dict[str, Any]:
+        """What of this decides the images: any name but "folder" is one known data set, wherever it lies."""
+        facts = {key: value for key, value in asdict(self).items() if key not in ("root", "data_cache")}
+        if self.name == "folder":
+            facts["root"] = str(place("folder", self.root).root.absolute())
+        return facts
 
 
 def _check_call(known: DataSet, split: str, where: Place, options: Mapping[str, Any]) -> None:

@@ -2,9 +2,9 @@
 
     evaluate(run, settings, out, progress) -> measurements
 
-A measurement is a plain dict: ``metric, protocol, value, samples`` and optionally ``dataset``, ``row`` (a suffix, when
-one evaluation fills several rows), ``grad_evals`` (per sample) and ``seconds``. Arrays for figures are written to
-``out``.
+Measurements are `experiments.measurement.Measurement`; arrays for figures are written to the folder ``out``. A module
+that scores samples under the protocol says so by ``SCORES = True``: then the protocol's reference statistics are made
+before it is needed.
 """
 
 from __future__ import annotations
@@ -14,53 +14,48 @@ import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from cdrl.cooperative import Cooperative
 from cdrl.errors import UserError
 from cdrl.method import Method
+from cdrl.recipe import Recipe
 from cdrl.sampler import Sampler
-from experiments.data import ImageSet
+from experiments.data import DataSettings, ImageSet
+from experiments.measurement import Measurement
 
 if TYPE_CHECKING:
     from experiments.metrics import Protocol
 
-SCORED = frozenset({"chains", "samples", "steps"})
-"""The kinds that score samples under the protocol."""
-
-
-class _Required(TypedDict):
-    metric: str
-    protocol: str
-    value: float
-    samples: int
-
-
-class Measurement(_Required, total=False):
-    """One measured number; see the module's docstring."""
-
-    dataset: str
-    row: str
-    grad_evals: float
-    seconds: float
-
-
-Progress = Callable[[float, str], None]
+OnProgress = Callable[[float, str], None]
 """Told the share done, 0 … 1, and what is being done."""
-Evaluator = Callable[["TrainedRun", dict[str, Any], Path, Progress], list[Measurement]]
+Evaluator = Callable[["TrainedRun", dict[str, Any], Path, OnProgress], list[Measurement]]
 
 
 @dataclass
 class TrainedRun:
-    """A run as an evaluation sees it. ``method`` is None for the reference rows, which train nothing."""
+    """A run as an evaluation sees it.
 
-    folder: Path
-    config: dict[str, Any]
+    Attributes:
+        recipe: how it was trained.
+        data: its data set's settings.
+        method: trained, or None for the reference rows.
+        milestones: folders of averaged weights along training, in order; see `cdrl.checkpoint.load`.
+        seed: of the run, and so of its samples.
+        device: where to compute.
+        train, test: the images.
+        protocol: of the evaluation.
+        cache: folder of weights and statistics.
+    """
+
+    recipe: Recipe
+    data: DataSettings
+    method: Method | None
+    milestones: tuple[Path, ...]
     seed: int
     device: torch.device
-    method: Method | None
     train: ImageSet
     test: ImageSet
     protocol: Protocol
@@ -71,21 +66,26 @@ class TrainedRun:
         """(C, H, W) of an image."""
         return (self.train.channels, self.train.image_size, self.train.image_size)
 
-    @property
-    def kind(self) -> str:
-        """The kind of method."""
-        return self.config["method"]["kind"]
-
     def sampler(self) -> Sampler:
         """The sampler of a series of energies. Raises `UserError` for methods that are none."""
         if not isinstance(self.method, Cooperative):
-            raise UserError(f"this evaluation needs a series of energies (CDRL or DRL), not '{self.kind}'")
+            name = self.recipe.label or type(self.recipe).__name__
+            raise UserError(f"this evaluation needs a series of energies (CDRL or DRL), not '{name}'")
         return self.method.sampler()
 
 
 def evaluator(kind: str) -> Evaluator:
     """The ``evaluate`` function of a kind. Raises `UserError` when there is no such module."""
+    return _module(kind).evaluate
+
+
+def scores_samples(kind: str) -> bool:
+    """Whether this kind of evaluation needs the protocol's reference statistics."""
+    return getattr(_module(kind), "SCORES", False)
+
+
+def _module(kind: str) -> Any:
     known = sorted(module.name for module in pkgutil.iter_modules(__path__))
     if kind not in known:
         raise UserError(f"unknown kind of evaluation '{kind}'; there are {', '.join(known)}")
-    return importlib.import_module(f"{__name__}.{kind}").evaluate
+    return importlib.import_module(f"{__name__}.{kind}")

@@ -1,0 +1,56 @@
+"""One measured number with everything it is about, in columns of its own: nothing is ever encoded in a name."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+ABOUT = ("level", "steps", "weight", "against", "mask", "image_size", "variant")
+"""Columns that tell apart the numbers of one row and metric."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """A number that an evaluation measured on one run.
+
+    Attributes:
+        metric: one of `experiments.metrics.METRICS`.
+        protocol: how it was measured; two protocols never share a column.
+        value: the number; NaN where it is undefined.
+        samples: how many images (or draws, or points) it rests on.
+        dataset: the data set it is about; empty for the run's own.
+        level: the noise level, 0 … T − 1.
+        steps: K, Langevin steps per level.
+        weight: of guidance, or of a concept.
+        against: the data set it is compared with.
+        mask: the pixels that were known.
+        image_size: height and width in pixels.
+        variant: what else sets it apart, in a word or two.
+        grad_evals: energy-gradient evaluations per sample.
+        seconds: that sampling took.
+    """
+
+    metric: str
+    protocol: str
+    value: float
+    samples: int
+    dataset: str = ""
+    level: int | None = None
+    steps: int | None = None
+    weight: float | None = None
+    against: str = ""
+    mask: str = ""
+    image_size: int | None = None
+    variant: str = ""
+    grad_evals: float | None = None
+    seconds: float | None = None
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Measurement:
+        """The inverse of `to_json`. Raises `TypeError` for a record with other fields."""
+        return cls(**record)
+
+    def to_json(self) -> dict[str, Any]:
+        """Only the fields that say something."""
+        defaults = {field.name: field.default for field in fields(self)}
+        return {name: value for name, value in asdict(self).items() if value != defaults[name]}

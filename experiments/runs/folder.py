@@ -1,0 +1,412 @@
+"""The run folder: what is wanted of a run, how far it is, and what came out. Nothing else knows what lies in one.
+
+    runs/<data set>/<method>/<hash>/seed<k>/
+        config.json      what the run is, written by the plan: `RunSettings`
+        data.json        the images it began on
+        length.json      how many iterations a budget in seconds became, and on which device
+        checkpoint.json  beside one safetensors file: where training stands (`cdrl.checkpoint`)
+        metrics.jsonl    one line per report
+        milestones/      averaged weights along the way
+        status.json      how training ended: `Status`
+        progress.json    what is being done at the moment: `Progress`
+        failure.json     why the last attempt stopped: `Failure`; error.log has the traceback of a crash
+        lock, stop       held by whoever works here; asks whoever works here to stop
+        eval/<kind>-<hash>/
+            settings.json    what is wanted of the evaluation, written by the plan
+            result.json      what came out: `Result`; arrays for figures lie beside it
+
+A run is a pure function of its settings, and so is its folder's name: the same command finds its own work, on this
+machine or across a shared file system.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from filelock import SoftFileLease, Timeout
+
+from cdrl import checkpoint
+from cdrl.errors import UserError
+from cdrl.recipe import Recipe
+from experiments import methods
+from experiments.configuration import digest
+from experiments.data import DataSettings, ImageSet
+from experiments.files import read_json, write_json, write_text
+from experiments.measurement import Measurement
+
+_LEASE = 60.0
+"""Seconds without a sign of life after which a folder whose owner cannot be asked (another machine) is taken over."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """Everything that determines a run.
+
+    Attributes:
+        data: the data set, and where it lies.
+        method: as configured, with its ``_target_``; see `recipe`.
+        budget: energy-gradient evaluations × images, or ``{"seconds": s}`` of training on the device at hand.
+        reports: lines of ``metrics.jsonl``.
+        milestones: shares of the budget at which averaged weights are kept.
+        seed: of everything random.
+    """
+
+    data: DataSettings
+    method: Mapping[str, Any]
+    budget: int | Mapping[str, float]
+    reports: int
+    milestones: tuple[float, ...]
+    seed: int
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> RunSettings:
+        """The inverse of `to_json`."""
+        return cls(
+            **{**record, "data": DataSettings(**record["data"]), "milestones": tuple(record["milestones"])}
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def recipe(self) -> Recipe:
+        """The method's settings, typed. Raises `UserError` where they do not fit."""
+        return methods.recipe(self.method)
+
+    def identity(self) -> dict[str, Any]:
+        """What the numbers depend on, but the seed: not what things are called, nor where they lie."""
+        method = {key: value for key, value in self.method.items() if key != "label"}
+        identity: dict[str, Any] = {"data": self.data.identity(), "method": method}
+        if self.recipe.trains:
+            identity |= {"budget": self.budget, "reports": self.reports, "milestones": list(self.milestones)}
+        return identity
+
+    def folder(self, runs: Path, name: str) -> RunFolder:
+        """Where the run of a method called ``name`` belongs below ``runs``."""
+        return RunFolder(runs / self.data.name / name / digest(self.identity()) / f"seed{self.seed}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """How training ended.
+
+    Attributes:
+        status: "finished" or "diverged".
+        iterations: that were done.
+        seconds: of training.
+        grad_evals: energy-gradient evaluations × images that were spent.
+        commit: of the code.
+        device: the processor's or GPU's name.
+        reason: what diverged, in words.
+    """
+
+    status: str
+    iterations: int
+    seconds: float
+    grad_evals: int
+    commit: str
+    device: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """What is being done in a folder, for whoever watches.
+
+    Attributes:
+        phase: "training", or the kind of evaluation.
+        done, total: in the phase's own units.
+        text: the same in words.
+        updated: seconds since the epoch.
+        host, pid: who says so.
+    """
+
+    phase: str
+    done: float
+    total: float
+    text: str
+    updated: float
+    host: str
+    pid: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why the last attempt stopped: a mistake that the user can mend, or a crash."""
+
+    message: str
+    mistake: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What an evaluation measured, how long it took, and where."""
+
+    measurements: tuple[Measurement, ...]
+    seconds: float
+    commit: str
+    device: str
+
+
+class WorkFolder:
+    """A folder that somebody works in: its lock, its progress, its failure, and the wish to stop."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.path)!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, WorkFolder) and self.path == other.path
+
+    def __hash__(self) -> int:
+        return hash(self.path)
+
+    @contextmanager
+    def lock(self, wait: float = 0.0) -> Iterator[None]:
+        """Keeps others from working here; works on file systems without flock.
+
+        Args:
+            wait: seconds to wait for the present owner; negative for as long as it takes.
+
+        Raises:
+            UserError: another process works here, or the folder cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with SoftFileLease(self.path / "lock", lease_duration=_LEASE, timeout=wait):
+                yield
+        except Timeout:
+            raise UserError(f"another process is working on {self.path}; wait for it or stop it") from None
+        except PermissionError as error:
+            raise UserError(f"cannot write to {self.path} ({error.strerror}); choose another folder") from error
+
+    def report(self, phase: str, done: float, total: float, text: str) -> None:
+        """Says how far the work is. Nothing is lost where this cannot be written."""
+        now = Progress(
+            phase=phase, done=done, total=total, text=text, updated=time.time(), host=socket.gethostname(),
+            pid=os.getpid(),
+        )  # fmt: skip
+        with suppress(UserError):
+            write_json(self.path / "progress.json", asdict(now), durable=False)
+
+    def progress(self) -> Progress | None:
+        """What was last reported, if anything."""
+        try:
+            return Progress(**json.loads((self.path / "progress.json").read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def fail(self, message: str, *, mistake: bool, traceback: str = "") -> None:
+        """Keeps why an attempt stopped."""
+        with suppress(UserError):
+            write_json(self.path / "failure.json", asdict(Failure(message=message, mistake=mistake)))
+            if traceback:
+                write_text(self.path / "error.log", traceback)
+
+    def failure(self) -> Failure | None:
+        """Why the last attempt stopped, unless it has been tried again since."""
+        path = self.path / "failure.json"
+        return Failure(**read_json(path)) if path.exists() else None
+
+    def begin(self) -> None:
+        """Forgets what an earlier attempt left behind."""
+        for name in ("failure.json", "stop", "progress.json"):
+            (self.path / name).unlink(missing_ok=True)
+
+    def ask_to_stop(self) -> None:
+        """Whoever works here keeps a checkpoint and leaves, within a second or two."""
+        with suppress(OSError):
+            (self.path / "stop").touch()
+
+    @property
+    def stop_asked(self) -> bool:
+        return (self.path / "stop").exists()
+
+
+class RunFolder(WorkFolder):
+    """One training run and its evaluations; see the module's docstring."""
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """The run in a folder. Raises `UserError` where there is none."""
+        if not (Path(path) / "config.json").exists():
+            raise UserError(f"{path} is no run folder; name one such as runs/digits/cdrl/<hash>/seed0")
+        return cls(path)
+
+    @property
+    def name(self) -> str:
+        """The run for people: "cdrl seed 0"."""
+        return f"{self.path.parts[-3]} {self.path.name.replace('seed', 'seed ')}"
+
+    # What is wanted.
+
+    def want(self, settings: RunSettings) -> None:
+        """Writes what the run is. Raises `UserError` where the folder cannot be written."""
+        path, wanted = self.path / "config.json", settings.to_json()
+        if path.exists() and RunSettings.from_json(read_json(path)).to_json() == wanted:
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write to {self.path} ({error.strerror}); choose another folder: runs=…") from error
+        write_json(path, wanted)
+
+    @property
+    def settings(self) -> RunSettings:
+        """What the run is. Raises `UserError` where that is missing or damaged."""
+        path = self.path / "config.json"
+        try:
+            return RunSettings.from_json(read_json(path))
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path} does not describe a run ({error}); delete it; its command makes it again") from None
+
+    def evaluation(self, settings: Mapping[str, Any]) -> EvaluationFolder:
+        """The folder of an evaluation of this run."""
+        return EvaluationFolder(self.path / "eval" / f"{settings['kind']}-{digest(settings)}")
+
+    def evaluations(self) -> list[EvaluationFolder]:
+        """Every evaluation that was ever wanted here, by name."""
+        return [EvaluationFolder(path.parent) for path in sorted(self.path.glob("eval/*/settings.json"))]
+
+    # How far it is.
+
+    @property
+    def state(self) -> str:
+        """``missing``, ``wanted``, ``started``, ``finished`` or ``diverged``."""
+        if (status := self.status()) is not None:
+            return status.status
+        if checkpoint.exists(self.path) or self.metrics.path.exists():
+            return "started"
+        return "wanted" if (self.path / "config.json").exists() else "missing"
+
+    def status(self) -> Status | None:
+        """How training ended; None where it has not."""
+        path = self.path / "status.json"
+        return Status(**read_json(path)) if path.exists() else None
+
+    def finish(self, status: Status) -> None:
+        write_json(self.path / "status.json", asdict(status))
+
+    def finished(self) -> Status:
+        """`status` of a run that finished. Raises `UserError` where it did not, or diverged."""
+        status = self.status()
+        if status is None:
+            raise UserError(
+                f"{self.path} is no finished run; train it first, or name another, e.g. runs/digits/cdrl/…/seed0"
+            )
+        if status.status != "finished":
+            raise UserError(f"{self.path} is a run that {status.status}; name one that finished")
+        return status
+
+    def check_images(self, training: ImageSet) -> None:
+        """Notes which images the run begins on. Raises `UserError` where it began on others."""
+        path = self.path / "data.json"
+        facts = {"name": training.name, "pixels": training.checksum, "labels": training.labels_checksum}
+        if path.exists() and read_json(path) != facts:
+            raise UserError(
+                f"the images of {training.source} are not those that {self.path} was trained on; bring them back, or "
+                "train another run with runs=…"
+            )
+        write_json(path, facts)
+
+    @property
+    def metrics(self) -> MetricsLog:
+        return MetricsLog(self.path / "metrics.jsonl")
+
+    def length(self) -> dict[str, Any] | None:
+        """The iterations that a budget in seconds became, once that was measured."""
+        path = self.path / "length.json"
+        return read_json(path) if path.exists() else None
+
+    def keep_length(self, facts: Mapping[str, Any]) -> None:
+        write_json(self.path / "length.json", dict(facts))
+
+    def milestone(self, iteration: int) -> Path:
+        """Where the averaged weights after ``iteration`` belong."""
+        return self.path / "milestones" / f"{iteration:08d}"
+
+    def milestones(self) -> list[Path]:
+        """The kept ones, in order."""
+        return sorted((self.path / "milestones").glob("*"))
+
+
+class EvaluationFolder:
+    """One evaluation of a run: its settings, and its result once there is one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, EvaluationFolder) and self.path == other.path
+
+    def __hash__(self) -> int:
+        return hash(self.path)
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def done(self) -> bool:
+        return (self.path / "result.json").exists()
+
+    def want(self, settings: Mapping[str, Any]) -> None:
+        """Writes what the evaluation is."""
+        if not (self.path / "settings.json").exists():
+            write_json(self.path / "settings.json", dict(settings))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return read_json(self.path / "settings.json")
+
+    def keep(self, result: Result) -> None:
+        record = {"measurements": [m.to_json() for m in result.measurements]}
+        facts = {key: value for key, value in asdict(result).items() if key != "measurements"}
+        write_json(self.path / "result.json", {**record, **facts})
+
+    def result(self) -> Result | None:
+        """What came out; None where nothing has yet. Raises `UserError` where it is damaged."""
+        path = self.path / "result.json"
+        if not path.exists():
+            return None
+        record = read_json(path)
+        try:
+            found = tuple(Measurement.from_json(one) for one in record.pop("measurements"))
+            return Result(measurements=found, **record)
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path} is damaged ({error}); delete it; the same command makes it again") from None
+
+
+class MetricsLog:
+    """``metrics.jsonl``: one line per report; after a resume the lines that will be made again are dropped."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, facts: Mapping[str, Any]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(facts) + "\n")
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Every whole line; one that was cut short by a kill ends the log."""
+        lines = []
+        with suppress(FileNotFoundError, json.JSONDecodeError):
+            for line in self.path.read_text().splitlines():
+                lines.append(json.loads(line))
+        return lines
+
+    def truncate(self, iteration: int) -> None:
+        """Keep the lines up to ``iteration``."""
+        if self.path.exists():
+            kept = [line for line in self.lines() if line["iteration"] <= iteration]
+            write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
