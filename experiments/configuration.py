@@ -119,16 +119,16 @@ def _specialisation(experiment: str, scale: str, chosen: Mapping[str, str]) -> l
     picks = manifest(experiment).experiment.get("choose", {}).get(scale) or {}
     changes = [f"{group}={choice}" for group, choice in picks.items() if group not in chosen]
     for name in choices("method"):
-        scales = OmegaConf.load(CONF / "method" / f"{name}.yaml").get("scales") or {}
-        changes += _as_overrides(f"methods.{name}", scales.get(scale) or {})
+        scales = OmegaConf.select(OmegaConf.load(CONF / "method" / f"{name}.yaml"), f"scales.{scale}")
+        changes += _as_overrides(f"methods.{name}", scales or {})
     changes += _as_overrides("methods", manifest(experiment).get("methods") or {})
-    scales = manifest(experiment).experiment.get("scales") or {}
-    return changes + list(_as_overrides("experiment", scales.get(scale) or {}))
+    scales = OmegaConf.select(manifest(experiment), f"experiment.scales.{scale}")
+    return changes + list(_as_overrides("experiment", scales or {}))
 
 
 def _as_overrides(key: str, node: Any) -> Iterator[str]:
     """A configuration node as Hydra overrides, one for each leaf; interpolations stay what they are."""
-    value = OmegaConf.to_container(node) if OmegaConf.is_config(node) else node
+    value: Any = OmegaConf.to_container(node) if OmegaConf.is_config(node) else node
     if isinstance(value, dict) and value:
         for name, item in value.items():
             yield from _as_overrides(f"{key}.{name}", item)

@@ -148,4 +148,3 @@ def _size_of(method: str, shape: ImageShape) -> tuple[int, float]:
 
 def _budget(settings: RunSettings) -> str:
     return f"{settings.budget:,}" if isinstance(settings.budget, int) else f"{settings.budget['seconds']:g} s"
-

@@ -111,8 +111,10 @@ def carry_out(plans: Sequence[Plan], complete: Callable[[Plan], None]) -> bool:
     launcher = config["launcher"]
     jobs = one_per_run(job for one in incomplete for job in one.missing())
     statistics = {made.folder.path: made for one in incomplete for made in one.statistics()}
-    for wanted in (*statistics.values(), *jobs):
-        wanted.want()
+    for made in statistics.values():
+        made.want()
+    for job in jobs:
+        job.want()
     deadline = time.time() + launcher["seconds"] if launcher["seconds"] else math.inf
     common = Order(
         folder="",
@@ -120,6 +122,7 @@ def carry_out(plans: Sequence[Plan], complete: Callable[[Plan], None]) -> bool:
         engine=config["engine"],
         cache=config["cache"],
         commit=commit(),
+        checkpoint_seconds=config["checkpoint_seconds"],
         deadline=deadline,
     )
     orders = [replace(common, folder=str(path)) for path in statistics]
@@ -199,5 +202,3 @@ def _training_shares(jobs: Sequence[Job]) -> list[float]:
         budgets.append((job.settings.data.name, cost if trains else 0.0))
     longest = {name: max(cost for other, cost in budgets if other == name) for name, _ in budgets}
     return [cost / longest[name] if cost else 0.0 for name, cost in budgets]
-
-

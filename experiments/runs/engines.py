@@ -7,6 +7,7 @@ asks it for the wish to stop, so stopping is the same everywhere; and since work
 
 from __future__ import annotations
 
+import logging
 import math
 import multiprocessing
 import os
@@ -270,10 +271,10 @@ class Ray(_Cluster):
             try:
                 ray.init(
                     address=launcher["address"],
-                    logging_level="error",
+                    logging_level=logging.ERROR,
                     log_to_driver=False,
                     runtime_env={"env_vars": {"PYTHONPATH": _python_path()}},
-                    **({"include_dashboard": False} if launcher["address"] is None else {}),
+                    include_dashboard=None if launcher["address"] else False,
                 )
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise UserError(f"cannot reach a Ray cluster ({error}); set launcher.address, or null") from None
@@ -332,6 +333,7 @@ class Slurm(_Cluster):
             ) from None
         queued = launcher["cluster"] != "local"  # a queue bounds its arrays itself
         super().__init__(math.inf if queued else launcher["workers"])
+        self._job_class = submitit.SlurmJob if queued else submitit.LocalJob
         gpus = 0 if device == "cpu" else launcher["gpus"]
         self.threads = _cpus(launcher["threads"], gpus)
         try:
@@ -360,7 +362,7 @@ class Slurm(_Cluster):
         """What an earlier command submitted, and still waits or runs, is waited for instead of submitted again."""
         for task in tasks:
             facts = WorkFolder(Path(task.order.folder)).submission()
-            job = facts and self._executor.job_class(facts["logs"], facts["job"])
+            job = facts and self._job_class(facts["logs"], facts["job"])
             task.reference = job if job and not job.done() else None
         new = [task for task in tasks if task.reference is None]
         with self._executor.batch():

@@ -71,9 +71,7 @@ class RunSettings:
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> RunSettings:
         """The inverse of `to_json`."""
-        return cls(
-            **{**record, "data": DataSettings(**record["data"]), "milestones": tuple(record["milestones"])}
-        )
+        return cls(**{**record, "data": DataSettings(**record["data"]), "milestones": tuple(record["milestones"])})
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -174,7 +172,7 @@ class WorkFolder:
         return hash(self.path)
 
     @contextmanager
-    def lock(self, wait: float = 0.0, on_lost: Callable[[], object] = lambda: None) -> Iterator[None]:
+    def lock(self, wait: float = 0.0, on_lost: Callable[[], None] = lambda: None) -> Iterator[None]:
         """Keeps others from working here; works on file systems without flock.
 
         A dead owner is taken over at once on the same machine, and after `_LEASE` seconds from another.
@@ -285,7 +283,7 @@ class RunFolder(WorkFolder):
         try:
             return RunSettings.from_json(read_json(path))
         except (KeyError, TypeError) as error:
-            raise UserError(f"{path} does not describe a run ({error}); delete it; its command makes it again") from None
+            raise UserError(f"{path} describes no run ({error}); delete it; its command makes it again") from None
 
     def evaluation(self, settings: Mapping[str, Any]) -> EvaluationFolder:
         """The folder of an evaluation of this run."""

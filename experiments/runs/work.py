@@ -49,6 +49,7 @@ class Order:
         device, engine, threads: see `work`.
         cache: folder of extractor weights and statistics.
         commit: of the code.
+        checkpoint_seconds: between checkpoints.
         deadline: seconds since the epoch after which to keep a checkpoint and stop.
     """
 
@@ -59,6 +60,7 @@ class Order:
     threads: int | None = None
     cache: str = ".cache"
     commit: str | None = None
+    checkpoint_seconds: float = 30.0
     deadline: float = math.inf
 
 
@@ -75,6 +77,18 @@ class Ended:
     message: str = ""
 
 
+@dataclass(frozen=True)
+class _How:
+    """What no number depends on but its last bits: device, form of the hot loop, places, times."""
+
+    device: torch.device
+    engine: str
+    cache: Path
+    commit: str
+    checkpoint_seconds: float
+    stop: Stop
+
+
 def work(
     folder: Path | str,
     evaluations: Sequence[str] | None = None,
@@ -85,6 +99,7 @@ def work(
     threads: int | None = None,
     seconds: float | None = None,
     made_by: str | None = None,
+    checkpoint_seconds: float = 30.0,
     stop: Stop = lambda: False,
 ) -> str:
     """Do what is wanted in a folder and not done.
@@ -98,6 +113,7 @@ def work(
         threads: CPU threads; None leaves PyTorch's.
         seconds: keep a checkpoint and stop after so long.
         made_by: the code's commit; None asks git.
+        checkpoint_seconds: between checkpoints; one is also kept at every stop.
         stop: asked often; true keeps a checkpoint and stops.
 
     Returns:
@@ -133,7 +149,8 @@ def work(
             run = RunFolder.open(owner.path)
             wanted = [one for one in run.evaluations() if evaluations is None or one.name in evaluations]
             with precision.products(run.settings.recipe.precision):
-                return _work_on_run(run, wanted, target, engine, Path(cache), made_by or commit(), should_stop)
+                how = _How(target, engine, Path(cache), made_by or commit(), checkpoint_seconds, should_stop)
+                return _work_on_run(run, wanted, how)
         except KeyboardInterrupt:
             return "interrupted"
         except UserError as error:
@@ -156,6 +173,7 @@ def attempt(order: Order, stop: Stop = lambda: False) -> Ended:
             threads=order.threads,
             seconds=order.deadline - time.time(),
             made_by=order.commit,
+            checkpoint_seconds=order.checkpoint_seconds,
             stop=stop,
         )
         return Ended(outcome)
@@ -174,15 +192,7 @@ def _make_statistics(wanted: Statistics, owner: WorkFolder, device: torch.device
     wanted.make(device, progress)
 
 
-def _work_on_run(
-    run: RunFolder,
-    wanted: Sequence[EvaluationFolder],
-    device: torch.device,
-    engine_name: str,
-    cache: Path,
-    made_by: str,
-    stop: Stop,
-) -> str:
+def _work_on_run(run: RunFolder, wanted: Sequence[EvaluationFolder], how: _How) -> str:
     """The story of a run."""
     settings, recipe = run.settings, run.settings.recipe
     pending = [evaluation for evaluation in wanted if not evaluation.done]
@@ -200,13 +210,12 @@ def _work_on_run(
         protocols[evaluation.name] = protocol
         if scores_samples(evaluation.settings["kind"]):
             protocol.check_fits(training.channels, training.image_size)
-            metrics.build(protocol.extractor, cache, device, protocol.weights, protocol.weights_sha256)
+            metrics.build(protocol.extractor, how.cache, how.device, protocol.weights, protocol.weights_sha256)
 
     # Training, from where it stands.
     method = None
     if not isinstance(recipe, Reference):
-        engine = fast.engine(engine_name, device, recipe.precision)
-        method = _trained(run, settings, training, shape, device, engine, made_by, stop)
+        method = _trained(run, settings, training, shape, how)
         if method is None:
             status = run.status()
             return "done" if status is not None and status.status == "diverged" else "interrupted"
@@ -219,22 +228,22 @@ def _work_on_run(
 
         def progress(done: float, text: str, kind: str = kind, number: int = number, where: str = position) -> None:
             run.report(kind, number + done, len(pending), f"{kind}{where}: {text}")
-            if stop():
+            if how.stop():
                 raise KeyboardInterrupt
 
         if scores_samples(kind):
-            Statistics(protocol, settings.data, cache).make(device, progress)
+            Statistics(protocol, settings.data, how.cache).make(how.device, progress)
         trained = TrainedRun(
             recipe=recipe,
             data=settings.data,
             method=method,
             milestones=tuple(run.milestones()),
             seed=settings.seed,
-            device=device,
+            device=how.device,
             train=training,
             test=held_out,
             protocol=protocol,
-            cache=cache,
+            cache=how.cache,
         )
         begin = time.monotonic()
         measured = evaluator(kind)(trained, evaluation.settings, evaluation.path, progress)
@@ -242,32 +251,24 @@ def _work_on_run(
             Result(
                 measurements=tuple(measured),
                 seconds=time.monotonic() - begin,
-                commit=made_by,
-                device=device_name(str(device)),
+                commit=how.commit,
+                device=device_name(str(how.device)),
             )
         )
     return "done"
 
 
-def _trained(
-    run: RunFolder,
-    settings: RunSettings,
-    training: ImageSet,
-    shape: ImageShape,
-    device: torch.device,
-    engine: Engine,
-    made_by: str,
-    stop: Stop,
-) -> Method | None:
+def _trained(run: RunFolder, settings: RunSettings, training: ImageSet, shape: ImageShape, how: _How) -> Method | None:
     """The run's method with its trained weights, or None when it diverged or was interrupted."""
     recipe, seed = settings.recipe, settings.seed
+    engine = fast.engine(how.engine, how.device, recipe.precision)
     if not recipe.trains:
-        return recipe.build(shape, seed=seed, device=device, engine=engine)
+        return recipe.build(shape, seed=seed, device=how.device, engine=engine)
 
     # The length: what the budget pays for, or what the device does in a budget of seconds.
-    batches = training_batches(settings, training, device)
-    iterations = _iterations(run, settings, shape, batches, device, engine)
-    method = recipe.build(shape, seed=seed, iterations=iterations, device=device, engine=engine)
+    batches = training_batches(settings, training, how.device)
+    iterations = _iterations(run, settings, shape, batches, how.device, engine)
+    method = recipe.build(shape, seed=seed, iterations=iterations, device=how.device, engine=engine)
     if (status := run.status()) is not None:
         method.load_state(checkpoint.load(run.path)[0])
         return method if status.status == "finished" else None
@@ -298,10 +299,11 @@ def _trained(
         on_report=run.metrics.append,
         report_every=max(1, math.ceil(iterations / settings.reports)),
         folder=run.path,
+        checkpoint_seconds=how.checkpoint_seconds,
         milestones=[max(1, round(share * iterations)) for share in settings.milestones],
         on_milestone=keep_averages,
         on_resume=run.metrics.truncate,
-        should_stop=stop,
+        should_stop=how.stop,
     )
     if outcome.status == "interrupted":
         return None
@@ -311,8 +313,8 @@ def _trained(
             iterations=outcome.iteration,
             seconds=outcome.seconds,
             grad_evals=round(outcome.iteration * method.training_cost * recipe.batch_size),
-            commit=made_by,
-            device=device_name(str(device)),
+            commit=how.commit,
+            device=device_name(str(how.device)),
             reason=outcome.reason,
         )
     )
