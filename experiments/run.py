@@ -39,6 +39,8 @@ def run(overrides: Sequence[str], *, show_config: bool = False, detach: bool = F
     Raises:
         UserError: a mistake in the command line, or a run that failed.
     """
+    if detach and "launcher=slurm" not in overrides:
+        raise UserError("--detach leaves the work to a queue; add launcher=slurm")
     detached = ["launcher.detach=true"] if detach else []
     commands = configuration.expand([*overrides, *detached])
     configs = [configuration.resolve(command) for command in commands]

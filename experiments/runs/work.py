@@ -7,6 +7,7 @@ the folder ends the same. What is being done stands in the folder's progress; wh
 from __future__ import annotations
 
 import math
+import os
 import threading
 import time
 import traceback
@@ -163,6 +164,7 @@ def work(
 
 def attempt(order: Order, stop: Stop = lambda: False) -> Ended:
     """`work` for engines: whatever happens becomes an answer that can travel between processes."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(order.cache).absolute() / "inductor"))
     try:
         outcome = work(
             order.folder,
