@@ -38,10 +38,8 @@ class Meters:
         Raises:
             TypeError: a name is missing, or is none of the meters'.
         """
-        if strangers := values.keys() ^ set(self.names):
-            raise TypeError(
-                f"meters take one value each of {', '.join(self.names)}; see {', '.join(sorted(strangers))}"
-            )
+        if wrong := values.keys() ^ set(self.names):
+            raise TypeError(f"meters of {', '.join(self.names)}: missing or unknown {', '.join(sorted(wrong))}")
         rows = [values[name].detach() for name in self.names]
         self.sums.index_add_(1, level, torch.stack([torch.ones_like(rows[0]), *rows]))
 

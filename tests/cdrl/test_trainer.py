@@ -89,7 +89,7 @@ def test_reports_count_what_was_spent(cooperative: Build) -> None:
     json.dumps(log.reports, allow_nan=False)
 
 
-@pytest.mark.parametrize("cuts", [[1], [6], [8], [10], [3, 1, 5]])
+@pytest.mark.parametrize("cuts", [[1], [8], [3, 1, 6]])  # once; at a report; often, also right before the end
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_cut_run_equals_a_whole_one(variant: str, cuts: list[int], cooperative: Build, tmp_path: Path) -> None:
     whole, whole_log = cooperative(**VARIANTS[variant]), Log()
@@ -326,6 +326,7 @@ def script(folder: Path, pause: float) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_killed_process_goes_on_bit_for_bit(tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     process, uncut = script(cut, 0.02), script(whole, 0.0)
