@@ -125,7 +125,6 @@ def _correlate_part(padded: Tensor, result: Tensor, transformed: Tensor, bias: T
     windows = padded.as_strided(
         (_WINDOW, _WINDOW, batch, rows, columns, inputs),
         (row, column, image, _TILE * row, _TILE * column, channel),
-        padded.storage_offset(),
     )
     numbers = (way.into @ windows.reshape(_WINDOW**2, -1)).view(_WINDOW**2, -1, inputs)
     pixels = way.back @ torch.bmm(numbers, transformed).view(_WINDOW**2, -1)

@@ -79,6 +79,7 @@ def test_learns_and_samples() -> None:
     whole = torch.cat(list(method.sample(6, seed=2)))
     parts = torch.cat([*method.sample(4, seed=2, batch_size=3), *method.sample(6, seed=2, first=4)])
     torch.testing.assert_close(whole, parts, rtol=0, atol=EXACT)
+    assert whole.dtype == torch.float64
     assert float(whole.abs().max()) <= 1
 
 
