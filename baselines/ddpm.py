@@ -63,10 +63,10 @@ class DDPMSettings:
         if not 0.0 <= self.eta <= 1.0:
             raise UserError(f"eta must be in [0, 1], not {self.eta}")
 
-    def logsnr(self) -> Tensor:
-        """λ_k of the noise levels, decreasing, float32 ``(diffusion_steps,)``."""
+    def logsnr(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """λ_k of the noise levels, decreasing, ``(diffusion_steps,)``; computed in float64 and rounded to ``dtype``."""
         signal = SCHEDULES[self.schedule](self.diffusion_steps)
-        return (signal.log() - torch.log1p(-signal)).float()
+        return (signal.log() - torch.log1p(-signal)).to(dtype)
 
 
 def cosine_signal(steps: int, offset: float = 0.008, largest_beta: float = 0.999) -> Tensor:
@@ -113,8 +113,8 @@ class DDPM(Method):
         self.network, self.settings, self.shape = network, settings, shape
         self.learners = {"network": Learner(network, optimisation)}
         self.seed, self.iterations = seed, iterations
-        self.meters = Meters(self.METERS, 1, self.device)
-        self.logsnr = settings.logsnr().to(self.device)
+        self.meters = Meters(self.METERS, 1, self.device, self.dtype)
+        self.logsnr = settings.logsnr(self.dtype).to(self.device)
         self.forward_share = flops(network, shape) / (2 * flops(reference, shape))
         """One forward pass in energy-gradient evaluations."""
 
@@ -129,14 +129,15 @@ class DDPM(Method):
     def train_step(self, x0: Tensor, label: Tensor | None, iteration: int) -> None:
         index = torch.arange(len(x0), device=x0.device)
         step = randomness.integers(randomness.key(self.seed, "train/level", iteration), index, len(self.logsnr))
-        noise = randomness.normal(randomness.key(self.seed, "train/noise", iteration), index, self.shape)
+        key = randomness.key(self.seed, "train/noise", iteration)
+        noise = randomness.normal(key, index, self.shape, self.dtype)
         alpha, sigma = scales(self.logsnr[step])
         self.network.train()
         with randomness.global_generator(randomness.key(self.seed, "train/dropout", iteration), x0.device):
             predicted = self.network(alpha * x0 + sigma * noise, self.logsnr[step])
         error = (predicted - noise).square().mean(dim=(1, 2, 3))
         norm = self.learners["network"].descend(error.mean(), iteration, self.iterations)
-        self.meters.add(torch.zeros_like(index), (error, norm.expand(len(x0))))
+        self.meters.add(torch.zeros_like(index), noise_error=error, network_grad=norm.expand(len(x0)))
 
     @torch.no_grad()
     def sample(
@@ -162,14 +163,14 @@ def denoise(
 
     Args:
         predict: the noise predictor.
-        logsnr: λ of all noise levels, decreasing.
+        logsnr: λ of all noise levels, decreasing; images are drawn in its type.
         settings: how many of them are visited, and η.
         index: global image indices, int64 ``(B,)``.
         shape: of one image.
         seed: any integer.
     """
     visited = torch.linspace(len(logsnr) - 1, 0, settings.sampling_steps, dtype=torch.float64).round().long().tolist()
-    x = randomness.normal(randomness.key(seed, "sample/start"), index, shape)
+    x = randomness.normal(randomness.key(seed, "sample/start"), index, shape, logsnr.dtype)
     clean = x
     for k, j in itertools.zip_longest(visited, visited[1:]):
         level = logsnr[k].expand(len(x))
@@ -180,14 +181,14 @@ def denoise(
         lower_alpha, lower_sigma = scales(logsnr[j].expand(len(x)))
         spread = settings.eta * (lower_sigma / sigma) * (1 - (alpha / lower_alpha).square()).sqrt()
         left = (x - alpha * clean) / sigma
-        fresh = randomness.normal(randomness.key(seed, "sample/noise", k), index, shape)
+        fresh = randomness.normal(randomness.key(seed, "sample/noise", k), index, shape, logsnr.dtype)
         x = lower_alpha * clean + (lower_sigma.square() - spread.square()).clamp(min=0).sqrt() * left + spread * fresh
     return clean
 
 
 def flops(network: nn.Module, shape: tuple[int, int, int]) -> int:
     """Floating-point operations of one forward pass on one image, counted on the meta device (nothing is computed)."""
-    shadow = copy.deepcopy(network).to("meta").eval()
+    shadow = copy.deepcopy(network).to("meta", torch.float32).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         shadow(torch.empty(2, *shape, device="meta"), torch.empty(2, device="meta"))  # GroupNorm refuses single values
     return counter.get_total_flops() // 2

@@ -24,7 +24,7 @@ from cdrl.langevin import Coefficients
 from cdrl.learner import Learner, Optimisation
 from cdrl.method import Meters, Method, rms
 from cdrl.networks import EnergyNet, FrozenEnergy
-from cdrl.networks.energy import evaluate, freeze
+from cdrl.networks.energy import energies, freeze
 from cdrl.networks.spectral import iterate_all
 from cdrl.recipe import ImageShape, Recipe, network_arguments
 from cdrl.sampler import index_batches
@@ -71,10 +71,10 @@ class ShortRun(Method):
         self.energy_net, self.settings = energy_net, settings
         self.learners = {"energy": Learner(energy_net, optimisation)}
         self.seed, self.iterations, self.engine = seed, iterations, engine
-        self._values = engine.prepare(evaluate)
-        self.meters = Meters(self.METERS, 1, self.device)
+        self._values = engine.prepare(energies)
+        self.meters = Meters(self.METERS, 1, self.device, self.dtype)
         self.logsnr = -2.0 * math.log(settings.data_noise)
-        self._level = torch.full((1,), self.logsnr, device=self.device)
+        self._level = torch.full((1,), self.logsnr, device=self.device, dtype=self.dtype)
         self.shape = energy_net.shape
 
     @property
@@ -88,7 +88,7 @@ class ShortRun(Method):
     def train_step(self, x0: Tensor, label: Tensor | None, iteration: int) -> None:
         index = torch.arange(len(x0), device=x0.device)
         key = randomness.key(self.seed, "train/data", iteration)
-        positive = x0 + self.settings.data_noise * randomness.normal(key, index, self.shape)
+        positive = x0 + self.settings.data_noise * randomness.normal(key, index, self.shape, self.dtype)
         iterate_all(self.energy_net)
         start = self._start(randomness.key(self.seed, "train/start", iteration), index)
         weights = self.energy_net.weights()
@@ -98,8 +98,13 @@ class ShortRun(Method):
         gap = values[: len(x0)] - values[len(x0) :]
         loss = -gap.mean() + self.settings.energy_weight * values.square().mean()
         norm = self.learners["energy"].descend(loss, iteration, self.iterations)
-        told = (gap, rms(refined.y - start), rms(refined.gradient), norm.expand(len(x0)))
-        self.meters.add(torch.zeros_like(index), told)
+        self.meters.add(
+            torch.zeros_like(index),
+            energy_gap=gap,
+            displacement=rms(refined.y - start),
+            gradient_norm=rms(refined.gradient),
+            energy_grad=norm.expand(len(x0)),
+        )
 
     @torch.no_grad()
     def sample(
@@ -116,20 +121,19 @@ class ShortRun(Method):
             yield self._chain(energy, start, index, "sample/chain", 0, seed).y.clamp(-1.0, 1.0)
 
     def _start(self, key: int, index: Tensor) -> Tensor:
-        return 2.0 * randomness.uniform(key, index, self.shape) - 1.0
+        return 2.0 * randomness.uniform(key, index, self.shape, self.dtype) - 1.0
 
     def _chain(
         self, energy: FrozenEnergy, start: Tensor, index: Tensor, purpose: str, counter: int, seed: int | None = None
     ) -> langevin.Refined:
-        settings, device = self.settings, start.device
-        zero, gain = torch.zeros(len(start), 1, 1, 1, device=device), torch.full((), settings.gain, device=device)
+        settings, zero = self.settings, start.new_zeros(len(start), 1, 1, 1)
         chain = langevin.Chain(
             energy=energy,
             start=start,
             anchor=start,
-            constants=Coefficients(gain, zero, zero + settings.step_noise),
+            constants=Coefficients(start.new_full((), settings.gain), zero, zero + settings.step_noise),
             streams=randomness.keys(
-                self.seed if seed is None else seed, purpose, counter, count=settings.steps, device=device
+                self.seed if seed is None else seed, purpose, counter, count=settings.steps, device=start.device
             ),
             image_index=index,
         )

@@ -7,6 +7,7 @@ dies, the folder holds the old pair or the new one.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -74,8 +75,7 @@ def load(folder: Path, stem: str = _CHECKPOINT) -> tuple[dict[str, Tensor], Fact
 
 def facts(folder: Path, stem: str = _CHECKPOINT) -> Facts:
     """The facts of `load` alone; raises as it does where they cannot be read."""
-    found: Facts = _read_index(folder, stem)["facts"]
-    return found
+    return dict(_read_index(folder, stem)["facts"])
 
 
 def annotate(folder: Path, facts: Facts, stem: str = _CHECKPOINT) -> None:
@@ -119,19 +119,21 @@ def save_model(folder: Path, model: Model, half: bool = False) -> None:
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
-    """The inverse of `save_model`, in float32 and evaluation mode.
+    """The inverse of `save_model`, in evaluation mode; weights of 16 bits become float32.
 
     Raises:
         UserError: no model there, or a truncated or corrupt one, or no such device.
     """
-    device = _usable(device)
+    device = _device(device)
     tensors, facts = load(folder, _MODEL)
     try:
         energy_net = EnergyNet(**_tuples(facts["energy_net"]))
         initializer = Initializer(**_tuples(facts["initializer"])) if facts["initializer"] else None
         for part, network in (("energy_net.", energy_net), ("initializer.", initializer)):
             if network is not None:
-                network.load_state_dict({k.removeprefix(part): v for k, v in tensors.items() if k.startswith(part)})
+                state = {k.removeprefix(part): v for k, v in tensors.items() if k.startswith(part)}
+                network.to(functools.reduce(torch.promote_types, (v.dtype for v in state.values()), torch.float32))
+                network.load_state_dict(state)
                 network.eval().requires_grad_(False).to(device)
         sampler = Sampler(
             energy_net=energy_net,
@@ -149,7 +151,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
     return Model(sampler)
 
 
-def _usable(device: torch.device | str) -> torch.device:
+def _device(device: torch.device | str) -> torch.device:
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
@@ -157,17 +159,17 @@ def _usable(device: torch.device | str) -> torch.device:
 
 
 def _schedule_facts(schedule: NoiseSchedule) -> Facts:
-    """By name and arguments, which give back every bit; by its rounded log-SNRs only when nothing better is known."""
+    """By name and arguments, or, where it was not made by one of `SCHEDULES`, by its log-SNRs; both to every bit."""
     if schedule.name in SCHEDULES:
         return {"name": schedule.name, **schedule.arguments}
-    return {"name": schedule.name, "logsnr": schedule.logsnr.tolist()}
+    return {"name": schedule.name, "logsnr": schedule.to("cpu", torch.float64).logsnr.tolist()}
 
 
 def _schedule(facts: Facts) -> NoiseSchedule:
     arguments = {name: value for name, value in facts.items() if name != "name"}
     if facts["name"] in SCHEDULES:
         return SCHEDULES[facts["name"]](**arguments)
-    return NoiseSchedule(torch.tensor(arguments["logsnr"]), facts["name"])
+    return NoiseSchedule(torch.tensor(arguments["logsnr"], dtype=torch.float64), facts["name"])
 
 
 def _index(folder: Path, stem: str) -> Path:

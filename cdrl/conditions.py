@@ -59,8 +59,8 @@ class Condition:
         if self.repeats < 0:
             raise UserError(f"levels cannot be repeated {self.repeats} times; use 0 or more")
 
-    def batch(self, positions: Tensor, device: torch.device | str) -> Condition:
-        """The conditions of the images at ``positions`` (int64 ``(B,)``), on ``device``."""
+    def batch(self, positions: Tensor, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Condition:
+        """The conditions of the images at ``positions`` (int64 ``(B,)``), on ``device``; known pixels in ``dtype``."""
 
         def pick(values: Tensor | None, dim: int) -> Tensor | None:
             if values is None:
@@ -76,7 +76,7 @@ class Condition:
         return replace(
             self,
             labels=labels.expand(-1, len(positions)).contiguous(),
-            image=None if image is None else image.float(),
+            image=None if image is None else image.to(dtype),
             mask=pick(self.mask, 0),
         )
 
@@ -98,8 +98,8 @@ class Condition:
         if self.image is None or self.mask is None:
             return
         if self.image.shape[1:] != shape or self.mask.shape[2:] != shape[1:] or self.mask.shape[1] not in (1, shape[0]):
-            found = f"image {tuple(self.image.shape[1:])} and mask {tuple(self.mask.shape[1:])}"
-            raise UserError(f"known pixels must be of images {shape}, not {found}")
+            shapes = f"image {tuple(self.image.shape[1:])} and mask {tuple(self.mask.shape[1:])}"
+            raise UserError(f"known pixels must be of images {shape}, not {shapes}")
         if not self.image.is_floating_point() or not bool((self.image.abs() <= 1.0).all()):
             raise UserError("known pixels must be floating-point numbers in [−1, 1]; scale the image first")
 
@@ -107,10 +107,11 @@ class Condition:
         """The same concepts with the pixels of ``image`` known where ``mask`` is true."""
         return replace(self, image=image, mask=mask, repeats=repeats)
 
-    @property
-    def mix(self) -> Tensor | None:
-        """The weights as a tensor, or None when there is one concept only."""
-        return None if len(self.weights) == 1 else torch.tensor(self.weights).to(self.labels.device, non_blocking=True)
+    def mix(self, dtype: torch.dtype = torch.float32) -> Tensor | None:
+        """The weights as a tensor ``(J,)`` beside the labels, or None when there is one concept only."""
+        if len(self.weights) == 1:
+            return None
+        return torch.tensor(self.weights, dtype=dtype).to(self.labels.device, non_blocking=True)
 
 
 def unconditional() -> Condition:

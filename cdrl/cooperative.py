@@ -24,7 +24,7 @@ from cdrl.langevin import Langevin
 from cdrl.learner import Learner, Optimisation
 from cdrl.method import Meters, Method, rms
 from cdrl.networks import EnergyNet, Initializer
-from cdrl.networks.energy import Context, Weights, evaluate, freeze
+from cdrl.networks.energy import Context, Weights, energies, freeze
 from cdrl.networks.spectral import iterate_all
 from cdrl.noise import NoiseSchedule, cosine_logsnr, independent_pair, per_image, shared_noise_pair
 from cdrl.sampler import LAST_DENOISE, Sampler
@@ -111,18 +111,19 @@ class Cooperative(Method):
         iterations: int = 400_000,
         engine: Engine = EAGER,
     ) -> None:
-        if initializer is not None and initializer.knows != energy_net.knows:
-            raise UserError(f"the energy network knows {energy_net.knows}, the initializer {initializer.knows}")
+        if initializer is not None and initializer.domain != energy_net.domain:
+            energy, proposal = ("{} channels and {} classes".format(*net.domain) for net in (energy_net, initializer))
+            raise UserError(f"the energy network knows {energy}, the initializer {proposal}")
         self.energy_net, self.initializer, self.settings = energy_net, initializer, settings
         self.learners = {"energy": Learner(energy_net, optimisation)}
         if initializer is not None:
             self.learners["initializer"] = Learner(initializer, initializer_optimisation or optimisation)
         self.shape = energy_net.shape
         self.seed, self.iterations, self.engine = seed, iterations, engine
-        self._values = engine.prepare(evaluate)
+        self._values = engine.prepare(energies)
         self._proposal_mean = engine.prepare(initializer) if initializer is not None else None
-        self.schedule = settings.schedule.to(self.device)
-        self.meters = Meters(self.METERS, settings.schedule.levels + 1, self.device)
+        self.schedule = settings.schedule.to(self.device, self.dtype)
+        self.meters = Meters(self.METERS, settings.schedule.levels + 1, self.device, self.dtype)
 
     @property
     def training_cost(self) -> int:
@@ -135,14 +136,19 @@ class Cooperative(Method):
 
     def train_step(self, x0: Tensor, label: Tensor | None, iteration: int) -> None:
         self.energy_net.check_images(x0)
+
+        # Pair.
         index = torch.arange(len(x0), device=x0.device)
         level = 1 + randomness.integers(self._key("level", iteration), index, self.schedule.levels)
-        label = self._dropped(label, index, iteration)
+        label = self._label_dropout(label, index, iteration)
         lower, upper = self._pair(x0, level, index, iteration)
         positive = per_image(self.schedule.scale[level]) * lower
 
+        # Proposal.
         mean, proposal = self._propose(upper, level, label, index, iteration)
-        iterate_all(self.energy_net)  # the one power iteration; chain, positive and negative pass share its result
+
+        # Chain. The one power iteration comes first: chain, positive and negative pass share its result.
+        iterate_all(self.energy_net)
         weights = self.energy_net.weights()
         context = self._context(weights, level, label)
         steps = self.settings.chain.steps
@@ -155,19 +161,20 @@ class Cooperative(Method):
             image_index=index,
         )
         refined = self.engine.refine(chain)
+
+        # Two losses.
         gap, energy_norm = self._learn_energy(weights, context, refined.y, positive, level, iteration)
         initializer_norm = self._learn_initializer(mean, proposal, refined.y, iteration)
+
         self.meters.add(
             level,
-            (
-                gap,
-                rms(refined.y - proposal),
-                rms(refined.gradient),
-                rms(proposal - positive),
-                rms(refined.y - positive),
-                energy_norm.expand(len(x0)),
-                initializer_norm.expand(len(x0)),
-            ),
+            energy_gap=gap,
+            displacement=rms(refined.y - proposal),
+            gradient_norm=rms(refined.gradient),
+            proposal_error=rms(proposal - positive),
+            refined_error=rms(refined.y - positive),
+            energy_grad=energy_norm.expand(len(x0)),
+            initializer_grad=initializer_norm.expand(len(x0)),
         )
 
     def sampler(self, live: bool = False) -> Sampler:
@@ -198,19 +205,22 @@ class Cooperative(Method):
     def _key(self, purpose: str, iteration: int) -> int:
         return randomness.key(self.seed, f"train/{purpose}", iteration)
 
-    def _dropped(self, label: Tensor | None, index: Tensor, iteration: int) -> Tensor | None:
+    def _noise(self, purpose: str, index: Tensor, iteration: int) -> Tensor:
+        return randomness.normal(self._key(purpose, iteration), index, self.shape, self.dtype)
+
+    def _label_dropout(self, label: Tensor | None, index: Tensor, iteration: int) -> Tensor | None:
+        """The labels, some of them replaced by the null label; None where the network is unconditional."""
         if label is None or not self.energy_net.classes:
             return None
         dropped = randomness.uniform(self._key("label", iteration), index) < self.settings.label_dropout
         return torch.where(dropped, NULL_LABEL, label)
 
     def _pair(self, x0: Tensor, level: Tensor, index: Tensor, iteration: int) -> tuple[Tensor, Tensor]:
-        shape = tuple(x0.shape[1:])
-        noise = randomness.normal(self._key("pair", iteration), index, shape)
+        """(x_{t−1}, x_t) of the images, each ``(B, C, H, W)``."""
+        noise = self._noise("pair", index, iteration)
         if self.settings.shared_noise:
             return shared_noise_pair(self.schedule, x0, level, noise)
-        posterior = randomness.normal(self._key("posterior", iteration), index, shape)
-        return independent_pair(self.schedule, x0, level, noise, posterior)
+        return independent_pair(self.schedule, x0, level, noise, self._noise("posterior", index, iteration))
 
     def _propose(
         self, upper: Tensor, level: Tensor, label: Tensor | None, index: Tensor, iteration: int
@@ -221,7 +231,7 @@ class Cooperative(Method):
         self.initializer.train()
         with randomness.global_generator(self._key("dropout", iteration), upper.device):
             mean = self._proposal_mean(upper, self.schedule.logsnr[level], label)
-        noise = randomness.normal(self._key("proposal", iteration), index, tuple(upper.shape[1:]))
+        noise = self._noise("proposal", index, iteration)
         return mean, mean + per_image(self.schedule.proposal_std[level]) * noise
 
     def _context(self, weights: Weights, level: Tensor, label: Tensor | None) -> Context:

@@ -99,11 +99,12 @@ Stepper = Callable[[FrozenEnergy, Tensor, Tensor, Coefficients, Tensor, Tensor],
 
 
 def coefficients(schedule: NoiseSchedule, level: Tensor, settings: Langevin) -> Coefficients:
-    """The constants of chains that end at levels ``level − 1``; ``level`` is int64 ``(B,)`` in 1 … T."""
+    """The constants of chains that end at levels ``level − 1``, in the schedule's type; ``level`` is int64 ``(B,)`` in
+    1 … T."""
     square = settings.step_multiplier**2
     deviation = settings.step_multiplier * settings.noise_scale * settings.step_variance**0.5
     return Coefficients(
-        gain=torch.full((), 0.5 * square, device=level.device),
+        gain=schedule.tether.new_full((), 0.5 * square),
         tether=per_image(0.5 * square * settings.step_variance * schedule.tether[level]),
         noise=per_image(deviation * schedule.unit_step[level]),
     )
@@ -120,7 +121,7 @@ def step(
 ) -> Refined:
     """One Langevin step: the plain path, and the truth for all others."""
     gradient = gradient_of(energy, y)
-    noise = randomness.normal(stream, index, tuple(y.shape[1:]))
+    noise = randomness.normal(stream, index, tuple(y.shape[1:]), y.dtype)
     moved = y + constants.gain * gradient - constants.tether * (y - anchor) + constants.noise * noise
     return Refined(moved, gradient)
 

@@ -47,8 +47,8 @@ class Optimisation:
             "ema must be at least 0 and below 1": 0 <= self.ema < 1,
             "betas must be at least 0 and below 1": all(0 <= beta < 1 for beta in self.betas),
         }
-        for rule, kept in ranges.items():  # positive comparisons, which no NaN passes
-            if not kept:
+        for rule, valid in ranges.items():  # positive comparisons, which no NaN passes
+            if not valid:
                 raise UserError(f"{rule}, not {getattr(self, rule.split()[0])}")
         if self.decay not in DECAYS:
             raise UserError(f"unknown decay '{self.decay}'; choose one of {', '.join(DECAYS)}")
@@ -98,14 +98,14 @@ class Learner:
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """The inverse of `state`. Raises KeyError or RuntimeError when the tensors belong to another network."""
-        self.network.load_state_dict(_below(tensors, "live."))
-        self.ema.average.load_state_dict(_below(tensors, "ema."))
+        self.network.load_state_dict(_with_prefix(tensors, "live."))
+        self.ema.average.load_state_dict(_with_prefix(tensors, "ema."))
         state: dict[int, dict[str, Tensor]] = {}
-        for name, value in _below(tensors, "optimizer.").items():
+        for name, value in _with_prefix(tensors, "optimizer.").items():
             number, moment = name.split(".")
             state.setdefault(int(number), {})[moment] = value
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
 
 
-def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -18,22 +18,36 @@ class Meters:
     Args:
         names: the quantities.
         rows: number of levels + 1 (row 0 stands for "no level").
+        device: of the values.
+        dtype: of the values.
     """
 
-    def __init__(self, names: tuple[str, ...], rows: int, device: torch.device) -> None:
+    def __init__(
+        self, names: tuple[str, ...], rows: int, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> None:
         self.names = names
-        self.sums = torch.zeros(len(names) + 1, rows, device=device)
+        self.sums = torch.zeros(len(names) + 1, rows, device=device, dtype=dtype)
 
-    def add(self, level: Tensor, values: tuple[Tensor, ...]) -> None:
-        """Add one value per image to each quantity; ``level`` is int64 ``(B,)``, each of ``values`` is ``(B,)``."""
-        table = torch.stack([torch.ones_like(values[0]), *(value.detach() for value in values)])
-        self.sums.index_add_(1, level, table)
+    def add(self, level: Tensor, **values: Tensor) -> None:
+        """Add one value per image to each quantity, by its name.
+
+        Args:
+            level: int64 ``(B,)``.
+            values: ``(B,)`` for every name.
+
+        Raises:
+            TypeError: a name is missing, or is none of the meters'.
+        """
+        if wrong := values.keys() ^ set(self.names):
+            raise TypeError(f"meters of {', '.join(self.names)}: missing or unknown {', '.join(sorted(wrong))}")
+        rows = [values[name].detach() for name in self.names]
+        self.sums.index_add_(1, level, torch.stack([torch.ones_like(rows[0]), *rows]))
 
     def read(self) -> dict[str, list[float | None]]:
         """`means` since the last reading."""
-        found = self.means()
+        means = self.means()
         self.sums.zero_()
-        return found
+        return means
 
     def means(self) -> dict[str, list[float | None]]:
         """Means per level so far (None where there was no image); one synchronisation."""
@@ -63,7 +77,16 @@ class Method(ABC):
     @property
     def device(self) -> torch.device:
         """Where the networks are."""
-        return next(next(iter(self.learners.values())).network.parameters()).device
+        return self._parameter.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the networks' parameters, and so of everything that is drawn and computed."""
+        return self._parameter.dtype
+
+    @property
+    def _parameter(self) -> Tensor:
+        return next(next(iter(self.learners.values())).network.parameters())
 
     @property
     @abstractmethod

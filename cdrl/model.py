@@ -41,7 +41,7 @@ class Model:
             label: int64 ``(B,)`` in 0 … C, or None for the null label.
 
         Returns:
-            ``(B,)`` float32, natural logarithm.
+            ``(B,)`` in the type of the networks, natural logarithm.
 
         Raises:
             UserError: images, level or labels that are not the model's.
@@ -52,7 +52,7 @@ class Model:
         self.sampler.energy_net.check_images(y)
         if label is not None:
             conditions.labelled(label).check_classes(self.sampler.energy_net.classes)
-        schedule = self.sampler.schedule.to(y.device)
+        schedule = self.sampler.schedule.to(y.device, self.sampler.dtype)
         variance = self.sampler.chain.step_variance * schedule.unit_step[level].square()
         return self.sampler.energy_net(y, schedule.logsnr[level - 1].expand(len(y)), label) / variance
 

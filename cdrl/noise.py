@@ -11,6 +11,7 @@ top, because the top level has no tether to ``x_T`` (Gao et al. 2021, section 3;
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass, field
 
@@ -26,9 +27,10 @@ _UNDEFINED = float("nan")
 class NoiseSchedule:
     """The noise levels of one process, from nearly clean (0) to nearly pure noise (T).
 
-    Every attribute is a float32 tensor of length levels + 1, indexed by the level ``t``. Quantities of a transition
-    stand at the index of its upper level; at index 0, where no transition ends, they are NaN: a wrong index shows.
-    Values are computed in float64. Raises `UserError` unless ``logsnr`` decreases strictly.
+    Every quantity is a tensor of length levels + 1, indexed by the level ``t``. Those of a transition stand at the
+    index of its upper level; at index 0, where no transition ends, they are NaN: a wrong index shows. They are computed
+    in float64 and rounded to float32; `to` gives them in another type. Raises `UserError` unless ``logsnr`` decreases
+    strictly.
     """
 
     logsnr: Tensor
@@ -55,6 +57,8 @@ class NoiseSchedule:
     """w_t = √(β_1/β_t)."""
     unit_step: Tensor = field(init=False)
     """s_t / b = √(σ_{t−1}/σ_0 · β_t): the Langevin step size for b² = 1."""
+    _exact: dict[str, Tensor] = field(init=False, repr=False)
+    """The quantities in float64, on the CPU."""
 
     def __post_init__(self) -> None:
         logsnr = self.logsnr.double().cpu()
@@ -86,6 +90,7 @@ class NoiseSchedule:
             "loss_weight": transitions((beta[0] / beta).sqrt()),
             "unit_step": transitions((sigma[:-1] / sigma[0] * beta).sqrt()),
         }
+        object.__setattr__(self, "_exact", quantities)
         for name, value in quantities.items():
             object.__setattr__(self, name, value.float())
 
@@ -94,11 +99,11 @@ class NoiseSchedule:
         """T, the number of transitions."""
         return len(self.logsnr) - 1
 
-    def to(self, device: torch.device | str) -> NoiseSchedule:
-        """The same schedule with its tensors on another device."""
-        moved = object.__new__(NoiseSchedule)
-        for name, value in self.__dict__.items():
-            object.__setattr__(moved, name, value.to(device) if isinstance(value, Tensor) else value)
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> NoiseSchedule:
+        """The same schedule on another device and, with ``dtype``, its quantities rounded to that type from float64."""
+        moved = copy.copy(self)
+        for name, value in self._exact.items():
+            object.__setattr__(moved, name, value.to(dtype or self.logsnr.dtype).to(device))
         return moved
 
 

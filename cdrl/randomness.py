@@ -42,29 +42,32 @@ def keys(seed: int, purpose: str, *counters: int, count: int, device: torch.devi
     )
 
 
-def normal(stream: int | Tensor, index: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Standard normal numbers, float32.
+def normal(stream: int | Tensor, index: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+    """Standard normal numbers; those of another ``dtype`` are made of the same bits, and equal to rounding.
 
     Args:
         stream: a key, or a zero-dimensional int64 tensor holding one.
         index: global image indices, int64 ``(B,)``; row ``i`` of the result depends on ``index[i]`` and the key alone.
         shape: the shape of one row.
+        dtype: float32 or float64.
 
     Returns:
         ``(B, *shape)`` on the device of ``index``. No value exceeds 6.8 in magnitude (32 bits of radius).
     """
     size = math.prod(shape)
     bits = _bits(stream, index, (size + 1) // 2)
-    radius = torch.sqrt(-2.0 * torch.log(((bits & _LOW_32).float() + 0.5) * 2.0**-32))
-    angle = (_shift(bits, 32).float() * 2.0**-32) * (2.0 * math.pi)
+    radius = torch.sqrt(-2.0 * torch.log(((bits & _LOW_32).to(dtype) + 0.5) * 2.0**-32))
+    angle = (_shift(bits, 32).to(dtype) * 2.0**-32) * (2.0 * math.pi)
     pairs = torch.cat((radius * torch.cos(angle), radius * torch.sin(angle)), dim=1)
     return pairs[:, :size].reshape(index.shape[0], *shape)
 
 
-def uniform(stream: int | Tensor, index: Tensor, shape: tuple[int, ...] = ()) -> Tensor:
-    """Uniform numbers in [0, 1), float32 with 24 random bits, ``(B, *shape)``; see `normal`."""
+def uniform(
+    stream: int | Tensor, index: Tensor, shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Uniform numbers in [0, 1) with 24 random bits, ``(B, *shape)``; equal in every ``dtype``; see `normal`."""
     bits = _bits(stream, index, math.prod(shape))
-    return (_shift(bits, 40).float() * 2.0**-24).reshape(index.shape[0], *shape)
+    return (_shift(bits, 40).to(dtype) * 2.0**-24).reshape(index.shape[0], *shape)
 
 
 def integers(stream: int | Tensor, index: Tensor, high: int) -> Tensor:

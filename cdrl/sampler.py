@@ -71,6 +71,11 @@ class Sampler:
         return next(self.energy_net.parameters()).device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The type of the energy network's parameters, in which images are drawn."""
+        return next(self.energy_net.parameters()).dtype
+
+    @property
     def gradient_evaluations(self) -> int:
         """Energy-gradient evaluations per image: T·K, and one for the last denoise."""
         return self.schedule.levels * self.chain.steps + (self.last_denoise != "none")
@@ -101,7 +106,7 @@ class Sampler:
             observe: called at every stage.
 
         Returns:
-            ``(B, C, H, W)`` in [−1, 1] on the network's device.
+            ``(B, C, H, W)`` in [−1, 1], on the device and in the type of the energy network.
 
         Raises:
             UserError: the condition names a class that the network does not know, has too few rows, or known pixels
@@ -110,19 +115,20 @@ class Sampler:
         condition = condition or conditions.unconditional()
         condition.check_classes(self.energy_net.classes)
         condition.check_pixels(self.shape)
-        return _Descent(self, index.to(self.device), seed, condition.batch(index, self.device), observe).run()
+        here = condition.batch(index, self.device, self.dtype)
+        return _Batch(self, index.to(self.device), seed, here, observe).run()
 
 
-class _Descent:
-    """One batch's way down: what stays the same from level to level, and the moves between levels."""
+class _Batch:
+    """One batch of images: what stays the same from level to level, and the moves between levels."""
 
     def __init__(
         self, sampler: Sampler, index: Tensor, seed: int, condition: Condition, observe: Observer | None
     ) -> None:
         self.sampler, self.index, self.seed, self.condition = sampler, index, seed, condition
-        self.schedule = sampler.schedule.to(sampler.device)
+        self.schedule = sampler.schedule.to(sampler.device, sampler.dtype)
         self.weights = constant(sampler.energy_net.weights())
-        self.mix = condition.mix
+        self.mix = condition.mix(sampler.dtype)
         self.observe = observe or (lambda stage, level, images: None)
 
     def run(self) -> Tensor:
@@ -132,14 +138,14 @@ class _Descent:
         x = self._with_known(x, lambda image: marginal(self.schedule, image, self._level(top), x))
         self.observe("noise", top, x)
         for t in range(top, 0, -1):
-            x = self._lower(x, t, 0)
+            x = self._transition(x, t, 0)
             for repeat in range(1, self.condition.repeats + 1):
-                x = self._lower(self._noised_again(x, t, repeat), t, repeat)
-        x = self._with_known(self._denoised(x), lambda image: image).clamp(-1.0, 1.0)
+                x = self._transition(self._forward(x, t, repeat), t, repeat)
+        x = self._with_known(self._last_denoise(x), lambda image: image).clamp(-1.0, 1.0)
         self.observe("sample", 0, x)
         return x
 
-    def _lower(self, x: Tensor, t: int, repeat: int) -> Tensor:
+    def _transition(self, x: Tensor, t: int, repeat: int) -> Tensor:
         """From x_t to x_{t−1}: propose, refine, rescale."""
         sampler, scale = self.sampler, self.schedule.scale[t]
         proposal = self._proposal(x, t, repeat)
@@ -176,7 +182,7 @@ class _Descent:
         logsnr = self.schedule.logsnr[t - 1].expand(len(labels))
         return self.sampler.energy_net.frozen(self.weights, logsnr, labels, self.mix)
 
-    def _noised_again(self, x: Tensor, t: int, repeat: int) -> Tensor:
+    def _forward(self, x: Tensor, t: int, repeat: int) -> Tensor:
         """From x_{t−1} back to x_t with fresh noise (Lugmayr et al. 2022, "RePaint")."""
         return self.schedule.a[t] * x + self.schedule.beta[t].sqrt() * self._noise("repeat", t, repeat)
 
@@ -197,7 +203,8 @@ class _Descent:
         image, mask = self.condition.image, self.condition.mask
         return x if image is None or mask is None else torch.where(mask, value(image.expand_as(x)), x)
 
-    def _denoised(self, x: Tensor) -> Tensor:
+    def _last_denoise(self, x: Tensor) -> Tensor:
+        """The image from x_0: its posterior mean by Tweedie's formula; or, with "none", x_0 as it is or rescaled."""
         sampler, schedule = self.sampler, self.schedule
         if sampler.last_denoise == "none":
             return x / schedule.alpha[0] if sampler.initializer is not None else x
@@ -212,4 +219,4 @@ class _Descent:
 
     def _noise(self, purpose: str, *counters: int) -> Tensor:
         stream = randomness.key(self.seed, f"sample/{purpose}", *counters)
-        return randomness.normal(stream, self.index, self.sampler.shape)
+        return randomness.normal(stream, self.index, self.sampler.shape, self.sampler.dtype)

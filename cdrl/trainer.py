@@ -95,6 +95,8 @@ def train(
         UserError: impossible numbers, or a checkpoint that is damaged or belongs to another configuration.
     """
     _check_positive(batch_size=batch_size, iterations=iterations, report_every=report_every)
+
+    # Start, or go on from the checkpoint.
     start = _restore(method, folder)
     if on_resume is not None:
         on_resume(start.iteration)
@@ -107,13 +109,15 @@ def train(
     saved_at = clock.seconds
     with _deferred_interrupt() as interrupted:
         while iteration < iterations and not (interrupted() or (should_stop is not None and should_stop())):
+            # One iteration.
             images, label = batch(iteration)
             method.train_step(images, label, iteration)
             iteration += 1
 
+            # Report, and end a run that diverged.
             if iteration % report_every == 0 or iteration == iterations:
                 meters = method.meters.read()
-                reason = _illness(meters)
+                reason = _divergence(meters)
                 spent = iteration * batch_size
                 on_report(
                     {
@@ -127,14 +131,19 @@ def train(
                 )
                 if reason:
                     break
+
+            # Milestone.
             if on_milestone is not None and iteration in milestones:
                 with clock.paused(method.device):
                     on_milestone(iteration)
+
+            # Checkpoint, unless its weights would be diverged ones.
             if folder is not None and clock.seconds - saved_at >= checkpoint_seconds:
-                if not _illness(method.meters.means()):
+                if not _divergence(method.meters.means()):
                     _keep(method, folder, Outcome("interrupted", iteration, clock.seconds))
                 saved_at = clock.seconds
 
+    # Outcome, and the last checkpoint.
     status = "diverged" if reason else "finished" if iteration >= iterations else "interrupted"
     outcome = Outcome(status, iteration, clock.seconds, reason)
     if folder is not None and iteration > start.iteration:
@@ -216,7 +225,7 @@ def _restore(method: Method, folder: Path | None) -> Outcome:
         ) from None
 
 
-def _illness(meters: dict[str, list[float | None]]) -> str:
+def _divergence(meters: dict[str, list[float | None]]) -> str:
     """The first meter that shows divergence, in words, or nothing."""
     for name, values in meters.items():
         limit = LIMITS.get(name, LIMIT)

@@ -33,7 +33,10 @@ def elsewhere() -> Iterator[accelerator.Accelerator]:
 
 @pytest.fixture
 def cooperative() -> Callable[..., Cooperative]:
-    """Builds a small CDRL method whose weights are all away from their initial zeros and ones."""
+    """Builds a small CDRL method whose weights are all away from their initial zeros and ones.
+
+    With ``dtype`` float64 it has the same weights, and everything follows from their type.
+    """
 
     def build(
         classes: int = 0,
@@ -42,6 +45,7 @@ def cooperative() -> Callable[..., Cooperative]:
         seed: int = 0,
         optimisation: Optimisation | None = None,
         device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
         **settings: Any,
     ) -> Cooperative:
         torch.manual_seed(seed)
@@ -53,7 +57,7 @@ def cooperative() -> Callable[..., Cooperative]:
         for network in networks:
             for parameter in network.parameters():
                 parameter.data.add_(0.05 * torch.randn_like(parameter))
-            network.to(device)
+            network.to(device, dtype)
         optimisation = optimisation or Optimisation(learning_rate=1e-3, warm_up=2, ema=0.9)
         settings = {"chain": Langevin(steps=3, step_variance=1e-2), **settings}
         return Cooperative(

@@ -1,5 +1,8 @@
 """The equations of CDRL and DRL written down plainly: what every fast path must match.
 
+Numbers have the type of the images or of the networks that are passed. In float64 a fast path that is right agrees to
+`EXACT`, whatever the processor; in float32 chains and Adam make much more of a rounding (see `tests.sensitivity`).
+
 Nothing is cached or fused: each forward pass normalises its own weights, the positive and the negative pass are
 separate, chains follow the gradient of ``log p(y | x_t)`` itself, Adam and the moving average are their textbook
 formulas. Shared with the package are the random numbers, the settings, and the modules as holders of parameters (the
@@ -26,6 +29,8 @@ from cdrl.networks import EnergyNet, Initializer
 from cdrl.noise import NoiseSchedule
 
 Energy = Callable[[Tensor], Tensor]
+EXACT = 1e-9
+"""How far apart, relatively, two computations of the same thing in float64 may end."""
 
 
 @dataclass
@@ -78,9 +83,11 @@ def state_of(method: Cooperative) -> State:
     return State(learners["energy"], learners.get("initializer"), method.settings, method.seed, method.iterations)
 
 
-def transition(schedule: NoiseSchedule, level: Tensor, step_variance: float) -> Transition:
-    """From the log-SNRs alone, in float64."""
-    logsnr = schedule.logsnr.double().to(level.device)
+def transition(
+    schedule: NoiseSchedule, level: Tensor, step_variance: float, dtype: torch.dtype = torch.float32
+) -> Transition:
+    """From the log-SNRs alone, computed in float64 and rounded to ``dtype``."""
+    logsnr = schedule.to(level.device, torch.float64).logsnr
     upper, lower = logsnr[level], logsnr[level - 1]
     alpha, sigma = upper.sigmoid().sqrt(), (-upper).sigmoid().sqrt()
     alpha_lower, sigma_lower = lower.sigmoid().sqrt(), (-lower).sigmoid().sqrt()
@@ -91,7 +98,7 @@ def transition(schedule: NoiseSchedule, level: Tensor, step_variance: float) -> 
     step = (step_variance * sigma_lower / (-logsnr[0]).sigmoid().sqrt() * beta).sqrt()
     proposal = scale * sigma_lower * beta.sqrt() / sigma
     values = (alpha, sigma, alpha_lower, sigma_lower, beta, scale, step, proposal, (beta_1 / beta).sqrt(), below_top)
-    return Transition(lower.float(), upper.float(), *(v.float()[:, None, None, None] for v in values))
+    return Transition(lower.to(dtype), upper.to(dtype), *(v.to(dtype)[:, None, None, None] for v in values))
 
 
 def normalised(layer: Any) -> Tensor:
@@ -110,7 +117,8 @@ def power_iteration(network: nn.Module, times: int = 1) -> None:
 
 def embedding(logsnr: Tensor, width: int) -> Tensor:
     time = 1000 * torch.arctan(torch.exp(-logsnr / 2)) / (math.pi / 2)
-    frequencies = torch.exp(-math.log(10_000) * torch.arange(width // 2, device=logsnr.device) / (width // 2 - 1))
+    exponents = torch.arange(width // 2, device=logsnr.device).to(logsnr.dtype) / (width // 2 - 1)
+    frequencies = torch.exp(-math.log(10_000) * exponents)
     return torch.cat((torch.sin(time[:, None] * frequencies), torch.cos(time[:, None] * frequencies)), 1)
 
 
@@ -129,7 +137,7 @@ def energy(net: EnergyNet, y: Tensor, logsnr: Tensor, label: Tensor | None = Non
     emb = linear(net.embed_out, act(linear(net.embed_in, embedding(logsnr, net.width))))
     if net.classes:
         label = torch.zeros_like(logsnr, dtype=torch.long) if label is None else label
-        emb = emb + linear(net.embed_label, F.one_hot(label, net.classes + 1).float())
+        emb = emb + linear(net.embed_label, F.one_hot(label, net.classes + 1).to(emb.dtype))
     emb = act(emb)
     h = conv(net.stem, y)
     for block in net.blocks:
@@ -155,7 +163,7 @@ def reference_chain(
     for stream in streams:
         y = y.detach().requires_grad_()
         (score,) = torch.autograd.grad(log_density(f, y, x_t, at).sum(), y)
-        z = randomness.normal(stream, index, tuple(y.shape[1:]))
+        z = randomness.normal(stream, index, tuple(y.shape[1:]), y.dtype)
         y = y + step**2 / 2 * score + settings.noise_scale * step * z
     return y.detach()
 
@@ -168,10 +176,10 @@ def reference_step(state: State, x0: Tensor, label: Tensor | None, iteration: in
         return randomness.key(state.seed, f"train/{purpose}", iteration, *counters)
 
     def noise(purpose: str) -> Tensor:
-        return randomness.normal(key(purpose), index, tuple(x0.shape[1:]))
+        return randomness.normal(key(purpose), index, tuple(x0.shape[1:]), x0.dtype)
 
     level = 1 + randomness.integers(key("level"), index, settings.schedule.levels)
-    at = transition(settings.schedule, level, settings.chain.step_variance)
+    at = transition(settings.schedule, level, settings.chain.step_variance, x0.dtype)
     if label is not None and net.classes:
         label = torch.where(randomness.uniform(key("label"), index) < settings.label_dropout, 0, label)
     x_t = at.alpha * x0 + at.sigma * noise("pair")
@@ -250,16 +258,17 @@ def reference_sample(
     net = averaged(state.energy, settings.spectral_ema)
     proposer: Initializer | None = averaged(state.initializer) if state.initializer else None
     concepts, chain = concepts or [(1.0, None)], settings.sampling or settings.chain
+    dtype = net.readout.weight.dtype
 
     def noise(purpose: str, *counters: int) -> Tensor:
-        return randomness.normal(randomness.key(seed, f"sample/{purpose}", *counters), index, shape)
+        return randomness.normal(randomness.key(seed, f"sample/{purpose}", *counters), index, shape, dtype)
 
     def f_at(at: Transition) -> Energy:
         return lambda y: torch.stack([w * energy(net, y, at.lower, c) for w, c in concepts]).sum(0)
 
     x = noise("start")
     for t in range(settings.schedule.levels, 0, -1):
-        at = transition(settings.schedule, torch.full_like(index, t), chain.step_variance)
+        at = transition(settings.schedule, torch.full_like(index, t), chain.step_variance, dtype)
         y = x
         if proposer is not None:
             with torch.no_grad():

@@ -6,7 +6,7 @@ training iteration or one chain only the last part changes:
 
     weights()            spectrally normalised kernels      once an iteration
     context(weights, λ)  time biases and read-out vector    once a chain
-    evaluate(y, …)       the convolutions                   every Langevin step
+    energies(y, …)       the convolutions                   every Langevin step
 
 All three are differentiable; a chain runs on their detached values (`EnergyNet.frozen`).
 """
@@ -160,9 +160,9 @@ class EnergyNet(nn.Module):
             raise UserError(f"images must be (B, {', '.join(map(str, self.shape))}), not {tuple(images.shape)}")
 
     @property
-    def knows(self) -> str:
-        """What another network of the same method must share, in words."""
-        return f"{self.channels} channels and {self.classes} classes"
+    def domain(self) -> tuple[int, int]:
+        """(channels, classes): what another network of the same method must share."""
+        return (self.channels, self.classes)
 
     def forward(self, y: Tensor, logsnr: Tensor, label: Tensor | None = None) -> Tensor:
         """``f(y; λ)``, ``(B,)``.
@@ -173,7 +173,7 @@ class EnergyNet(nn.Module):
             label: int64 ``(B,)`` in 0 … C, or None for the null label; ignored by an unconditional network.
         """
         weights = self.weights()
-        return evaluate(y, weights, self.context(weights, logsnr, label))
+        return energies(y, weights, self.context(weights, logsnr, label))
 
     def weights(self) -> Weights:
         """The effective weights at the present ``u`` and ``v`` (no power iteration), differentiable."""
@@ -227,9 +227,9 @@ class FrozenEnergy(NamedTuple):
     def __call__(self, y: Tensor) -> Tensor:
         """``f(y)``, ``(B,)``."""
         if self.mix is None:
-            return evaluate(y, self.weights, self.context)
+            return energies(y, self.weights, self.context)
         concepts = len(self.mix)
-        values = evaluate(y.repeat(concepts, 1, 1, 1), self.weights, self.context)
+        values = energies(y.repeat(concepts, 1, 1, 1), self.weights, self.context)
         return self.mix @ values.reshape(concepts, -1)
 
     def gradient(self, y: Tensor) -> Tensor:
@@ -255,10 +255,10 @@ def input_gradient(energy: FrozenEnergy, y: Tensor) -> Tensor:
     return gradient
 
 
-def evaluate(y: Tensor, weights: Weights, context: Context) -> Tensor:
+def energies(y: Tensor, weights: Weights, context: Context) -> Tensor:
     """``f(y)``, ``(B,)``, from effective weights and a context; ``y`` is ``(B, C, H, W)``."""
-    seen = y if weights.frequencies is None else _with_sinusoids(y, weights.frequencies)
-    h = convolve(seen.to(weights.stem.dtype), weights.stem, weights.stem_bias)
+    inputs = y if weights.frequencies is None else _with_sinusoids(y, weights.frequencies)
+    h = convolve(inputs.to(weights.stem.dtype), weights.stem, weights.stem_bias)
     for block, bias in zip(weights.blocks, context.biases, strict=True):
         inner = convolve(F.leaky_relu(h, _SLOPE), block.first) + bias
         inner = convolve(F.leaky_relu(inner, _SLOPE), block.second, block.second_bias)
@@ -301,12 +301,12 @@ def freeze(weights: Weights, context: Context, mix: Tensor | None = None) -> Fro
 def constant(weights: Weights) -> Weights:
     """The same weights without their history, kernels in the form that is fastest for gradients of images alone."""
 
-    def bare(value: object) -> object:
+    def detached(value: object) -> object:
         if not isinstance(value, Tensor):
             return value
         return winograd.prepare(value.detach()) if value.dim() == 4 else value.detach()
 
-    return pytree.tree_map(bare, weights, is_leaf=_is_transformed)
+    return pytree.tree_map(detached, weights, is_leaf=_is_transformed)
 
 
 def _rounded(tree: Any) -> Any:

@@ -171,9 +171,9 @@ class Initializer(nn.Module):
         self.conv_out = _zeroed(Convolution(h, channels, kernel))
 
     @property
-    def knows(self) -> str:
-        """As `cdrl.networks.EnergyNet.knows`."""
-        return f"{self.stem.in_channels} channels and {self.classes} classes"
+    def domain(self) -> tuple[int, int]:
+        """As `cdrl.networks.EnergyNet.domain`."""
+        return (self.stem.in_channels, self.classes)
 
     def forward(self, x: Tensor, logsnr: Tensor, label: Tensor | None = None) -> Tensor:
         """The proposal's mean in ``y`` units, the shape of ``x``.

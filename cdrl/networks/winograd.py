@@ -49,10 +49,13 @@ def prepare(kernel: Tensor) -> Tensor | Kernel:
         and kernel.shape[2:] == (3, 3)
         and min(kernel.shape[:2]) >= _LEAST_CHANNELS
     )
-    if not pays:
-        return kernel
+    return transform(kernel) if pays else kernel
+
+
+def transform(kernel: Tensor) -> Kernel:
+    """Any 3×3 kernel ``(C_out, C_in, 3, 3)`` with its transform; float32 or float64, on the CPU."""
     outputs, inputs = kernel.shape[:2]
-    transformed = _TRANSFORMS.kernels @ kernel.permute(2, 3, 1, 0).reshape(9, -1)
+    transformed = _TRANSFORMS[kernel.dtype].kernels @ kernel.permute(2, 3, 1, 0).reshape(9, -1)
     return Kernel(kernel, transformed.view(_WINDOW**2, inputs, outputs))
 
 
@@ -71,7 +74,7 @@ def convolve(h: Tensor, kernel: Kernel, bias: Tensor | None = None) -> Tensor:
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(h: Tensor, transformed: Tensor, bias: Tensor | None) -> Tensor:
-        return _correlate(h, transformed, bias, _TRANSFORMS.forward)
+        return _correlate(h, transformed, bias, _TRANSFORMS[h.dtype].forward)
 
     @staticmethod
     def setup_context(context: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -80,7 +83,8 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (transformed,) = context.saved_tensors
-        return _correlate(gradient, transformed.transpose(1, 2), None, _TRANSFORMS.adjoint), None, None
+        way = _TRANSFORMS[gradient.dtype].adjoint
+        return _correlate(gradient, transformed.transpose(1, 2), None, way), None, None
 
 
 class _Way(NamedTuple):
@@ -121,7 +125,6 @@ def _correlate_part(padded: Tensor, result: Tensor, transformed: Tensor, bias: T
     windows = padded.as_strided(
         (_WINDOW, _WINDOW, batch, rows, columns, inputs),
         (row, column, image, _TILE * row, _TILE * column, channel),
-        padded.storage_offset(),
     )
     numbers = (way.into @ windows.reshape(_WINDOW**2, -1)).view(_WINDOW**2, -1, inputs)
     pixels = way.back @ torch.bmm(numbers, transformed).view(_WINDOW**2, -1)
@@ -131,8 +134,8 @@ def _correlate_part(padded: Tensor, result: Tensor, transformed: Tensor, bias: T
     result.view(batch, rows, _TILE, columns, _TILE, outputs).copy_(tiles)
 
 
-def _transforms() -> _Transforms:
-    """The maps in two dimensions from those in one (Toom–Cook)."""
+def _transforms(dtype: torch.dtype) -> _Transforms:
+    """The maps in two dimensions from those in one (Toom–Cook), rounded from float64."""
     points = np.array(_POINTS)
     into, kernels, back = np.zeros((6, 6)), np.zeros((6, 3)), np.zeros((4, 6))
     for number, point in enumerate(points):
@@ -147,7 +150,7 @@ def _transforms() -> _Transforms:
     scale = (mirrored * kernels).sum(axis=1) / (kernels * kernels).sum(axis=1)
 
     def plane(line: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.kron(line, line)).float()
+        return torch.from_numpy(np.kron(line, line)).to(dtype)
 
     return _Transforms(
         plane(kernels),
@@ -156,4 +159,4 @@ def _transforms() -> _Transforms:
     )
 
 
-_TRANSFORMS = _transforms()
+_TRANSFORMS = {dtype: _transforms(dtype) for dtype in (torch.float32, torch.float64)}

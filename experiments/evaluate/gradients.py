@@ -24,7 +24,7 @@ from torch import Tensor
 
 from cdrl import langevin, randomness
 from cdrl.networks import EnergyNet
-from cdrl.networks.energy import evaluate as energies
+from cdrl.networks.energy import energies
 from cdrl.noise import independent_pair, per_image, shared_noise_pair
 from cdrl.sampler import Sampler
 from experiments import data

@@ -39,7 +39,7 @@ def walk(net: EnergyNet, y: Tensor, logsnr: Tensor, streams: list[int], settings
     for stream in streams:
         y = y.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(reference.energy(net, y, logsnr).sum(), y)
-        z = randomness.normal(stream, index, tuple(y.shape[1:]))
+        z = randomness.normal(stream, index, tuple(y.shape[1:]), y.dtype)
         y = y + settings.gain * gradient + settings.step_noise * z
     return y.detach()
 
@@ -47,13 +47,13 @@ def walk(net: EnergyNet, y: Tensor, logsnr: Tensor, streams: list[int], settings
 def step(state: State, x0: Tensor, iteration: int) -> tuple[Tensor, list[Tensor]]:
     """One training iteration; returns f(x⁺) − f(ỹ), ``(B,)``, and the clipped gradients."""
     settings, net, shape = state.settings, state.energy.network, tuple(x0.shape[1:])
-    index, logsnr = torch.arange(len(x0)), torch.full((len(x0),), state.logsnr)
+    index, logsnr = torch.arange(len(x0)), x0.new_full((len(x0),), state.logsnr)
 
     def key(purpose: str, *counters: int) -> int:
         return randomness.key(state.seed, f"train/{purpose}", iteration, *counters)
 
-    positive = x0 + settings.data_noise * randomness.normal(key("data"), index, shape)
-    start = 2 * randomness.uniform(key("start"), index, shape) - 1
+    positive = x0 + settings.data_noise * randomness.normal(key("data"), index, shape, x0.dtype)
+    start = 2 * randomness.uniform(key("start"), index, shape, x0.dtype) - 1
     reference.power_iteration(net)
     refined = walk(net, start, logsnr, [key("chain", number) for number in range(settings.steps)], settings)
     plus, minus = reference.energy(net, positive, logsnr), reference.energy(net, refined, logsnr)
@@ -64,7 +64,8 @@ def step(state: State, x0: Tensor, iteration: int) -> tuple[Tensor, list[Tensor]
 
 def sample(state: State, n: int, seed: int, shape: tuple[int, ...]) -> Tensor:
     """Images by the training's chain on the averaged weights."""
-    start = 2 * randomness.uniform(randomness.key(seed, "sample/start"), torch.arange(n), shape) - 1
+    dtype = state.energy.network.readout.weight.dtype
+    start = 2 * randomness.uniform(randomness.key(seed, "sample/start"), torch.arange(n), shape, dtype) - 1
     streams = [randomness.key(seed, "sample/chain", 0, number) for number in range(state.settings.steps)]
     net = reference.averaged(state.energy, "refresh")
-    return walk(net, start, torch.full((n,), state.logsnr), streams, state.settings).clamp(-1, 1)
+    return walk(net, start, start.new_full((n,), state.logsnr), streams, state.settings).clamp(-1, 1)

@@ -10,6 +10,7 @@ from baselines.ddpm import DDPM, DDPMSettings, denoise, flops, linear_signal, sc
 from cdrl.errors import UserError
 from cdrl.learner import Optimisation
 from cdrl.networks import EnergyNet, Initializer
+from tests.reference import EXACT
 
 MEAN, DEVIATION = 0.2, 0.15
 
@@ -22,7 +23,7 @@ def exact(x: Tensor, logsnr: Tensor) -> Tensor:
 
 def small(iterations: int = 100) -> DDPM:
     torch.manual_seed(0)
-    network = Initializer(1, 2, 18, (1,), 1, dropout=0.0, attention_sizes=(), kernel=1)  # groups of 9
+    network = Initializer(1, 2, 18, (1,), 1, dropout=0.0, attention_sizes=(), kernel=1).double()  # groups of 9
     optimisation = Optimisation(learning_rate=3e-3, warm_up=1, ema=0.9)
     reference = EnergyNet(1, 2, 16, (1,), 1, kernel=1)
     return DDPM(network, reference, DDPMSettings(sampling_steps=10), optimisation, (2, 1, 1), iterations=iterations)
@@ -69,7 +70,7 @@ def test_cost_is_counted_in_gradient_evaluations() -> None:
 
 def test_learns_and_samples() -> None:
     method = small()
-    x0 = torch.randn(256, 2, 1, 1, generator=torch.Generator().manual_seed(0)) * DEVIATION + MEAN
+    x0 = torch.randn(256, 2, 1, 1, generator=torch.Generator().manual_seed(0)).double() * DEVIATION + MEAN
     errors = []
     for iteration in range(100):
         method.train_step(x0, None, iteration)
@@ -77,7 +78,8 @@ def test_learns_and_samples() -> None:
     assert sum(errors[-10:]) < 0.7 * sum(errors[:10])
     whole = torch.cat(list(method.sample(6, seed=2)))
     parts = torch.cat([*method.sample(4, seed=2, batch_size=3), *method.sample(6, seed=2, first=4)])
-    torch.testing.assert_close(whole, parts)
+    torch.testing.assert_close(whole, parts, rtol=0, atol=EXACT)
+    assert whole.dtype == torch.float64
     assert float(whole.abs().max()) <= 1
 
 

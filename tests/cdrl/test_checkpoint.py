@@ -17,6 +17,7 @@ from cdrl import checkpoint, conditions, noise
 from cdrl.cooperative import Cooperative
 from cdrl.errors import UserError
 from cdrl.noise import NoiseSchedule
+from tests.reference import EXACT
 
 Build = Callable[..., Cooperative]
 OLD, NEW = {"iteration": 1}, {"iteration": 2}
@@ -153,7 +154,10 @@ def test_a_full_disk_leaves_the_old_pair(tmp_path: Path, monkeypatch: pytest.Mon
     assert checkpoint.load(tmp_path)[1] == OLD
 
 
-@pytest.mark.parametrize("variant", [{}, {"classes": 3}, {"initializer": False, "schedule": noise.linear_beta(3)}])
+@pytest.mark.parametrize(
+    "variant",
+    [{}, {"classes": 3}, {"initializer": False, "schedule": noise.linear_beta(3)}, {"dtype": torch.float64}],
+)
 def test_an_exported_model_samples_the_same_images(variant: dict[str, Any], cooperative: Build, tmp_path: Path) -> None:
     model = cdrl.Model(cooperative(**variant).sampler())
     checkpoint.save_model(tmp_path, model)
@@ -177,19 +181,20 @@ def test_a_model_in_half_precision_is_half_as_big_and_close(cooperative: Build, 
 
 
 def test_a_schedule_without_a_name_is_kept_by_its_values(cooperative: Build, tmp_path: Path) -> None:
-    schedule = NoiseSchedule(torch.tensor([7.0, 1.0, -4.0]))
+    schedule = NoiseSchedule(torch.tensor([7.1, 1.0, -4.3], dtype=torch.float64))
     checkpoint.save_model(tmp_path, cdrl.Model(cooperative(schedule=schedule).sampler()))
-    assert torch.equal(cdrl.load(tmp_path).sampler.schedule.logsnr, schedule.logsnr)
+    loaded = cdrl.load(tmp_path).sampler.schedule
+    assert torch.equal(loaded.to("cpu", torch.float64).logsnr, schedule.to("cpu", torch.float64).logsnr)
 
 
 def test_log_density_is_the_energy_over_the_squared_step(cooperative: Build) -> None:
-    method = cooperative(classes=2)
-    model, schedule = cdrl.Model(method.sampler()), method.settings.schedule
-    y, label = torch.rand(3, 1, 8, 8), torch.tensor([0, 1, 2])
+    method = cooperative(classes=2, dtype=torch.float64)
+    model, schedule = cdrl.Model(method.sampler()), method.schedule
+    y, label = torch.rand(3, 1, 8, 8, dtype=torch.float64), torch.tensor([0, 1, 2])
     for level in (1, 6):
-        energy = model.sampler.energy_net(y, torch.full((3,), float(schedule.logsnr[level - 1])), label)
+        energy = model.sampler.energy_net(y, schedule.logsnr[level - 1].expand(3), label)
         step = 1e-2 * schedule.sigma[level - 1] / schedule.sigma[0] * schedule.beta[level]
-        torch.testing.assert_close(model.log_density(y, level, label), (energy / step).detach())
+        torch.testing.assert_close(model.log_density(y, level, label), (energy / step).detach(), rtol=EXACT, atol=0)
 
 
 @pytest.mark.parametrize("level", [0, -1, 7])

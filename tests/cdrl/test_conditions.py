@@ -12,6 +12,7 @@ from cdrl.conditions import Condition
 from cdrl.cooperative import Cooperative
 from cdrl.errors import UserError
 from cdrl.networks import EnergyNet
+from tests.reference import EXACT
 
 LABELS = torch.tensor([1, 2, 3, 3])
 NONE = torch.zeros_like(LABELS)
@@ -29,16 +30,16 @@ NONE = torch.zeros_like(LABELS)
     ],
 )
 def test_combined_energy_and_gradient(condition: Condition, terms: list[tuple[float, torch.Tensor]]) -> None:
-    net = EnergyNet(8, 1, 4, (1, 2), 1, classes=3)
+    net = EnergyNet(8, 1, 4, (1, 2), 1, classes=3).double()
     torch.nn.init.normal_(net.embed_label.bias)  # type: ignore[union-attr]
-    y, logsnr = torch.randn(4, 1, 8, 8), torch.linspace(-2, 2, 4)
+    y, logsnr = torch.randn(4, 1, 8, 8, dtype=torch.float64), torch.linspace(-2, 2, 4, dtype=torch.float64)
     here = condition.batch(torch.arange(4), "cpu")
-    energy = net.frozen(net.weights(), logsnr.repeat(len(here.weights)), here.labels.flatten(), here.mix)
+    energy = net.frozen(net.weights(), logsnr.repeat(len(here.weights)), here.labels.flatten(), here.mix(y.dtype))
     expected = sum(w * net(y, logsnr, label) for w, label in terms)
-    torch.testing.assert_close(energy(y), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(energy(y), expected, rtol=EXACT, atol=EXACT)
     y.requires_grad_()
     (gradient,) = torch.autograd.grad(sum(w * net(y, logsnr, label) for w, label in terms).sum(), y)
-    torch.testing.assert_close(energy.gradient(y), gradient, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(energy.gradient(y), gradient, rtol=EXACT, atol=EXACT)
 
 
 @pytest.mark.parametrize(
@@ -59,15 +60,15 @@ def test_a_concept_with_weight_zero_changes_nothing(cooperative: Callable[..., C
     index = torch.arange(3)
     alone = sampler(index, 0, conditions.composed([[1, 1, 1]], (2.0,)))
     beside = sampler(index, 0, conditions.composed([[1, 1, 1], [2, 2, 2]], (2.0, 0.0)))
-    torch.testing.assert_close(alone, beside, rtol=0, atol=1e-4)
+    assert torch.equal(alone, beside)
 
 
 def test_composition_of_one_concept_is_guidance(cooperative: Callable[..., Cooperative]) -> None:
-    sampler = cooperative(classes=3).sampler()
+    sampler = cooperative(classes=3, dtype=torch.float64).sampler()
     index = torch.arange(3)
     guided = sampler(index, 0, conditions.guided([1, 2, 3], 1.5))
     composed = sampler(index, 0, conditions.composed([[1, 2, 3]], (2.5,)))
-    torch.testing.assert_close(guided, composed, rtol=0, atol=1e-4)
+    torch.testing.assert_close(guided, composed, rtol=0, atol=EXACT)
 
 
 def test_batches_pick_rows_or_share_one() -> None:

@@ -12,7 +12,7 @@ from cdrl.networks.spectral import spectral_layers
 
 
 def test_ramp_then_decay() -> None:
-    network = nn.Linear(1, 1, bias=False)
+    network = nn.Linear(1, 1, bias=False).double()
     ema = EMA(network, decay=0.5)
     expected = network.weight.item()
     for count in range(20):
@@ -20,7 +20,7 @@ def test_ramp_then_decay() -> None:
         ema.update(count)
         decay = min(0.5, (1 + count) / (10 + count))
         expected = decay * expected + (1 - decay) * count
-        assert ema.average.weight.item() == pytest.approx(expected, rel=1e-6)  # type: ignore[arg-type]
+        assert ema.average.weight.item() == pytest.approx(expected, rel=1e-12)  # type: ignore[arg-type]
 
 
 def test_first_update_keeps_a_tenth_of_the_start() -> None:

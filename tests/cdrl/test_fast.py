@@ -14,7 +14,10 @@ from cdrl import fast, langevin, randomness
 from cdrl.cooperative import Cooperative
 from cdrl.errors import UserError
 from cdrl.langevin import Chain, KnownPixels, Langevin, Refined
+from cdrl.networks import EnergyNet, FrozenEnergy, winograd
+from tests import sensitivity
 from tests.benchmarks.gpu.device import record_again
+from tests.reference import EXACT
 
 Build = Callable[..., Cooperative]
 CPU = torch.device("cpu")
@@ -26,7 +29,9 @@ def a_chain(method: Cooperative, batch: int = 5, seed: int = 0) -> Chain:
     device = method.device
     index = torch.arange(batch, device=device) + 10 * seed
     level = 1 + index % 6
-    start, anchor = (randomness.normal(randomness.key(seed, name), index, (1, 8, 8)) for name in ("start", "anchor"))
+    start, anchor = (
+        randomness.normal(randomness.key(seed, name), index, (1, 8, 8), method.dtype) for name in ("start", "anchor")
+    )
     net, settings = method.energy_net, Langevin(STEPS, 1e-2, step_multiplier=1.0 + 0.1 * seed)
     return Chain(
         energy=net.frozen(net.weights(), method.schedule.logsnr[level - 1]),
@@ -49,9 +54,9 @@ def replayed(recordings: list[int]) -> fast.Recorder:
 
 
 def test_functional_gradient_is_the_gradient(cooperative: Build) -> None:
-    chain = a_chain(cooperative())
+    chain = a_chain(cooperative(dtype=torch.float64))
     stepper = functools.partial(langevin.step, gradient_of=fast._functional_gradient)
-    assert torch.allclose(langevin.refine(chain, stepper).y, langevin.refine(chain).y, atol=1e-6)
+    torch.testing.assert_close(langevin.refine(chain, stepper).y, langevin.refine(chain).y, rtol=0, atol=EXACT)
 
 
 @pytest.mark.parametrize("pinned", [False, True])
@@ -110,25 +115,41 @@ def test_impossible_engines_are_refused(mode: str, message: str) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif("CDRL_TEST_COMPILED" not in os.environ, reason="compiles for minutes; set CDRL_TEST_COMPILED=1")
 def test_compiled_chain_matches_eager(cooperative: Build) -> None:
-    """Equal to 1e-5, and nothing is compiled again for another chain of the same shapes."""
-    method, refine = cooperative(), fast.engine("compiled", CPU).refine
+    """The same in float64, and nothing is compiled again for another chain of the same shapes."""
+    method, refine = cooperative(dtype=torch.float64), fast.engine("compiled", CPU).refine
     graphs = []
     for seed in (1, 2):
         chain = a_chain(method, seed=seed)
-        assert torch.allclose(refine(chain).y, langevin.refine(chain).y, atol=1e-5)
+        torch.testing.assert_close(refine(chain).y, langevin.refine(chain).y, rtol=0, atol=EXACT)
         graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
     assert graphs[0] == graphs[1] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("CDRL_TEST_COMPILED" not in os.environ, reason="compiles for minutes; set CDRL_TEST_COMPILED=1")
+def test_compiled_chains_have_the_fast_convolutions_too() -> None:
+    net, index = EnergyNet(image_size=8, channels=1, width=128, multipliers=(1,), blocks=1), torch.arange(8)
+    y, zero = torch.randn(8, 1, 8, 8), torch.zeros(8, 1, 1, 1)
+    energy, constants = net.frozen(net.weights(), torch.zeros(1)), langevin.Coefficients(torch.tensor(0.5), zero, zero)
+    assert isinstance(energy.weights.blocks[0].first, winograd.Kernel)
+    chain = Chain(energy, y, y, constants, randomness.keys(0, "chain", count=STEPS), index)
+    compiled, eager = fast.engine("compiled", CPU).refine(chain).y, langevin.refine(chain).y
+
+    def moved(energy: FrozenEnergy, y: Tensor) -> Tensor:
+        return langevin.refine(chain._replace(energy=energy, start=y)).y
+
+    assert sensitivity.distance(compiled, eager) < sensitivity.of(moved, energy, y, roundings=10)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("mode", ["replayed", "compiled", "captured"])
 def test_on_a_gpu_every_form_gives_the_eager_numbers(cooperative: Build, mode: str) -> None:
     """Several chains and shapes in turn, so that a graph that overwrote another's memory would show."""
-    method = cooperative(device="cuda")
+    method = cooperative(device="cuda", dtype=torch.float64)
     refine = fast.engine(mode, method.device).refine
     for seed, batch in ((1, 5), (2, 3), (3, 5), (4, 3)):
         chain = a_chain(method, batch, seed)
-        torch.testing.assert_close(refine(chain).y, langevin.refine(chain).y, rtol=0, atol=1e-5)
+        torch.testing.assert_close(refine(chain).y, langevin.refine(chain).y, rtol=0, atol=EXACT)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -14,16 +14,17 @@ from cdrl.errors import UserError
 from cdrl.langevin import KnownPixels, Langevin
 from cdrl.networks import EnergyNet
 from cdrl.noise import cosine_logsnr
+from tests.reference import EXACT
 
-SCHEDULE = cosine_logsnr()
+SCHEDULE = cosine_logsnr().to("cpu", torch.float64)
 LEVEL = torch.arange(1, 7)
 
 
 @pytest.fixture
 def chain() -> Callable[..., langevin.Refined]:
-    """Runs chains of a small energy net, one at each level."""
-    net = EnergyNet(8, 1, 4, (1, 2), 1)
-    start, anchor = torch.randn(6, 1, 8, 8), torch.randn(6, 1, 8, 8)
+    """Runs chains of a small energy net, one at each level, in float64."""
+    net = EnergyNet(8, 1, 4, (1, 2), 1).double()
+    start, anchor = torch.randn(2, 6, 1, 8, 8, dtype=torch.float64)
 
     def run(settings: Langevin, known: KnownPixels | None = None, rows: slice = slice(None), seed: int = 0) -> Any:
         level = LEVEL[rows]
@@ -46,7 +47,7 @@ def chain() -> Callable[..., langevin.Refined]:
 def test_published_coefficients() -> None:
     constants = langevin.coefficients(SCHEDULE, LEVEL, Langevin())
     assert constants.gain == 0.5
-    steps = torch.tensor([0.00504, 0.04937, 0.08856, 0.12847, 0.17157, 0.21882])
+    steps = torch.tensor([0.00504, 0.04937, 0.08856, 0.12847, 0.17157, 0.21882], dtype=torch.float64)
     torch.testing.assert_close(constants.noise.flatten(), steps, rtol=0, atol=6e-6)
     ratio = SCHEDULE.sigma[:5] / SCHEDULE.sigma[0]
     torch.testing.assert_close(constants.tether.flatten()[:5], 2e-4 * ratio)
@@ -85,7 +86,7 @@ def test_a_chain_is_the_sum_of_its_steps(chain: Any) -> None:
         states.append(state.y)
         return state
 
-    net = EnergyNet(8, 1, 4, (1, 2), 1)
+    net = EnergyNet(8, 1, 4, (1, 2), 1).double()
     energy = net.frozen(net.weights(), SCHEDULE.logsnr[LEVEL - 1])
     constants = langevin.coefficients(SCHEDULE, LEVEL, Langevin())
     arguments: Any = (energy, chain.start, chain.start, constants)
@@ -99,13 +100,13 @@ def test_a_chain_is_the_sum_of_its_steps(chain: Any) -> None:
 def test_a_chain_does_not_depend_on_its_batch(chain: Any) -> None:
     whole = chain(Langevin(steps=4)).y
     for rows in (slice(0, 1), slice(2, 6)):
-        torch.testing.assert_close(chain(Langevin(steps=4), rows=rows).y, whole[rows], rtol=0, atol=1e-6)
+        torch.testing.assert_close(chain(Langevin(steps=4), rows=rows).y, whole[rows], rtol=0, atol=EXACT)
 
 
 def test_known_pixels_stay_exactly(chain: Any) -> None:
     mask = torch.zeros(6, 1, 8, 8, dtype=torch.bool)
     mask[..., 2:5] = True
-    value = torch.randn(6, 1, 8, 8)
+    value = torch.randn(6, 1, 8, 8, dtype=torch.float64)
     for steps in (0, 3):
         refined = chain(Langevin(steps=steps), KnownPixels(mask, value)).y
         assert torch.equal(refined[mask], value[mask])

@@ -96,7 +96,15 @@ def test_impossible_settings_are_refused(wrong: dict[str, Any]) -> None:
 
 def test_meters_average_per_level_until_read() -> None:
     meters = Meters(("gap", "norm"), 3, torch.device("cpu"))
-    meters.add(torch.tensor([1, 2, 1]), (torch.tensor([1.0, 5.0, 3.0]), torch.tensor([0.0, 2.0, 0.0])))
-    meters.add(torch.tensor([1]), (torch.tensor([8.0]), torch.tensor([3.0])))
+    meters.add(torch.tensor([1, 2, 1]), norm=torch.tensor([0.0, 2.0, 0.0]), gap=torch.tensor([1.0, 5.0, 3.0]))
+    meters.add(torch.tensor([1]), gap=torch.tensor([8.0]), norm=torch.tensor([3.0]))
     assert meters.read() == {"gap": [None, 4.0, 5.0], "norm": [None, 1.0, 2.0]}
     assert meters.read() == {"gap": [None] * 3, "norm": [None] * 3}
+
+
+@pytest.mark.parametrize("names", [("gap",), ("gap", "norm", "size"), ("gap", "size")])
+def test_meters_take_every_name_and_no_other(names: tuple[str, ...]) -> None:
+    meters = Meters(("gap", "norm"), 3, torch.device("cpu"))
+    with pytest.raises(TypeError, match="missing or unknown"):
+        meters.add(torch.tensor([1]), **dict.fromkeys(names, torch.ones(1)))
+    assert not meters.sums.any()

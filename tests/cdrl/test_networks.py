@@ -13,9 +13,10 @@ from cdrl.errors import UserError
 from cdrl.model import energy_sizes
 from cdrl.networks import EnergyNet, Initializer
 from cdrl.networks.embedding import logsnr_embedding
-from cdrl.networks.energy import evaluate, input_gradient
+from cdrl.networks.energy import energies, input_gradient
 from cdrl.networks.spectral import SpectralNorm, iterate_all, spectral_layers
 from tests import reference
+from tests.reference import EXACT
 
 SMALL: dict[str, Any] = {"image_size": 8, "channels": 2, "width": 12, "multipliers": (1, 2), "blocks": 2}
 
@@ -60,17 +61,17 @@ def test_any_image_size(shape: tuple[int, int, tuple[int, ...]], classes: int) -
 
 @pytest.mark.parametrize("classes", [0, 3])
 def test_energy_is_the_plain_network(classes: int) -> None:
-    net = EnergyNet(**SMALL, classes=classes)
+    net = EnergyNet(**SMALL, classes=classes).double()
     for p in net.parameters():
         p.data.add_(0.1 * torch.randn_like(p))
-    y, logsnr = torch.randn(7, 2, 8, 8), torch.linspace(-5, 9, 7)
+    y, logsnr = torch.randn(7, 2, 8, 8).double(), torch.linspace(-5, 9, 7).double()
     label = torch.arange(7) % 4 if classes else None
     expected = reference.energy(net, y, logsnr, label)
-    torch.testing.assert_close(net(y, logsnr, label), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(net(y, logsnr, label), expected, rtol=EXACT, atol=EXACT)
     frozen = net.frozen(net.weights(), logsnr, label)
-    torch.testing.assert_close(frozen(y), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(frozen(y), expected, rtol=EXACT, atol=EXACT)
     gradient = input_gradient(lambda y: reference.energy(net, y, logsnr, label), y)
-    torch.testing.assert_close(frozen.gradient(y), gradient, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(frozen.gradient(y), gradient, rtol=EXACT, atol=EXACT)
 
 
 def test_frozen_energy_does_not_touch_parameters() -> None:
@@ -85,25 +86,25 @@ def test_frozen_energy_does_not_touch_parameters() -> None:
 
 
 def test_energies_of_a_batch_are_independent() -> None:
-    net = EnergyNet(**SMALL)
-    y, logsnr = torch.randn(4, 2, 8, 8), torch.linspace(-2, 2, 4)
+    net = EnergyNet(**SMALL).double()
+    y, logsnr = torch.randn(4, 2, 8, 8).double(), torch.linspace(-2, 2, 4).double()
     whole = net(y, logsnr)
     alone = torch.cat([net(y[i : i + 1], logsnr[i : i + 1]) for i in range(4)])
-    torch.testing.assert_close(alone, whole, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(alone, whole, rtol=EXACT, atol=EXACT)
     assert len(net(y[:1].expand(4, -1, -1, -1), logsnr).unique()) == 4
 
 
 @pytest.mark.parametrize("kind", [EnergyNet, Initializer])
 def test_labels(kind: type[nn.Module]) -> None:
     """No label is label 0; an unconditional network ignores labels; a conditional one tells them apart."""
-    x, logsnr = torch.randn(1, 2, 8, 8).repeat(3, 1, 1, 1), torch.zeros(3)
+    x, logsnr = torch.randn(1, 2, 8, 8).repeat(3, 1, 1, 1).double(), torch.zeros(3).double()
     for classes in (0, 2):
-        net = kind(**SMALL, classes=classes).eval()
+        net = kind(**SMALL, classes=classes).double().eval()
         for p in net.parameters():
             p.data.add_(0.1 * torch.randn_like(p))
         labelled = net(x, logsnr, torch.tensor([0, 1, 2]))
-        torch.testing.assert_close(net(x, logsnr)[0], labelled[0])
-        assert torch.allclose(labelled[1], labelled[2], atol=1e-4) == (classes == 0)
+        torch.testing.assert_close(net(x, logsnr)[0], labelled[0], rtol=EXACT, atol=EXACT)
+        assert torch.allclose(labelled[1], labelled[2], rtol=0, atol=EXACT) == (classes == 0)
 
 
 def test_initializer_starts_as_the_identity_up_to_a_colour() -> None:
@@ -122,7 +123,7 @@ def test_initializer_attention_mixes_distant_pixels() -> None:
 
 
 def test_embedding_reads_an_angle_of_the_log_snr() -> None:
-    logsnr = torch.tensor([-30.0, -20.0, 0.0, 9.8, 20.0, 50.0])
+    logsnr = torch.tensor([-30.0, -20.0, 0.0, 9.8, 20.0, 50.0], dtype=torch.float64)
     features = logsnr_embedding(logsnr, 8)
     assert features.shape == (6, 8)
     assert torch.equal(features[0], features[1])
@@ -130,17 +131,18 @@ def test_embedding_reads_an_angle_of_the_log_snr() -> None:
     time = 1000 * math.atan(math.exp(-4.9)) / (math.pi / 2)
     frequencies = [10_000 ** (-k / 3) for k in range(4)]
     expected = [math.sin(time * w) for w in frequencies] + [math.cos(time * w) for w in frequencies]
-    torch.testing.assert_close(features[3], torch.tensor(expected), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(features[3], torch.tensor(expected, dtype=torch.float64), rtol=0, atol=EXACT)
 
 
 @pytest.mark.parametrize("layer", [nn.Conv2d(3, 5, 3), nn.Linear(7, 4), nn.Linear(1, 6)])
 def test_spectral_norm_is_the_largest_singular_value(layer: nn.Conv2d | nn.Linear) -> None:
-    normalised = SpectralNorm(layer)
+    layer = layer.double()
+    normalised = SpectralNorm(layer).double()
     for _ in range(200):
         normalised.iterate()
     weight = normalised.normalized()
     exact = layer.weight / torch.linalg.matrix_norm(layer.weight.flatten(1), ord=2)
-    torch.testing.assert_close(weight, exact, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(weight, exact, rtol=0, atol=EXACT)
 
 
 def test_spectral_vectors_move_only_when_told() -> None:
@@ -167,7 +169,7 @@ def test_gradient_through_the_frozen_parts_reaches_every_parameter() -> None:
     net = EnergyNet(**SMALL, classes=2)
     weights = net.weights()
     context = net.context(weights, torch.zeros(3), torch.tensor([0, 1, 2]))
-    evaluate(torch.randn(3, 2, 8, 8), weights, context).sum().backward()
+    energies(torch.randn(3, 2, 8, 8), weights, context).sum().backward()
     assert all(p.grad is not None and float(p.grad.abs().sum()) > 0 for p in net.parameters())
 
 
@@ -192,19 +194,19 @@ def test_impossible_sizes_are_refused(kind: type[nn.Module], wrong: dict[str, An
 
 
 def test_points_go_through_matrix_products_with_the_numbers_of_convolutions() -> None:
-    network = EnergyNet(1, 2, 12, (1,), 2, kernel=1)
-    y, logsnr = torch.randn(5, 2, 1, 1), torch.randn(5)
-    torch.testing.assert_close(network(y, logsnr), reference.energy(network, y, logsnr), atol=1e-6, rtol=1e-5)
+    network = EnergyNet(1, 2, 12, (1,), 2, kernel=1).double()
+    y, logsnr = torch.randn(5, 2, 1, 1).double(), torch.randn(5).double()
+    torch.testing.assert_close(network(y, logsnr), reference.energy(network, y, logsnr), rtol=EXACT, atol=EXACT)
 
 
 def test_fourier_features_are_further_channels_of_the_input() -> None:
-    network = EnergyNet(1, 2, 12, (1,), 1, kernel=1, frequencies=3)
-    plain = EnergyNet(1, 2 + 6, 12, (1,), 1, kernel=1)
-    state = network.state_dict()
-    angles = torch.einsum("bchw,fc->bfhw", y := torch.randn(5, 2, 1, 1), state.pop("frequencies"))
+    network = EnergyNet(1, 2, 12, (1,), 1, kernel=1, frequencies=3).double()
+    plain = EnergyNet(1, 2 + 6, 12, (1,), 1, kernel=1).double()
+    state, logsnr = network.state_dict(), torch.zeros(5).double()
+    angles = torch.einsum("bchw,fc->bfhw", y := torch.randn(5, 2, 1, 1).double(), state.pop("frequencies"))
     plain.load_state_dict(state)
     seen = torch.cat((y, angles.sin() / 3, angles.cos() / 3), dim=1)
-    torch.testing.assert_close(network(y, torch.zeros(5)), plain(seen, torch.zeros(5)))
-    rebuilt = EnergyNet(**energy_sizes(network))
+    torch.testing.assert_close(network(y, logsnr), plain(seen, logsnr), rtol=EXACT, atol=EXACT)
+    rebuilt = EnergyNet(**energy_sizes(network)).double()
     rebuilt.load_state_dict(network.state_dict())
-    torch.testing.assert_close(rebuilt(y, torch.zeros(5)), network(y, torch.zeros(5)))
+    assert torch.equal(rebuilt(y, logsnr), network(y, logsnr))

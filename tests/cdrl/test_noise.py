@@ -20,6 +20,7 @@ from cdrl.noise import (
     same_noise,
     shared_noise_pair,
 )
+from tests.reference import EXACT
 
 SCHEDULES = {
     "cosine": cosine_logsnr(),
@@ -28,6 +29,10 @@ SCHEDULES = {
     "ten": linear_beta(10),
     "one": cosine_logsnr(1),
 }
+QUANTITIES = (
+    *("logsnr", "alpha", "sigma", "a", "scale", "beta", "tether"),
+    *("proposal_std", "posterior_std", "loss_weight", "unit_step"),
+)
 COSINE = {
     "logsnr": [9.8, 2.6888, 1.1969, 0.1411, -0.8761, -2.1724, -5.1],
     "sigma": [0.00745, 0.25226, 0.48170, 0.68176, 0.84024, 0.94749, 0.99697],
@@ -42,7 +47,12 @@ COSINE_TRANSITIONS = {
 
 @pytest.fixture(params=SCHEDULES)
 def schedule(request: pytest.FixtureRequest) -> NoiseSchedule:
-    return SCHEDULES[request.param]
+    """In float64: identities hold to rounding, which is too small there to hide anything."""
+    return SCHEDULES[request.param].to("cpu", torch.float64)
+
+
+def assert_equal(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=EXACT, atol=1e-14)
 
 
 def rounded(values: Tensor, expected: list[float], digits: int) -> bool:
@@ -69,22 +79,22 @@ def test_published_levels_of_the_linear_schedule() -> None:
 
 
 def test_process_keeps_the_variance(schedule: NoiseSchedule) -> None:
-    torch.testing.assert_close(schedule.alpha**2 + schedule.sigma**2, torch.ones(schedule.levels + 1))
-    torch.testing.assert_close((schedule.alpha / schedule.sigma).log() * 2, schedule.logsnr, rtol=1e-5, atol=1e-5)
+    assert_equal(schedule.alpha**2 + schedule.sigma**2, torch.ones(schedule.levels + 1).double())
+    assert_equal((schedule.alpha / schedule.sigma).log() * 2, schedule.logsnr)
 
 
 def test_transitions_compose_to_the_marginals(schedule: NoiseSchedule) -> None:
-    torch.testing.assert_close(schedule.alpha[0] * schedule.a[1:].cumprod(0), schedule.alpha[1:], rtol=1e-5, atol=0)
+    assert_equal(schedule.alpha[0] * schedule.a[1:].cumprod(0), schedule.alpha[1:])
     variance = schedule.a[1:] ** 2 * schedule.sigma[:-1] ** 2 + schedule.beta[1:]
-    torch.testing.assert_close(variance, schedule.sigma[1:] ** 2)
+    assert_equal(variance, schedule.sigma[1:] ** 2)
 
 
 def test_top_level_has_no_tether_and_no_scale(schedule: NoiseSchedule) -> None:
     assert float(schedule.scale[-1]) == 1.0
     assert float(schedule.tether[-1]) == 0.0
     assert torch.equal(schedule.scale[1:-1], schedule.a[1:-1])
-    torch.testing.assert_close(schedule.tether[1:-1], schedule.sigma[:-2] / schedule.sigma[0])
-    torch.testing.assert_close(schedule.proposal_std[1:], schedule.scale[1:] * schedule.posterior_std[1:])
+    assert_equal(schedule.tether[1:-1], schedule.sigma[:-2] / schedule.sigma[0])
+    assert_equal(schedule.proposal_std[1:], schedule.scale[1:] * schedule.posterior_std[1:])
 
 
 def test_level_zero_has_no_transition(schedule: NoiseSchedule) -> None:
@@ -92,56 +102,65 @@ def test_level_zero_has_no_transition(schedule: NoiseSchedule) -> None:
     assert all(math.isnan(getattr(schedule, name)[0]) for name in names)
 
 
-def test_moving_a_schedule_keeps_its_values(schedule: NoiseSchedule) -> None:
-    moved = schedule.to("cpu")
-    assert moved.levels == schedule.levels
-    assert torch.equal(moved.unit_step[1:], schedule.unit_step[1:])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_schedule_is_float32_and_rounded_once(name: str) -> None:
+    """Whatever it was moved to before, its quantities are rounded from float64."""
+    schedule = SCHEDULES[name]
+    exact = schedule.to("cpu", torch.float64)
+    for moved in (schedule, schedule.to("cpu"), exact.to("cpu", torch.float32)):
+        assert (moved.levels, moved.name, moved.arguments) == (schedule.levels, schedule.name, schedule.arguments)
+        for quantity in QUANTITIES:
+            value, truth = getattr(moved, quantity), getattr(exact, quantity)
+            assert (value.dtype, truth.dtype) == (torch.float32, torch.float64)
+            assert torch.equal(value.nan_to_num(), truth.float().nan_to_num())
+    assert not torch.equal(exact.logsnr, exact.logsnr.float().double())
+    assert exact.to("cpu").logsnr.dtype == torch.float64
 
 
 def covariance_of(pair: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> Tensor:
     """The exact covariance of (x_{t−1}, x_t), from what the pair makes of each unit of noise."""
-    units = torch.eye(2)[:, :, None, None, None]
+    units = torch.eye(2, dtype=torch.float64)[:, :, None, None, None]
     lower, upper = pair(units[0], units[1])
     jacobian = torch.stack((lower.flatten(), upper.flatten()))
     return jacobian @ jacobian.T
 
 
 def test_independent_pairs_have_the_forward_joint(schedule: NoiseSchedule) -> None:
-    x0 = torch.zeros(2, 1, 1, 1)
+    x0 = torch.zeros(2, 1, 1, 1).double()
     for t in range(1, schedule.levels + 1):
         level = torch.full((2,), t)
         joint = covariance_of(lambda e, z, level=level: independent_pair(schedule, x0, level, e, z))  # type: ignore[misc]
         low = schedule.sigma[t - 1] ** 2
         cross = schedule.a[t] * low
         exact = torch.stack((torch.stack((low, cross)), torch.stack((cross, schedule.sigma[t] ** 2))))
-        torch.testing.assert_close(joint, exact, rtol=2e-5, atol=1e-7)
+        assert_equal(joint, exact)
 
 
 def test_shared_noise_keeps_the_marginals_and_correlates_fully(schedule: NoiseSchedule) -> None:
-    x0 = torch.zeros(2, 1, 1, 1)
+    x0 = torch.zeros(2, 1, 1, 1).double()
     for t in range(1, schedule.levels + 1):
         level = torch.full((2,), t)
         joint = covariance_of(lambda e, z, level=level: shared_noise_pair(schedule, x0, level, e))  # type: ignore[misc]
         std = schedule.sigma[t - 1 : t + 1]
-        torch.testing.assert_close(joint, std[:, None] * std[None, :])
+        assert_equal(joint, std[:, None] * std[None, :])
 
 
 @pytest.mark.parametrize("pair", ["shared", "independent"])
 def test_pairs_have_the_marginal_means(pair: str, schedule: NoiseSchedule) -> None:
-    x0, level = torch.rand(schedule.levels, 1, 2, 2), torch.arange(1, schedule.levels + 1)
+    x0, level = torch.rand(schedule.levels, 1, 2, 2).double(), torch.arange(1, schedule.levels + 1)
     zero = torch.zeros_like(x0)
     made = shared_noise_pair(schedule, x0, level, zero)
     if pair == "independent":
         made = independent_pair(schedule, x0, level, zero, zero)
-    torch.testing.assert_close(made[0], schedule.alpha[level - 1, None, None, None] * x0)
-    torch.testing.assert_close(made[1], schedule.alpha[level, None, None, None] * x0)
+    assert_equal(made[0], schedule.alpha[level - 1, None, None, None] * x0)
+    assert_equal(made[1], schedule.alpha[level, None, None, None] * x0)
 
 
 def test_the_partner_of_x_t_is_found_from_x_t(schedule: NoiseSchedule) -> None:
     level = torch.arange(1, schedule.levels + 1)
-    x0, noise, other = torch.rand(3, schedule.levels, 1, 2, 2)
+    x0, noise, other = torch.rand(3, schedule.levels, 1, 2, 2).double()
     lower, upper = shared_noise_pair(schedule, x0, level, noise)
-    torch.testing.assert_close(same_noise(schedule, x0, upper, level), lower, rtol=1e-4, atol=1e-5)
+    assert_equal(same_noise(schedule, x0, upper, level), lower)
     drawn = independent_pair(schedule, x0, level, noise, other)
     assert torch.equal(posterior(schedule, x0, drawn[1], level, other), drawn[0])
     assert torch.equal(marginal(schedule, x0, level, noise), upper)

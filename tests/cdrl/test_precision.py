@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from cdrl import fast, langevin, precision, randomness
+from cdrl.conditions import guided
 from cdrl.cooperative import Cooperative
 from cdrl.errors import UserError
 from cdrl.langevin import Chain
 from cdrl.networks import EnergyNet
 from cdrl.networks.energy import constant
+from tests import sensitivity
 
 CPU = torch.device("cpu")
 
@@ -65,8 +67,9 @@ def test_a_convolution_in_bfloat16_is_the_rounded_product_of_rounded_factors() -
     inner = rounded(convolved(leaky(h), block.first) + rounded(context.biases[0]))
     h = rounded(convolved(leaky(inner), block.second, block.second_bias) + h)
     expected = (h.relu().sum(dim=(2, 3)) * context.readout).sum(dim=1)
-    assert torch.allclose(low(y), expected, rtol=1e-5, atol=1e-5)
-    assert not torch.allclose(low(y), energy(y), rtol=1e-5, atol=1e-5)
+    # Sums in another order fall on the other side of a rounding to bfloat16 in a few of the thousands of activations.
+    # One kind of rounding left out would be a fair share of what all of them together change.
+    assert sensitivity.distance(low(y), expected) < 0.05 * sensitivity.distance(energy(y), expected)
 
 
 @pytest.mark.parametrize("width", [8, 128])  # 128: kernels of fast products, see cdrl.networks.winograd
@@ -78,6 +81,42 @@ def test_a_chain_in_bfloat16_is_near_and_its_state_is_float32(width: int) -> Non
     distance = (low.gradient - exact.gradient).norm() / exact.gradient.norm()
     assert 1e-3 < distance < 0.1  # eight bits of mantissa, and slopes that jump where a rounded activation changes sign
     assert torch.equal(low.y, rounded(low.y)) is False  # the update itself is not rounded
+
+
+def test_float32_is_float64_to_rounding(cooperative: Callable[..., Cooperative]) -> None:
+    """An iteration's energy gaps and gradients, and samples after it: no farther from float64 than roundings lead."""
+    x0 = torch.rand(24, 1, 8, 8) * 2 - 1
+    roundings = 300  # forwards and backwards in turn, each through some ten layers whose sums round ten times
+
+    def results(dtype: torch.dtype, roundings: float = 0.0, seed: int = 0) -> dict[str, Tensor]:
+        method = cooperative(dtype=dtype)
+        for learner in method.learners.values():
+            learner.network.load_state_dict(sensitivity.moved(learner.network.state_dict(), roundings, seed))
+        method.train_step(sensitivity.moved(x0, roundings, seed).to(dtype), None, 0)
+        made = {"gap": torch.tensor(method.meters.read()["energy_gap"][1:], dtype=torch.float64)}
+        for name, learner in method.learners.items():
+            made[f"{name} gradients"] = torch.cat([p.grad.flatten() for p in learner.parameters if p.grad is not None])
+        return {**made, "samples": method.sampler(live=True)(torch.arange(4), 0)}
+
+    exact, rounded = results(torch.float64), results(torch.float32)
+    moved = [results(torch.float64, roundings, seed) for seed in range(3)]
+    assert rounded["samples"].dtype == torch.float32
+    for name, value in exact.items():
+        change = max(sensitivity.distance(other[name], value) for other in moved)
+        assert 0 < sensitivity.distance(rounded[name], value) < change, name
+        assert change < 1e-3 * float(value.square().mean().sqrt()), f"{name} is too sensitive to prove anything"
+
+
+def test_double_networks_are_float64_from_end_to_end(cooperative: Callable[..., Cooperative]) -> None:
+    """All types say so; that nothing on the way is rounded, the references do (see test_cooperative)."""
+    method = cooperative(classes=2, dtype=torch.float64)
+    method.train_step(torch.rand(4, 1, 8, 8), torch.tensor([1, 2, 1, 2]), 0)  # images may be float32, as data are
+    types = {name: value.dtype for name, value in method.state().items() if not name.endswith(".step")}
+    assert set(types.values()) == {torch.float64}
+    assert method.meters.sums.dtype == method.dtype == torch.float64
+    (sample,) = method.sample(3, seed=0, condition=guided([1, 2, 1], 0.5))
+    assert sample.dtype == torch.float64
+    assert not torch.equal(sample, sample.float().double())
 
 
 def test_without_an_energy_a_chain_is_the_same_in_both() -> None:

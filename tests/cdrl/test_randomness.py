@@ -53,6 +53,33 @@ def test_numbers_never_change() -> None:
     assert randomness.integers(42, torch.arange(8), 6).tolist() == KNOWN["integers"]
 
 
+def test_normal_numbers_are_box_muller_of_the_generators_bits() -> None:
+    """In float64, from the same outputs in Python's integers; row 3 has an odd size."""
+    index, size = 3, 5
+    bits = [splitmix64(splitmix64(99, index), n) for n in range(1, (size + 1) // 2 + 1)]
+    radii = [math.sqrt(-2 * math.log(((b & 0xFFFFFFFF) + 0.5) / 2**32)) for b in bits]
+    angles = [2 * math.pi * (b >> 32) / 2**32 for b in bits]
+    pairs = [r * f(a) for f in (math.cos, math.sin) for r, a in zip(radii, angles, strict=True)]
+    (row,) = randomness.normal(99, torch.tensor([index]), (size,), torch.float64).tolist()
+    assert row == pytest.approx(pairs[:size], rel=1e-12, abs=1e-12)
+
+
+def test_other_types_are_the_same_draw() -> None:
+    """Uniform numbers are equal; a normal one's radius and angle are rounded, and so is 1 − u where u is nearly 1."""
+    for dtype in (torch.float32, torch.float64):
+        assert (
+            randomness.normal(KEY, INDEX, (3,), dtype).dtype == randomness.uniform(KEY, INDEX, (), dtype).dtype == dtype
+        )
+    assert torch.equal(
+        randomness.uniform(KEY, INDEX, (9,), torch.float64), randomness.uniform(KEY, INDEX, (9,)).double()
+    )
+    exact, rounded = randomness.normal(KEY, INDEX, (64,), torch.float64), randomness.normal(KEY, INDEX, (64,))
+    error = (rounded.double() - exact).abs()
+    assert float(error.max()) < 2**-12  # the square root of u's rounding, where the radius vanishes
+    assert float(error.median()) < 2**-23
+    assert float((rounded.double() - rounded.double().roll(1, dims=1)).abs().median()) > 0.1
+
+
 def test_a_row_depends_on_its_index_alone() -> None:
     whole = randomness.normal(KEY, INDEX, (3, 5, 5))
     picked = torch.tensor([999, 0, 500])
