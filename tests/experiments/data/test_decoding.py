@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from cdrl.errors import UserError
-from experiments.data.decoding import bilinear, checked_labels, exactly, fill, photograph, picture
+from cdrl.pictures import photograph, picture
+from experiments.data.decoding import bilinear, checked_labels, exactly, fill
 from experiments.data.tree import encoded, images_below
 
 
