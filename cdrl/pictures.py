@@ -10,7 +10,8 @@ The pair is exact: every one of the 256 stored values comes back. The rounding i
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -158,9 +159,9 @@ def tile(images: NDArray[np.uint8], columns: int, gap: int = 1, background: int 
     return canvas
 
 
-def grid(images: NDArray[np.uint8], columns: int, width: int = 600) -> Image.Image:
-    """Images ``(n, H, W, C)`` as one picture, small ones enlarged by whole pixels to at most ``width`` across."""
-    tiled = tile(images, columns)
+def grid(images: Sequence[NDArray[np.uint8]], columns: int, width: int = 600) -> Image.Image:
+    """Images ``(H, W, C)`` as one picture, small ones enlarged by whole pixels to at most ``width`` across."""
+    tiled = tile(np.stack(images), columns)
     zoom = max(1, width // tiled.shape[1])
     return from_pixels(np.repeat(np.repeat(tiled, zoom, axis=0), zoom, axis=1))
 
@@ -168,6 +169,18 @@ def grid(images: NDArray[np.uint8], columns: int, width: int = 600) -> Image.Ima
 def from_pixels(pixels: NDArray[np.uint8]) -> Image.Image:
     """Pixels ``(H, W, C)`` as a picture."""
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+
+def check_writable(out: Path) -> None:
+    """Raises `UserError` where `save` would, as far as that can be told before."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(out, error.strerror) from error
+    if out.suffix.lower() not in Image.registered_extensions():
+        raise _unwritable(out, f"no format is called '{out.suffix}'")
+    if out.is_dir() or not os.access(out.parent, os.W_OK):
+        raise _unwritable(out, "is a folder" if out.is_dir() else "permission denied")
 
 
 def save(image: Image.Image, out: Path) -> None:
@@ -180,4 +193,8 @@ def save(image: Image.Image, out: Path) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         image.save(out)
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot write {out} ({error}); choose another file with --out, ending in .png") from error
+        raise _unwritable(out, error) from error
+
+
+def _unwritable(out: Path, why: object) -> UserError:
+    return UserError(f"cannot write {out} ({why}); choose another file with --out, ending in .png")
