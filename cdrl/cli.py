@@ -11,6 +11,7 @@ import difflib
 import importlib
 import math
 import os
+import select
 import signal
 import sys
 import threading
@@ -104,16 +105,14 @@ def _command(arguments: list[str]) -> int:
     suite = _suite()
     if suite is None:
         raise UserError(
-            f"{name} belongs to the suite, which runs from a checkout: clone the repository, make setup there"
+            f"{name} belongs to the suite, which runs from a checkout: clone the repository, make setup"
         )
     try:
         return int(getattr(suite, name)(rest))
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in ("cdrl", "baselines", "experiments"):
             raise
-        raise UserError(
-            f"{name} needs {error.name}; make setup installs it, or pip install -e '.[suite]'"
-        ) from error
+        raise UserError(f"{name} needs {error.name}; make setup installs it, or pip install -e '.[suite]'") from error
 
 
 def _names() -> list[str]:
@@ -171,15 +170,16 @@ def _terminated_like_interrupted() -> Iterator[None]:
 
 def _without_reader(error: BrokenPipeError) -> int:
     """Nobody reads on, as after ``| head``: leave without a word. A pipe to anything else that broke is an error."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except BrokenPipeError:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, sys.stdout.fileno())
-            os.dup2(nowhere, sys.stderr.fileno())
-            return _BROKEN_PIPE
-    raise error
+    streams = [sys.stdout.fileno(), sys.stderr.fileno()]
+    pipes = select.poll()
+    for stream in streams:
+        pipes.register(stream, 0)  # which still tells of a reader that is gone
+    if not pipes.poll(0):
+        raise error
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in streams:
+        os.dup2(nowhere, stream)  # what is still in a buffer has to go somewhere
+    return _BROKEN_PIPE
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -351,7 +351,7 @@ def inpaint(arguments: Sequence[str]) -> int:
     shown = [np.where(known[..., None], truth, np.uint8(128)), *(one for one in completions if one is not None)]
     pictures.save(pictures.grid(shown, len(shown), width=max(600, 100 * len(shown))), options.out)
     print(f"written to {options.out}")
-    _check_finite(completions.count(None), options.completions)
+    _check_finite(sum(one is None for one in completions), options.completions)
     return 0
 
 

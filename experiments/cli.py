@@ -99,7 +99,7 @@ def work(arguments: Sequence[str]) -> int:
     from experiments.runs.work import work as work_on
 
     for folder in options.folders:
-        with _narrated(folder):
+        with _shown(folder):
             outcome = work_on(
                 folder,
                 device=options.device,
@@ -132,7 +132,10 @@ def watch(arguments: Sequence[str]) -> int:
 
     from experiments.runs.progress import watch as show
 
-    return show(options.folders or [Path("runs")])
+    try:
+        return show(options.folders or [Path("runs")])
+    except KeyboardInterrupt:  # the way out
+        return 0
 
 
 def score(arguments: Sequence[str]) -> int:
@@ -180,10 +183,10 @@ def score(arguments: Sequence[str]) -> int:
     size, channels = real.image_size, real.channels
     first = pictures.picture(str(files[0]), files[0], "RGB", pictures.upright)
     if first.size != (size, size):
-        cli.note(f"images of {first.width}x{first.height} pixels are brought to {size}x{size}, as the reference is")
+        cli.note(f"note: images of {first.width}x{first.height} pixels are compared at {size}x{size}")
     if len(files) < protocol.samples:
         cli.note(
-            f"{protocol.name} asks for {protocol.samples:,} images and {options.folder} holds {len(files):,}; "
+            f"warning: {protocol.name} asks for {protocol.samples:,} images and {options.folder} holds {len(files):,}; "
             "fewer images give larger distances, so compare only with numbers of as many"
         )
 
@@ -239,12 +242,13 @@ def export(arguments: Sequence[str]) -> int:
 def demo(arguments: Sequence[str]) -> int:
     """``cdrl demo``."""
     if _wants_help(arguments):
-        CommandParser(
+        parser = CommandParser(
             "demo",
-            "Draw images from the weights that come with the repository, into build/demo.png: cdrl sample with that\n"
-            "model, and with any of its options.",
+            "Draw images from the weights that come with the repository, into build/demo.png, by cdrl sample.",
             ["cdrl demo", "cdrl demo --images 100 --seed 1 --out digits.png"],
-        ).print_help()
+        )
+        parser.usage = "cdrl demo [any option of cdrl sample]"
+        parser.print_help()
         return 0
     from cdrl import checkpoint
 
@@ -345,33 +349,28 @@ def _names(group: str) -> list[str]:
 
 
 @contextmanager
-def _narrated(folder: Path) -> Iterator[None]:
-    """Says now and then what is being done in a folder, and how long it will take."""
-    from experiments.runs.folder import WorkFolder
+def _shown(folder: Path) -> Iterator[None]:
+    """Shows how far the work on a run folder is, and the time left."""
+    from experiments.runs.folder import RunFolder
+    from experiments.runs.progress import Board, Item
 
+    run = RunFolder(folder)
+    pending = sum(not evaluation.done for evaluation in run.evaluations())
+    item = Item(str(folder), run, training=float(run.status() is None), evaluations=max(1, pending))
     over = threading.Event()
+    with Board("work", [item]) as board:
 
-    def follow() -> None:
-        owner, phase, begin, first = WorkFolder(folder), "", 0.0, 0.0
-        wait = 2.0
-        while not over.wait(wait):
-            wait = 10.0
-            now = owner.progress()
-            if now is None:
-                continue
-            if now.phase != phase:
-                phase, begin, first = now.phase, time.monotonic(), now.done
-            speed = (now.done - first) / max(time.monotonic() - begin, 1e-9)
-            left = f", about {(now.total - now.done) / speed:.0f} s left" if speed > 0 else ""
-            cli.note(f"{folder}: {now.phase}: {now.text}{left}")
+        def follow() -> None:
+            while not over.wait(0.5):
+                board.refresh()
 
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
+        thread = threading.Thread(target=follow, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
 
 def _image_files(folder: Path) -> list[Path]:
