@@ -7,7 +7,7 @@ which files the protocols need. Images are pixels 0 … 255, NHWC: uint8, or flo
 from __future__ import annotations
 
 from experiments.metrics.detection import auroc
-from experiments.metrics.doctor import inventory
+from experiments.metrics.reference import Statistics
 from experiments.metrics.extractors import Extracted, Extractor, build
 from experiments.metrics.frechet import Moments, frechet_distance
 from experiments.metrics.inception_score import inception_score
@@ -26,7 +26,7 @@ __all__ = [
     "build",
     "frechet_distance",
     "inception_score",
-    "inventory",
+    "Statistics",
     "kernel_distance",
     "precision_recall",
     "to_pixels",

@@ -177,9 +177,7 @@ def test_the_library_alone_samples_and_says_where_the_rest_is(model: Callable[[i
     assert "The library alone is installed" in text
     code, _, err = output("run", "experiment=table1", root=site)
     assert code == 1
-    assert (
-        err == "error: run belongs to the suite, which runs from a checkout: clone the repository, make setup there\n"
-    )
+    assert err == "error: run belongs to the suite, which runs from a checkout: clone the repository, make setup\n"
     assert output("sample", str(model(0)), "--images", "4", "--out", str(out), root=site)[0] == 0
     assert out.exists()
     code, _, err = output("sample", str(tmp_path), root=site)
@@ -187,9 +185,7 @@ def test_the_library_alone_samples_and_says_where_the_rest_is(model: Callable[[i
     assert "model.json is missing" in err
 
 
-def test_progress_tells_share_and_time_left(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_progress_is_share_and_time_left(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     now = iter([0.0, 5.0, 30.0])
     monkeypatch.setattr(time, "monotonic", lambda: next(now))
     with cli.progress("sampling", 100) as advance:
@@ -346,6 +342,6 @@ def test_a_mistake_gets_one_line(
 def test_what_cannot_be_written_is_said_before_anything_is_drawn(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"\.zz"):
         pictures.check_writable(tmp_path / "x.zz")
+    (tmp_path / "x.png").mkdir()
     with pytest.raises(UserError, match="is a folder"):
-        (tmp_path / "x.png").mkdir()
         pictures.check_writable(tmp_path / "x.png")
