@@ -139,7 +139,8 @@ def test_nobody_reading_on_is_no_error(arguments: list[str], unbuffered: str) ->
         env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
     )
     os.close(writer)
-    assert (process.returncode, process.stderr) == (141, "")
+    assert process.stderr == ""
+    assert process.returncode in (0, 141)  # argparse itself is silent about a reader that is gone
 
 
 def test_a_pipe_that_is_not_the_readers_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -111,7 +112,7 @@ def test_options_stand_anywhere_among_overrides(place: int, engine: Callable[...
 def test_work_does_one_folder_after_another_until_time_is_over(
     run: Path, engine: Callable[..., list[tuple[object, ...]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "_shown", lambda folder: __import__("contextlib").nullcontext())
+    monkeypatch.setattr(cli, "_shown", lambda folder: nullcontext())
     calls = engine("experiments.runs.work", "work", answer="done")
     assert main(["work", str(run), str(run), "--threads", "2"]) == 0
     assert [call[:2] for call in calls] == [("work", run)] * 2
@@ -141,6 +142,16 @@ def test_a_package_that_is_not_installed_is_named(
 # score
 
 
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    """A folder for statistics and decoded images, which shares the checkout's classifier of digits."""
+    weights = ROOT / ".cache" / "weights"
+    weights.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "weights").symlink_to(weights)
+    return tmp_path / "cache"
+
+
 def test_score_of_the_test_images_is_that_of_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = data.load("digits", "test").images
     for number, image in enumerate(images):
@@ -153,7 +164,9 @@ def test_score_of_the_test_images_is_that_of_the_table(tmp_path: Path, capsys: p
     assert float(lines["fd"]) == pytest.approx(1.2344, abs=0.01)
 
 
-def test_sampled_files_are_scored_against_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sampled_files_are_scored_against_a_folder(
+    tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     samples, real, noise = (tmp_path / name for name in ("samples", "real", "noise"))
     assert main(["sample", str(DEMO / "nano"), "--images", "100", "--outdir", str(samples)]) == 0
     for folder in (real, noise):
@@ -165,28 +178,25 @@ def test_sampled_files_are_scored_against_a_folder(tmp_path: Path, capsys: pytes
 
     def distance(folder: Path, against: Path) -> float:
         capsys.readouterr()
-        arguments = ["score", str(folder), "--against", str(against), "--cache", str(tmp_path / "cache")]
+        arguments = ["score", str(folder), "--against", str(against), "--cache", str(cache)]
         assert main(arguments) == 0
         printed = capsys.readouterr().out
         assert f"against {len(list(against.iterdir()))} of {against}" in printed
         return float(printed.split()[1])
 
-    shutil.copytree(ROOT / ".cache" / "weights", tmp_path / "cache" / "weights") if (
-        ROOT / ".cache" / "weights"
-    ).is_dir() else None
     assert distance(real, real) == pytest.approx(0.0, abs=1e-3)
     assert distance(samples, real) < 0.5 * distance(noise, real)
 
 
 def test_a_larger_picture_is_compared_at_the_references_size(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for folder, size in (("small", 8), ("large", 16)):
         (tmp_path / folder).mkdir()
         for number in range(4):
             pixels = np.random.default_rng(number).integers(0, 256, (8, 8), dtype=np.uint8).repeat(size // 8, 0)
             Image.fromarray(pixels.repeat(size // 8, 1)).save(tmp_path / folder / f"{number}.png")
-    arguments = ["score", str(tmp_path / "large"), "--against", str(tmp_path / "small"), "--cache", ".cache"]
+    arguments = ["score", str(tmp_path / "large"), "--against", str(tmp_path / "small"), "--cache", str(cache)]
     assert main(arguments) == 0
     assert "note: images of 16x16 pixels are compared at 8x8" in capsys.readouterr().err
 
