@@ -104,9 +104,7 @@ def _command(arguments: list[str]) -> int:
         raise UserError(_unknown(name))
     suite = _suite()
     if suite is None:
-        raise UserError(
-            f"{name} belongs to the suite, which runs from a checkout: clone the repository, make setup"
-        )
+        raise UserError(f"{name} belongs to the suite, which runs from a checkout: clone the repository, make setup")
     try:
         return int(getattr(suite, name)(rest))
     except ModuleNotFoundError as error:

@@ -277,16 +277,17 @@ def report(arguments: Sequence[str]) -> int:
         "--animate", type=Path, metavar="MODEL", help="trace the sampling of this run or saved model into results/demo/"
     )
     options = parser.parse_args(arguments)
-    if not options.results.is_dir():
-        raise UserError(
-            f"there is no folder {options.results}; run an experiment first, or name another with --results"
-        )
 
-    from experiments.report import build_all
+    from experiments.report import build_all, traceable_run
     from experiments.runs.trained import trained_sampler
 
-    trace = None if options.animate is None else trained_sampler(options.animate)
-    build_all(options.results, page_only=options.page, trace=trace)
+    model = options.animate
+    if model is None and not (options.results / "demo" / "trajectory.png").exists():
+        first = traceable_run(options.results)
+        model = None if first is None else first.path
+    cli.note(f"making {'the page' if options.page else 'tables, figures and the page'} from {options.results} …")
+    trace = None if model is None else trained_sampler(model)
+    print("\n".join(build_all(options.results, page_only=options.page, trace=trace)))
     return 0
 
 
