@@ -80,7 +80,7 @@ def picture(where: str, data: bytes | Path, mode: str, transform: Transform) -> 
 def _in_eight_bits(image: Image.Image, mode: str) -> Image.Image:
     """Pillow's own conversion clips 16 bits at 255, and shows the colours that hide behind transparent pixels."""
     if image.mode == "F":
-        raise WrongImage("holds floating-point pixels of no known range; save it with 8 bits a channel")
+        raise WrongImage("holds floating-point pixels of no known range; save it with 8 bits per channel")
     if image.mode.startswith("I"):
         plain = _from_sixteen_bits(np.asarray(image, dtype=np.int64))
     elif "A" in image.getbands() or "transparency" in image.info:
@@ -95,7 +95,7 @@ def _in_eight_bits(image: Image.Image, mode: str) -> Image.Image:
 
 def _from_sixteen_bits(values: NDArray[np.int64]) -> Image.Image:
     if values.min() < 0 or values.max() > 65535:
-        raise WrongImage("holds more than 16 bits a pixel; save it with 8 bits a channel")
+        raise WrongImage("holds more than 16 bits per pixel; save it with 8 bits per channel")
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))  # rounded; 65535 = 255 · 257
 
 
