@@ -6,10 +6,10 @@ decoder and no downloader: each data set brings its own when it is asked for.
 
 from __future__ import annotations
 
+from cdrl.pictures import to_float, to_uint8
 from experiments.data.batches import DeviceBatches
 from experiments.data.doctor import at_hand, inventory
 from experiments.data.images import ImageSet
-from experiments.data.pixels import to_float, to_uint8
 from experiments.data.registry import DataSettings, load, names, place
 
 __all__ = [

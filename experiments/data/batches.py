@@ -15,8 +15,8 @@ from torch import Tensor
 
 from cdrl import randomness
 from cdrl.errors import UserError
+from cdrl.pictures import scale
 from experiments.data.images import ImageSet
-from experiments.data.pixels import scale
 
 _SHARE_OF_FREE_MEMORY = 0.5  # the rest is for networks, activations and the chain
 _EPOCHS_KEPT = 2

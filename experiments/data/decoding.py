@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -12,22 +11,17 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from cdrl.errors import UserError
+from cdrl.pictures import Transform, WrongImage, picture
 from experiments.data.progress import progress
 
 T = TypeVar("T")
 Encoded = tuple[str, bytes | Path]
 """What to call an image in an error, and its bytes or the file that holds them."""
-Transform = Callable[[Image.Image], Image.Image]
-"""From the decoded image to one of the set's size; raises `WrongImage` for an image it cannot take."""
 
 _IN_FLIGHT = 1024  # images read ahead, which bounds the memory that compressed bytes take
-
-
-class WrongImage(Exception):
-    """An image that decodes but does not belong; the message says how it differs."""
 
 
 def fill(out: NDArray[np.uint8], encoded: Iterable[Encoded], transform: Transform, title: str) -> None:
@@ -36,7 +30,7 @@ def fill(out: NDArray[np.uint8], encoded: Iterable[Encoded], transform: Transfor
     Args:
         out: uint8 ``(n, size, size, channels)``; one channel is grey, three are RGB.
         encoded: exactly n images.
-        transform: applied to each RGB or grey image; see `picture`.
+        transform: applied to each RGB or grey image; see `cdrl.pictures.picture`.
         title: for the progress display.
 
     Raises:
@@ -67,71 +61,6 @@ def _pixels(where: str, data: bytes | Path, mode: str, transform: Transform, siz
     if pixels.shape[:2] != (size, size):
         raise UserError(f"{where}: image is {pixels.shape[1]}x{pixels.shape[0]}, expected {size}x{size}")
     return pixels.reshape(size, size, -1)
-
-
-def picture(where: str, data: bytes | Path, mode: str, transform: Transform) -> Image.Image:
-    """One image as it is wanted.
-
-    Args:
-        where: what to call it in an error.
-        data: its bytes, or the file that holds them.
-        mode: "L" (grey) or "RGB", 8 bits each; 16-bit grey is scaled, and what is transparent shows white.
-        transform: applied in that mode.
-
-    Raises:
-        UserError: it is not there, no image, or one that ``transform`` cannot take.
-    """
-    try:
-        with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
-            return transform(_in_eight_bits(image, mode))
-    except WrongImage as error:
-        raise UserError(f"{where}: {error}") from error
-    except FileNotFoundError as error:
-        raise UserError(f"there is no picture {where}; check its path, or get a complete copy") from error
-    except Exception as error:  # Pillow's decoders raise whatever comes to them
-        raise UserError(f"{where}: not a readable image ({error}); replace it or take it out") from error
-
-
-def _in_eight_bits(image: Image.Image, mode: str) -> Image.Image:
-    """Pillow's own conversion clips 16 bits at 255, and shows the colours that hide behind transparent pixels."""
-    if image.mode == "F":
-        raise WrongImage("holds floating-point pixels of no known range; save it with 8 bits a channel")
-    if image.mode.startswith("I"):
-        plain = _from_sixteen_bits(np.asarray(image, dtype=np.int64))
-    elif "A" in image.getbands() or "transparency" in image.info:
-        colours = image.convert("RGBA")
-        plain = Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours)
-    else:
-        return image.convert(mode)
-    if "exif" in image.info:
-        plain.info["exif"] = image.info["exif"]  # says how the camera was held
-    return plain.convert(mode)
-
-
-def _from_sixteen_bits(values: NDArray[np.int64]) -> Image.Image:
-    if values.min() < 0 or values.max() > 65535:
-        raise WrongImage("holds more than 16 bits a pixel; save it with 8 bits a channel")
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))  # rounded; 65535 = 255 · 257
-
-
-def upright(image: Image.Image) -> Image.Image:
-    """Turned as its camera held it."""
-    return ImageOps.exif_transpose(image)
-
-
-def central_square(
-    image: Image.Image, size: int, resampling: Image.Resampling = Image.Resampling.LANCZOS
-) -> Image.Image:
-    """The largest square around the centre, resized (antialiased) to ``size`` x ``size``."""
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    # Cropped before, not by the resize: its filter would reach over the square's border.
-    return image.crop((left, top, left + side, top + side)).resize((size, size), resampling)
-
-
-def photograph(size: int) -> Transform:
-    """Take images of any shape: upright, central square, resized to ``size`` x ``size`` with Lanczos's filter."""
-    return lambda image: central_square(upright(image), size)
 
 
 def exactly(size: int) -> Transform:

@@ -23,14 +23,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from cdrl import conditions, randomness
 from cdrl.errors import UserError
+from cdrl.pictures import mask_from_picture
 from cdrl.sampler import Sampler
 from experiments import data
-from experiments.data import decoding
 from experiments.evaluate import Measurement, Progress, TrainedRun
 from experiments.metrics import build
 
@@ -153,27 +152,3 @@ def _agreement(run: TrainedRun, truth: Images, completions: Images) -> dict[str,
         return {}
     hits = [torch.eq(decided(shown), expected) for shown in np.moveaxis(completions, 1, 0)]  # type: ignore[arg-type]
     return {"agreement": float(torch.stack(hits).double().mean())}
-
-
-def mask_from_picture(path: Path, masked: tuple[int, int], size: int) -> Mask:
-    """Which pixels are known, ``(size, size)``: the white ones (at least half bright) of a picture's central square.
-
-    Args:
-        path: the picture.
-        masked: width and height of the image it belongs to, before that was cropped in the same way; the mask may be
-            larger or smaller but must have its shape.
-        size: side of the square that comes out.
-
-    Raises:
-        UserError: there is no such picture, it cannot be read, or it has another shape.
-    """
-    if not path.is_file():
-        raise UserError(f"there is no mask '{path}'; give the path of a PNG of the picture's shape, white where known")
-    drawn = decoding.picture(str(path), path, "L", decoding.upright)
-    (width, height), (across, down) = drawn.size, masked
-    if 2 * abs(width * down - height * across) > across + down:  # each side may be rounded by half a pixel
-        raise UserError(
-            f"{path} is {width}x{height} and does not fit over {across}x{down} pixels; save the mask as large as those"
-        )
-    # A pixel takes what most of the mask's pixels below it say; enlarging, this filter is the nearest pixel.
-    return np.asarray(decoding.central_square(drawn, size, Image.Resampling.BOX)) >= 128

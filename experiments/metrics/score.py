@@ -11,8 +11,8 @@ from torch import Tensor
 
 from cdrl import precision
 from cdrl.errors import UserError
-from experiments.data import ImageSet, to_uint8
-from experiments.data.pixels import unscale
+from cdrl.pictures import to_uint8, unscale
+from experiments.data import ImageSet
 from experiments.metrics.extractors import Extractor, Pixels, build
 from experiments.metrics.frechet import Moments, frechet_distance
 from experiments.metrics.inception_score import inception_score

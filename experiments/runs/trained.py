@@ -46,22 +46,27 @@ def training_batches(
 
 
 def trained_sampler(folder: Path) -> Sampler:
-    """The sampler of a saved model, or of a finished run, on the CPU.
+    """The sampler of a saved model, or of a finished run, on the CPU; the data are needed only to count labels.
 
     Raises:
         UserError: the folder holds neither, a run that diverged, or a method that is no series of energies.
     """
     if (folder / "model.json").exists():
         return cdrl.load(folder).sampler
-    if not (folder / "status.json").exists():
+    if not (folder / "config.json").exists():
         raise UserError(
             f"{folder} is neither a finished run nor a saved model; give one of runs/<data set>/cdrl/…/seed0"
         )
     run = RunFolder.open(folder)
-    run.finished()
-    settings = run.settings
-    method = settings.recipe.build(image_shape(settings, settings.data.load("train")), seed=settings.seed)
+    settings, recipe = run.settings, run.settings.recipe
+    if recipe.trains:
+        run.finished()
+    shape = ImageShape(settings.data.image_size, settings.data.channels)
+    if recipe.conditional:
+        shape = image_shape(settings, settings.data.load("train"))
+    method = recipe.build(shape, seed=settings.seed)
     if not isinstance(method, Cooperative):
-        raise UserError(f"{folder} is a run of '{settings.recipe.label}'; only CDRL and DRL have levels to show")
-    method.load_state(checkpoint.load(folder)[0])
+        raise UserError(f"{folder} is a run of '{recipe.label}'; only CDRL and DRL have levels to sample")
+    if recipe.trains:
+        method.load_state(checkpoint.load(folder)[0])
     return method.sampler()

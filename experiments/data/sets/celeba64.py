@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cdrl.errors import UserError
+from cdrl.pictures import WrongImage
 from experiments.data import decoding, tree
-from experiments.data.decoding import WrongImage
 from experiments.data.registry import Place, data_set
 from experiments.data.store import Allocate, Decoded, Recipe
 

@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from cdrl.errors import UserError
+from cdrl.pictures import photograph
 from experiments.data import decoding, tree
 from experiments.data.registry import Place, data_set
 from experiments.data.store import Allocate, Decoded, Recipe
 
-_READER = 2  # of `decoding.picture`: raise it when the same file would give other pixels
+_READER = 2  # of `cdrl.pictures.picture`: raise it when the same file would give other pixels
 _LAYOUT = "image files, directly or in one subfolder a class (optionally below train/ and test/)"
 
 
@@ -92,6 +93,5 @@ def _decode(
     pairs: list[tuple[int, Path]], names: tuple[str, ...], image_size: int, channels: int, allocate: Allocate
 ) -> Decoded:
     out = allocate(len(pairs), image_size, channels)
-    photograph = decoding.photograph(image_size)
-    decoding.fill(out, tree.encoded([path for _, path in pairs]), photograph, "decoding folder")
+    decoding.fill(out, tree.encoded([path for _, path in pairs]), photograph(image_size), "decoding folder")
     return Decoded(np.array([label for label, _ in pairs], dtype=np.int64) if names else None, names)

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from cdrl.errors import UserError
+from cdrl.pictures import to_float
 from experiments.data.batches import DeviceBatches
 from experiments.data.images import ImageSet
-from experiments.data.pixels import to_float
 
 COUNT = 10
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from experiments.data.pixels import scale, to_float, to_uint8
+from cdrl.pictures import scale, to_float, to_uint8
 
 
 def test_every_value_comes_back() -> None:

@@ -1,0 +1,438 @@
+"""The command ``cdrl``: what holds for all its commands, and the two that need the library alone, sample and inpaint.
+
+The other commands are the suite's. In a checkout, where ``experiments/`` lies beside this package, each is a function
+of `experiments.cli` with the command's name. Nothing heavy is imported before a command needs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import math
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType, ModuleType
+from typing import TYPE_CHECKING, NoReturn
+
+import cdrl
+from cdrl.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from cdrl.conditions import Condition
+    from cdrl.sampler import Sampler
+
+COMMANDS = {
+    "Experiments": {
+        "run": "train, sample, score and tabulate a table or figure; goes on where an earlier call stopped",
+        "plan": "what that takes: runs, cost, and what is missing; changes nothing",
+        "work": "train and evaluate one run folder",
+        "watch": "how far runs are, from another terminal or machine",
+    },
+    "Models": {
+        "sample": "draw images, as one picture or as single files",
+        "inpaint": "complete a picture",
+        "score": "compare a folder of images with a data set or with another folder",
+        "export": "make a finished run a small model to share",
+        "demo": "draw images from the weights that come with the repository",
+    },
+    "Results": {
+        "report": "tables, figures and the page results/report.html from what was measured",
+        "doctor": "which data, weights and statistics are here, and where the others belong",
+    },
+}
+"""Every command by what it is about, with its line in the overview."""
+_EXAMPLES = """\
+  cdrl run experiment=table1 scale=nano
+  cdrl sample results/demo/nano --images 64 --out samples.png
+  cdrl score samples/ --against photographs/"""
+_SECONDS_BETWEEN_LINES = 10.0
+_BROKEN_PIPE = 128 + 13
+"""What a shell says of a command that SIGPIPE ended."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: None for the process's own.
+
+    Returns:
+        The exit code: 0 done, 1 a mistake that can be mended, 75 stopped as asked with something left, 130 interrupted.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        with _terminated_like_interrupted():
+            try:
+                code = _command(arguments)
+            except SystemExit as leaving:  # argparse, after --help
+                code = int(leaving.code or 0)
+            except UserError as error:
+                print(f"error: {error}", file=sys.stderr)
+                code = 1
+            except KeyboardInterrupt:
+                print("interrupted; the same command continues where this one stopped", file=sys.stderr)
+                code = 130
+            sys.stdout.flush()
+            return code
+    except BrokenPipeError as error:
+        return _without_reader(error)
+
+
+def _command(arguments: list[str]) -> int:
+    name, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if name in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if name == "--version":
+        print(f"cdrl {cdrl.__version__}")
+        return 0
+    own: dict[str, Callable[[Sequence[str]], int]] = {"sample": sample, "inpaint": inpaint}
+    if name in own:
+        return own[name](rest)
+    if name not in _names():
+        raise UserError(_unknown(name))
+    suite = _suite()
+    if suite is None:
+        raise UserError(f"{name} belongs to the suite, which runs from a checkout: clone the repository, make setup")
+    try:
+        return int(getattr(suite, name)(rest))
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in ("cdrl", "baselines", "experiments"):
+            raise
+        raise UserError(f"{name} needs {error.name}; make setup installs it, or pip install -e '.[suite]'") from error
+
+
+def _names() -> list[str]:
+    return [name for group in COMMANDS.values() for name in group]
+
+
+def _overview() -> str:
+    lines = [
+        "usage: cdrl COMMAND …          cdrl COMMAND --help: its options, with examples",
+        "",
+        "Energy-based models by cooperative diffusion recovery likelihood: reproduce, sample, compare.",
+    ]
+    for title, group in COMMANDS.items():
+        lines += ["", title, *(f"  {name:<10}{summary}" for name, summary in group.items())]
+    lines += ["", "Examples", _EXAMPLES]
+    if _suite() is None:
+        lines += ["", "The library alone is installed: of these it has sample and inpaint; the others need a checkout."]
+    return "\n".join(lines)
+
+
+def _unknown(name: str) -> str:
+    near = difflib.get_close_matches(name, _names(), 1)
+    if "=" in name:
+        near = [f"run {name}"]
+    hint = f"did you mean 'cdrl {near[0]}'? " if near else ""
+    return f"unknown command '{name}'; {hint}cdrl --help lists them"
+
+
+def _suite() -> ModuleType | None:
+    """The suite's commands, where this package lies in a checkout."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / "pyproject.toml").is_file() or not (root / "experiments" / "cli.py").is_file():
+        return None
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    return importlib.import_module("experiments.cli")
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM does what Ctrl-C does."""
+
+    def interrupt(signum: int, frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _without_reader(error: BrokenPipeError) -> int:
+    """Nobody reads on, as after ``| head``: leave without a word. A pipe to anything else that broke is an error."""
+    streams = [sys.stdout.fileno(), sys.stderr.fileno()]
+    pipes = select.poll()
+    for stream in streams:
+        pipes.register(stream, 0)  # which still tells of a reader that is gone
+    if not pipes.poll(0):
+        raise error
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in streams:
+        os.dup2(nowhere, stream)  # what is still in a buffer has to go somewhere
+    return _BROKEN_PIPE
+
+
+class CommandParser(argparse.ArgumentParser):
+    """The options of one command; a mistake in them is a `UserError`.
+
+    Args:
+        command: its name.
+        description: what it does.
+        examples: command lines.
+    """
+
+    def __init__(self, command: str, description: str, examples: Sequence[str]) -> None:
+        super().__init__(
+            prog=f"cdrl {command}",
+            description=description,
+            epilog="examples:\n" + "\n".join(f"  {example}" for example in examples),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; {self.prog} --help shows what there is")
+
+
+def note(text: str) -> None:
+    """Something to know beside the result, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def progress(title: str, total: float) -> Iterator[Callable[[float], None]]:
+    """Yields a function to call with how much was just done of ``total``; shows share and time left on stderr.
+
+    A bar on a terminal where rich is installed, else a line now and then.
+    """
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    except ModuleNotFoundError:
+        bar = False
+    else:
+        bar = sys.stderr.isatty()
+    if not bar:
+        yield _lines(title, total)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task(title, total=total)
+        yield lambda amount: bars.advance(task, amount)
+
+
+def _lines(title: str, total: float) -> Callable[[float], None]:
+    begin = latest = time.monotonic()
+    done = 0.0
+
+    def advance(amount: float) -> None:
+        nonlocal latest, done
+        done += amount
+        now = time.monotonic()
+        if now - latest >= _SECONDS_BETWEEN_LINES:
+            latest = now
+            left = (now - begin) * (total - done) / done
+            note(f"{title}: {100 * done / total:.0f} %, about {left:.0f} s left")
+
+    return advance
+
+
+def sample(arguments: Sequence[str]) -> int:
+    """``cdrl sample``."""
+    parser = CommandParser(
+        "sample",
+        "Draw images from a trained model. Image i depends on the seed, on i and on what is asked for alone.",
+        [
+            "cdrl sample results/demo/nano --images 64 --out samples.png",
+            "cdrl sample runs/digits/cdrl/<hash>/seed0 --label 3 --guidance 0.7",
+            "cdrl sample MODEL --images 10000 --outdir samples/        single images, as cdrl score takes them",
+        ],
+    )
+    parser.add_argument("model", type=Path, help="a folder: a saved model, or in a checkout a finished run")
+    parser.add_argument("--images", type=int, default=36, help="how many (default: 36)")
+    parser.add_argument("--seed", type=int, default=0, help="of the samples (default: 0)")
+    parser.add_argument("--label", type=int, help="a class, 0 … C − 1, of a class-conditional model")
+    parser.add_argument("--guidance", type=float, default=0.0, help="weight of classifier-free guidance (default: 0)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="all in one picture (default: samples.png)")
+    parser.add_argument("--outdir", type=Path, metavar="FOLDER", help="each in a file of its own: 000000.png …")
+    parser.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:1 (default: auto)")
+    options = parser.parse_args(arguments)
+    if options.images < 1:
+        raise UserError(f"--images must be at least 1, not {options.images}")
+    out, outdir = options.out, options.outdir
+    if outdir is not None:
+        _prepare_folder(outdir, options.images)
+    else:
+        out = out or Path("samples.png")
+
+    from cdrl import pictures
+
+    if out is not None:
+        pictures.check_writable(out)
+    sampler = _sampler(options.model, options.device)
+    condition = label_condition(sampler.energy_net.classes, options.label, options.guidance)
+
+    begin = time.monotonic()
+    shown: list[NDArray[np.uint8]] = []
+    finite = 0
+    for number, pixels in enumerate(draw(sampler, options.images, options.seed, condition)):
+        file = outdir / f"{number:06}.png" if outdir is not None else None
+        if pixels is None:
+            if file is not None:  # an earlier call may have drawn it
+                file.unlink(missing_ok=True)
+            continue
+        finite += 1
+        if file is not None:
+            pictures.save(pictures.from_pixels(pixels), file)
+        if out is not None:
+            shown.append(pixels)
+    print(f"sampled {options.images:,} images in {time.monotonic() - begin:.1f} s on {sampler.device}")
+    if shown:
+        pictures.save(pictures.grid(shown, math.isqrt(len(shown) - 1) + 1), out)
+    if finite:
+        print("written to " + " and ".join(str(path) for path in (outdir, out) if path is not None))
+    _check_finite(options.images - finite, options.images)
+    return 0
+
+
+def inpaint(arguments: Sequence[str]) -> int:
+    """``cdrl inpaint``."""
+    parser = CommandParser(
+        "inpaint",
+        "Complete a picture: the picture with its hole in grey, then several completions, in a row.",
+        ["cdrl inpaint results/demo/nano photo.png mask.png --completions 8 --out completions.png"],
+    )
+    parser.add_argument("model", type=Path, help="a folder: a saved model, or in a checkout a finished run")
+    parser.add_argument("image", type=Path, help="a picture; its central square is brought to the model's size")
+    parser.add_argument("mask", type=Path, help="a picture of the same shape whose white pixels are known")
+    parser.add_argument("--completions", type=int, default=6, help="how many (default: 6)")
+    parser.add_argument(
+        "--repeats", type=int, default=2, help="passes through each level besides the first (default: 2)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the completions (default: 0)")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", default=Path("completions.png"), help="(default: completions.png)"
+    )
+    parser.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:1 (default: auto)")
+    options = parser.parse_args(arguments)
+    if options.completions < 1:
+        raise UserError(f"--completions must be at least 1, not {options.completions}")
+
+    import numpy as np
+    import torch
+
+    from cdrl import conditions, pictures
+
+    pictures.check_writable(options.out)
+    sampler = _sampler(options.model, options.device)
+    channels, size, _ = sampler.shape
+    mode = "RGB" if channels == 3 else "L"
+    photo = pictures.picture(str(options.image), options.image, mode, pictures.upright)
+    truth = np.asarray(pictures.central_square(photo, size)).reshape(size, size, channels)
+    known = pictures.mask_from_picture(options.mask, photo.size, size)
+    if known.all():
+        raise UserError(
+            f"{options.mask} is white in its whole central square, so nothing is missing; paint a black hole there"
+        )
+    condition = conditions.unconditional().inpainting(
+        pictures.to_float(truth[None]), torch.from_numpy(known)[None, None], options.repeats
+    )
+    completions = list(draw(sampler, options.completions, options.seed, condition))
+    shown = [np.where(known[..., None], truth, np.uint8(128)), *(one for one in completions if one is not None)]
+    pictures.save(pictures.grid(shown, len(shown), width=max(600, 100 * len(shown))), options.out)
+    print(f"written to {options.out}")
+    _check_finite(sum(one is None for one in completions), options.completions)
+    return 0
+
+
+def draw(
+    sampler: Sampler, n: int, seed: int = 0, condition: Condition | None = None, batch_size: int = 100
+) -> Iterator[NDArray[np.uint8] | None]:
+    """Images 0 … n − 1 as pixels ``(H, W, C)``, with progress; None in place of one that is not finite."""
+    from cdrl.pictures import to_uint8
+    from cdrl.sampler import index_batches
+
+    passes = sampler.schedule.levels * (1 + (condition.repeats if condition is not None else 0))
+    with progress("sampling", n * passes) as advance:
+        for index in index_batches(n, batch_size):
+            images = sampler(
+                index, seed, condition, lambda stage, level, x: advance(len(x) if stage == "refined" else 0)
+            )
+            finite = images.isfinite().flatten(1).all(dim=1).tolist()
+            for pixels, usable in zip(to_uint8(images).cpu().numpy(), finite, strict=True):
+                yield pixels if usable else None
+
+
+def label_condition(classes: int, label: int | None, guidance: float) -> Condition | None:
+    """What ``--label`` (0 … classes − 1) and ``--guidance`` ask of a model with so many classes; None for nothing.
+
+    Raises:
+        UserError: the model does not know the label, or guidance leads nowhere.
+    """
+    from cdrl import conditions
+
+    if label is None:
+        if guidance:
+            raise UserError("--guidance leads towards a class: name it with --label")
+        return None
+    if not classes:
+        raise UserError("this model was trained without classes: leave --label out, or sample a conditional run")
+    if not 0 <= label < classes:
+        raise UserError(f"--label must be one of the model's classes 0 … {classes - 1}, not {label}")
+    if not guidance >= 0:
+        raise UserError(f"--guidance must be 0 or more, not {guidance}")
+    return conditions.guided([1 + label], guidance)
+
+
+def _sampler(folder: Path, device: str) -> Sampler:
+    """Of a saved model, or with the suite of a run folder. Raises `UserError` where there is neither, or no device."""
+    import torch
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if (folder / "model.json").is_file() or _suite() is None:
+        sampler = cdrl.load(folder).sampler
+    else:
+        sampler = importlib.import_module("experiments.runs.trained").trained_sampler(folder)
+    try:
+        for network in (sampler.energy_net, sampler.initializer):
+            if network is not None:
+                network.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"cannot use device '{device}' ({str(error).splitlines()[0]}); use cpu") from None
+    return sampler
+
+
+def _prepare_folder(folder: Path, n: int) -> None:
+    """Makes a folder for images 0 … n − 1. Raises `UserError` where others lie there or nothing can be written."""
+    from PIL import Image
+
+    suffixes = Image.registered_extensions()
+    ours = {f"{number:06}.png" for number in range(n)}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        others = sorted(path.name for path in folder.iterdir() if path.suffix in suffixes and path.name not in ours)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder} ({error.strerror}); choose another folder with --outdir") from error
+    if others:
+        raise UserError(
+            f"{folder} holds {others[0]}, which is none of these samples; empty it, or choose another folder"
+        )
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"cannot write to {folder}; choose another folder with --outdir")
+
+
+def _check_finite(lost: int, n: int) -> None:
+    if lost:
+        raise UserError(
+            f"{lost:,} of {n:,} images are not finite and were left out; the model diverged: use another run or an "
+            "earlier checkpoint"
+        )
