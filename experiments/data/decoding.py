@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from cdrl.errors import UserError
-from experiments.data.progress import progress
+from experiments.progress import progress
 
 T = TypeVar("T")
 Encoded = tuple[str, bytes | Path]

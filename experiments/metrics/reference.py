@@ -1,30 +1,45 @@
-"""Statistics of reference sets, computed once and kept by a hash of everything that decides them."""
+"""Statistics of reference sets, computed once and kept by a hash of everything that decides them.
+
+The first process that needs them computes them, the others wait and say for whom. Features are kept part by part on
+the way, so that what was computed before an interruption is not computed again, and the statistics are the same.
+
+    <cache>/reference/<extractor>-<data set>-<split>-<images>-<hash>.safetensors    mean, covariance, perhaps features
+    <cache>/reference/….parts/                                                      while they are computed
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterator
+import shutil
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from cdrl.errors import UserError
 from experiments.data import ImageSet
-from experiments.data.progress import progress
+from experiments.metrics import weights
 from experiments.metrics.extractors import Extracted, Extractor, Pixels
 from experiments.metrics.frechet import Moments
 from experiments.metrics.protocols import Protocol
+from experiments.progress import OnProgress, exclusive, listening, progress
+
+_BATCH = {"cpu": 16, "cuda": 256}
+_PART = 1000  # images
+_SECONDS_BETWEEN_SAVES = 5.0
 
 FEATURE_METRICS = frozenset({"kid", "precision", "recall"})
 """Metrics that need every feature, not only their moments."""
-_BATCH = {"cpu": 64, "cuda": 256}
+
+
+def needs_features(names: Iterable[str]) -> bool:
+    """Whether one of these metrics needs every feature, not only their moments."""
+    return not FEATURE_METRICS.isdisjoint(names)
 
 
 @dataclass(frozen=True)
@@ -35,43 +50,58 @@ class Reference:
         moments: of the features, float64.
         features: (m, d) float32 on the CPU, or None when the protocol needs only moments.
         images: how many images, before flips.
+        path: of the file that keeps it.
     """
 
     moments: Moments
     features: Tensor | None
     images: int
+    path: Path
 
 
 def reference(
-    protocol: Protocol, extractor: Extractor, images: ImageSet, cache: Path, device: torch.device
+    protocol: Protocol,
+    extractor: Extractor,
+    images: ImageSet,
+    cache: Path,
+    device: torch.device,
+    on_progress: OnProgress | None = None,
 ) -> Reference:
-    """Statistics of the protocol's part of ``images``, from the cache or computed (with progress) and kept there.
+    """Statistics of the protocol's part of ``images``: from the cache, or computed and kept there.
+
+    Args:
+        on_progress: is told how far they are, or for whom they wait, see `listening`. It may stop the work by raising;
+            the next call goes on from there.
 
     Raises:
-        UserError: if ``images`` is another split than the protocol's, or too small.
+        UserError: ``images`` is another split than the protocol's or too small, or the cache cannot be written.
     """
-    count = _check(protocol, images)
+    count = _count(protocol, images)
     path = _path(protocol, extractor, images, count, cache, features=True)
-    if not (FEATURE_METRICS & set(protocol.metrics) or path.exists()):  # moments alone are a hundredth of it
+    if not (needs_features(protocol.metrics) or path.exists()):  # moments alone are a hundredth of it
         path = _path(protocol, extractor, images, count, cache, features=False)
-    try:
-        kept = safetensors.torch.load_file(path)
-    except (FileNotFoundError, SafetensorError):
-        kept = _compute(protocol, extractor, images, count, device)
-        about = {"protocol": protocol.name, "dataset": images.name, "split": images.split, "images": str(count)}
-        _keep(path, kept, about)
-    moments = Moments.restore(int(kept["count"]), kept["mean"], kept["cov"])
-    return Reference(moments, kept.get("features"), count)
+    title = f"reference statistics of {images.name}"
+    parts = path.with_suffix(".parts")
+    about = {"protocol": protocol.name, "dataset": images.name, "split": images.split, "images": str(count)}
+
+    def compute() -> dict[str, Tensor]:
+        return _compute(protocol, extractor, images, count, device, parts, title)
+
+    with listening(on_progress):
+        statistics = weights.load_or_make(path, title, compute, about)
+    shutil.rmtree(parts, ignore_errors=True)
+    moments = Moments.restore(int(statistics["count"]), statistics["mean"], statistics["cov"])
+    return Reference(moments, statistics.get("features"), count, path)
 
 
 def batches(extractor: Extractor, pixels: Pixels, device: torch.device) -> Iterator[Extracted]:
-    """Features of ``pixels``, a batch that suits the device at a time."""
+    """Features of ``pixels``, in batches that suit the device."""
     size = _BATCH.get(device.type, _BATCH["cpu"])
     for start in range(0, len(pixels), size):
         yield extractor(pixels[start : start + size])
 
 
-def _check(protocol: Protocol, images: ImageSet) -> int:
+def _count(protocol: Protocol, images: ImageSet) -> int:
     """How many images the reference has."""
     if images.split != protocol.reference_split:
         raise UserError(f"{protocol.name} compares with '{protocol.reference_split}' images, not '{images.split}'")
@@ -89,26 +119,48 @@ def _path(protocol: Protocol, extractor: Extractor, images: ImageSet, count: int
 
 
 def _compute(
-    protocol: Protocol, extractor: Extractor, images: ImageSet, count: int, device: torch.device
+    protocol: Protocol,
+    extractor: Extractor,
+    images: ImageSet,
+    count: int,
+    device: torch.device,
+    parts: Path,
+    title: str,
 ) -> dict[str, Tensor]:
-    moments = Moments(extractor.dim, device)
-    features: list[Tensor] = []
-    keep = bool(FEATURE_METRICS & set(protocol.metrics))
-    with progress(f"reference statistics of {images.name} for {protocol.name}", count) as advance:
-        for start in range(0, count, 1000):
-            pixels = np.asarray(images.images[start : min(start + 1000, count)])
-            for view in (pixels, pixels[:, :, ::-1]) if protocol.flips else (pixels,):
-                for batch in batches(extractor, view, device):
-                    moments.update(batch.features)
-                    if keep:
-                        features.append(batch.features.cpu())
-                    advance(len(batch.features) if view is pixels else 0)
-    kept = {"count": torch.tensor(moments.count), "mean": moments.mean.cpu(), "cov": moments.cov.cpu()}
-    return {**kept, "features": torch.cat(features)} if keep else kept
+    """The statistics, continued from the features that an interrupted call left in ``parts``."""
+    moments, kept = Moments(extractor.dim, device), []
+    saved = time.monotonic()
+    with progress(title, count) as advance:
+        for start in range(0, count, _PART):
+            # The part's images, and the features that are there already.
+            pixels = np.asarray(images.images[start : min(start + _PART, count)])
+            share = len(pixels)
+            if protocol.flips:
+                pixels = np.concatenate([pixels, pixels[:, :, ::-1]])
+            part = parts / f"{start:09d}.safetensors"
+            known = weights.load(part)
+            rows = [] if known is None else [known["features"]]
+            done = sum(map(len, rows))
+            advance(min(done, share))
 
+            # The other features, kept every few seconds, when stopped, and when the part is complete.
+            if done < len(pixels):
+                try:
+                    for batch in batches(extractor, pixels[done:], device):
+                        rows.append(batch.features.cpu())
+                        advance(max(min(done + len(rows[-1]), share) - done, 0))
+                        done += len(rows[-1])
+                        if time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
+                            saved = time.monotonic()
+                            weights.save(part, {"features": torch.cat(rows)}, durable=False)
+                finally:
+                    if rows:
+                        weights.save(part, {"features": torch.cat(rows)}, durable=False)
 
-def _keep(path: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    safetensors.torch.save_file(tensors, temporary, about)
-    os.replace(temporary, path)
+            # Part by part in order, so that an interruption changes no sum.
+            features = torch.cat(rows)
+            moments.update(features)
+            if needs_features(protocol.metrics):
+                kept.append(features)
+    statistics = {"count": torch.tensor(moments.count), "mean": moments.mean.cpu(), "cov": moments.cov.cpu()}
+    return {**statistics, "features": torch.cat(kept)} if kept else statistics

@@ -23,7 +23,7 @@ from PIL import Image
 from cdrl.errors import UserError
 from experiments.data import decoding, parquet, tree
 from experiments.data.pickles import load_batch
-from experiments.data.progress import progress
+from experiments.progress import progress
 from experiments.data.registry import Place, data_set
 from experiments.data.shrunk import SIZE, STORED, LabelledFiles, Shrunk, read_json
 from experiments.data.store import Allocate, Decoded, Recipe
