@@ -14,7 +14,7 @@ from typing import Any
 
 from cdrl.errors import UserError
 from experiments.data.images import ImageSet
-from experiments.data.store import Recipe, materialise, verify
+from experiments.data.store import Recipe, entry_folder, materialise, open_entry, verify
 
 SPLITS = ("train", "test")
 CACHE_VARIABLE = "CDRL_DATA_CACHE"
@@ -138,14 +138,74 @@ def load(
     Raises:
         UserError: naming the file or folder that is missing, damaged or different, and what to do.
     """
-    known = entry(name)
-    where = place(name, root, data_cache)
-    _check_call(known, split, where, options)
-    found = known.find(where, split, **options)
-    if isinstance(found, ImageSet):
-        verify(found.checksum, known.checksums.get(split), f"data set {name} ({split})")
-        return found
-    return materialise(found, where.cache, name, split, known.checksums.get(split))
+    known, where = entry(name), place(name, root, data_cache)
+    expected = known.checksums.get(split)
+    _check_options(known, split, options)
+    _check_folder(known, where)
+    recipe = known.find(where, split, **options)
+    if isinstance(recipe, ImageSet):
+        verify(recipe.checksum, expected, f"data set {name} ({split})")
+        return recipe
+    return materialise(recipe, where.cache, name, split, expected)
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a split can be loaded here.
+
+    Attributes:
+        state: "ready" (to be mapped or made), "found" (files that are not decoded yet), "download" or "missing".
+        where: the folder it belongs in, or what it comes from.
+        sha256: of the decoded pixels, as pinned or as kept; empty where unknown.
+        remedy: what to do unless it is there.
+    """
+
+    state: str
+    where: str
+    sha256: str
+    remedy: str = ""
+
+    @property
+    def at_hand(self) -> bool:
+        return self.state in ("ready", "found")
+
+
+def availability(
+    name: str,
+    split: str,
+    root: str | Path | None = None,
+    *,
+    data_cache: str | Path | None = None,
+    **options: Any,
+) -> Availability:
+    """What `load` would find; nothing is downloaded or decoded.
+
+    Raises:
+        UserError: no such data set, split or option.
+    """
+    known, where = entry(name), place(name, root, data_cache)
+    location, sha256 = str(where.root), known.checksums.get(split, "")
+    naming = f"name its folder with data.root=FOLDER or {known.variable}=FOLDER"
+    _check_options(known, split, options)
+    try:
+        _check_folder(known, where)
+        recipe = known.find(where, split, **options)
+    except UserError as error:
+        told = where.named or "data.root" in str(error)
+        return Availability("missing", location, sha256, str(error) if told else f"{error}; {naming}")
+    if isinstance(recipe, ImageSet):
+        return Availability("ready", recipe.source, recipe.checksum)
+    decoded = open_entry(entry_folder(recipe, where.cache, name, split), name, split)
+    if decoded is not None:
+        return Availability("ready", location, decoded.checksum)
+    if not recipe.files:
+        return Availability("download", location, sha256, f"downloaded when first needed; or {naming}")
+    return Availability("found", location, sha256)
+
+
+def at_hand(chosen: Sequence[str], data_cache: str | Path | None = None) -> list[str]:
+    """Those of the data sets whose test images need no download."""
+    return [name for name in chosen if availability(name, "test", data_cache=data_cache).at_hand]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,6 +254,10 @@ class DataSettings:
                 )
         return images
 
+    def availability(self, split: str) -> Availability:
+        """What `load` would find; nothing is downloaded or decoded."""
+        return availability(self.name, split, self.root, data_cache=self.data_cache, **self.options)
+
     def identity(self) -> dict[str, Any]:
         """What of this decides the images: any name but "folder" is one known data set, wherever it lies."""
         facts = {key: value for key, value in asdict(self).items() if key not in ("root", "data_cache")}
@@ -202,7 +266,7 @@ class DataSettings:
         return facts
 
 
-def _check_call(known: DataSet, split: str, where: Place, options: Mapping[str, Any]) -> None:
+def _check_options(known: DataSet, split: str, options: Mapping[str, Any]) -> None:
     if split not in known.splits:
         raise UserError(f"data set {known.name} has no split {split!r}; it has {', '.join(known.splits)}")
     accepted = tuple(inspect.signature(known.find).parameters)[2:]
@@ -211,5 +275,8 @@ def _check_call(known: DataSet, split: str, where: Place, options: Mapping[str, 
             raise UserError(
                 f"data set {known.name} has no option {option!r}; its options: {', '.join(accepted) or 'none'}"
             )
+
+
+def _check_folder(known: DataSet, where: Place) -> None:
     if where.named and not where.root.exists():
         raise UserError(f"data folder {where.root} does not exist; {known.name} needs {known.layout}")

@@ -1,13 +1,12 @@
 """How images are scored: extractors, statistics, protocols.
 
-A number is defined by its `Protocol`; a `Scorer` turns a stream of images into the protocol's metrics; `inventory` says
-which files the protocols need. Images are pixels 0 … 255, NHWC: uint8, or float32 where the protocol does not round.
+A number is defined by its `Protocol`; a `Scorer` turns a stream of images into the protocol's metrics. Images are
+pixels 0 … 255, NHWC: uint8, or float32 where the protocol does not round.
 """
 
 from __future__ import annotations
 
 from experiments.metrics.detection import auroc
-from experiments.metrics.doctor import inventory
 from experiments.metrics.extractors import Extracted, Extractor, build
 from experiments.metrics.frechet import Moments, frechet_distance
 from experiments.metrics.inception_score import inception_score
@@ -26,7 +25,6 @@ __all__ = [
     "build",
     "frechet_distance",
     "inception_score",
-    "inventory",
     "kernel_distance",
     "precision_recall",
     "to_pixels",

@@ -111,6 +111,11 @@ def load_or_make(
     return tensors
 
 
+def intact(path: Path) -> bool:
+    """Whether the file is there and as `save` wrote it."""
+    return _read(path) is not None
+
+
 def _read(path: Path) -> dict[str, Tensor] | None:
     try:
         with safetensors.safe_open(path, "pt") as file:

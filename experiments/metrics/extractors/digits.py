@@ -22,7 +22,7 @@ from experiments.data import ImageSet, load
 from experiments.files import sha256
 from experiments.metrics import weights
 from experiments.metrics.extractors.pixels import Extracted, Pixels, extract, to_nchw
-from experiments.progress import announce, exclusive
+from experiments.progress import announce
 
 DIM, CLASSES = 64, 10
 _CPU_BATCH = 16
@@ -75,14 +75,7 @@ class DigitsExtractor:
     def __init__(self, cache: Path, device: torch.device, recipe: Recipe = Recipe()) -> None:
         images = load("digits", "train")
         path = weight_path(cache, recipe, images.checksum)
-        state = weights.load(path)
-        if state is None:
-            with exclusive(path.with_suffix(".lock"), "the digits classifier"):
-                state = weights.load(path) if path.exists() else None  # another process may have trained it
-                if state is None:
-                    announce("training the digits classifier")
-                    state = train(images, recipe).state_dict()
-                    weights.save(path, state)
+        state = weights.load_or_make(path, "the digits classifier", lambda: train(images, recipe).state_dict())
         self.sha256 = sha256(path)
         self._device = device
         self._network = Classifier(recipe.width)
@@ -106,6 +99,7 @@ def weight_path(cache: Path, recipe: Recipe, checksum: str) -> Path:
 
 def train(images: ImageSet, recipe: Recipe) -> Classifier:
     """The classifier of labelled 8×8 digits; the same weights every time on one machine."""
+    announce("training the digits classifier")
     with _one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         network = Classifier(recipe.width)

@@ -43,7 +43,7 @@ PORT = WeightFile(
 )
 _CPU_BATCH = 4
 """CPU ms per CIFAR-10 image for 1, 2, 4, 8, 16, 32, 64 at once, one thread: 206, 190, 178, 183, 197, 226, 238."""
-_FILES = {"clean": TORCHSCRIPT, "legacy_tensorflow": TORCHSCRIPT, "legacy_pytorch": PORT}
+FILES = {"clean": TORCHSCRIPT, "legacy_tensorflow": TORCHSCRIPT, "legacy_pytorch": PORT}
 
 
 class Inception:
@@ -69,7 +69,7 @@ class Inception:
         weights: str | Path | None = None,
         expected: str | None = None,
     ) -> None:
-        path = _FILES[mode].get(cache, weights, expected)
+        path = FILES[mode].get(cache, weights, expected)
         self.name = "inception-" + mode.replace("_", "-")
         self.sha256 = sha256(path)
         self._device = device
