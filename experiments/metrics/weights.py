@@ -81,7 +81,8 @@ def save(
 ) -> None:
     """Keep tensors, and facts about them, in a safetensors file with a checksum. Raises `UserError` as `write_whole`."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {**(about or {}), "sha256": _digest(tensors, about or {})}
+    record = json.dumps({**(about or {}), "sha256": _digest(tensors, about or {})}, sort_keys=True)
+    metadata = {"record": record}  # one entry, because safetensors writes several in any order
     write_whole(path, lambda unfinished: safetensors.torch.save_file(tensors, unfinished, metadata), durable)
 
 
@@ -119,9 +120,9 @@ def intact(path: Path) -> bool:
 def _read(path: Path) -> dict[str, Tensor] | None:
     try:
         with safetensors.safe_open(path, "pt") as file:
-            about = dict(file.metadata() or {})
+            about = json.loads((file.metadata() or {})["record"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
-    except (OSError, ValueError, safetensors.SafetensorError):
+    except (OSError, ValueError, KeyError, safetensors.SafetensorError):
         return None
     return tensors if about.pop("sha256", None) == _digest(tensors, about) else None
 

@@ -74,7 +74,7 @@ def _file(folder: Path, mode: str) -> Path:
 
 def _build(folder: Path, mode: str) -> Callable:
     path = _file(folder, mode)
-    return build("inception-" + mode.replace("_", "-"), folder, weights=folder, sha256=sha256(path))
+    return build("inception-" + mode.replace("_", "-"), folder, weights=folder, expected=sha256(path))
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -147,7 +147,7 @@ def test_other_weights_than_the_pinned_are_refused(folder: Path, mode: str) -> N
     with pytest.raises(UserError, match=r"has SHA-256 .* not .*get https://"):
         build(name, folder, weights=_file(folder, mode))
     with pytest.raises(UserError, match="has SHA-256"):
-        build(name, folder, weights=folder, sha256="0" * 64)
+        build(name, folder, weights=folder, expected="0" * 64)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -174,7 +174,7 @@ def test_a_failed_download_names_the_remedy(tmp_path: Path, monkeypatch: pytest.
 def test_a_folder_named_by_the_variable_is_used(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CDRL_WEIGHTS", str(folder))
     assert TORCHSCRIPT.place(tmp_path) == folder / TORCHSCRIPT.name
-    assert TORCHSCRIPT.get(tmp_path, sha256=sha256(folder / TORCHSCRIPT.name)) == folder / TORCHSCRIPT.name
+    assert TORCHSCRIPT.get(tmp_path, expected=sha256(folder / TORCHSCRIPT.name)) == folder / TORCHSCRIPT.name
 
 
 def test_pinned_urls_are_clean_fids_own() -> None:
