@@ -19,6 +19,7 @@ from experiments.data import DataSettings, registry
 from experiments.files import sha256
 from experiments.metrics import protocols, weights
 from experiments.metrics.extractors import INCEPTION_MODES, digits, efficientnet, inception
+from experiments.metrics.extractors import NAMES as EXTRACTORS
 from experiments.metrics.protocols import Protocol
 
 _MARKS = {"ready": "[green]ready  [/]", "found": "[green]found  [/]", "wrong": "[red]wrong  [/]"}
@@ -75,13 +76,15 @@ def report(console: Console, cache: Path | str = ".cache") -> None:
 
 def missing_for(settings: DataSettings, protocol: Protocol, cache: Path | str) -> list[str]:
     """What training on a data set and measuring with a protocol would miss here: one line each, with what to do."""
-    splits = dict.fromkeys(("train", protocol.reference_split))
-    missing = {settings.name: there.remedy for there in map(settings.availability, splits) if not there.at_hand}
+    missing = []
+    for there in map(settings.availability, ("train", protocol.reference_split)):
+        if not there.at_hand:
+            missing.append(f"{settings.name}: {there.remedy}")
     if protocol.extractor != "digits":  # which is trained when first needed
         item = _weights(protocol.extractor, Path(cache), protocol.weights, protocol.weights_sha256)
         if not item.present:
-            missing[item.name] = item.remedy
-    return [f"{name}: {remedy}" for name, remedy in missing.items()]
+            missing.append(f"{item.name}: {item.remedy}")
+    return list(dict.fromkeys(missing))
 
 
 def data_items(data_cache: Path | str | None = None) -> list[Item]:
@@ -97,9 +100,10 @@ def data_items(data_cache: Path | str | None = None) -> list[Item]:
 
 def weight_items(cache: Path) -> list[Item]:
     """One item per file of weights, and per file of reference statistics."""
-    files = {item.name: item for item in (_weights(name, cache) for name in ("digits", "efficientnet-lite0", *INCEPTION_MODES))}
-    statistics = sorted((cache / "reference").glob("[!.]*.safetensors"))
-    return [*files.values(), *(_kept("reference statistics", path, path.stem, "made when needed") for path in statistics)]
+    items = [_weights(extractor, cache) for extractor in EXTRACTORS]
+    for path in sorted((cache / "reference").glob("[!.]*.safetensors")):
+        items.append(_kept("reference statistics", path, path.stem, "made again when needed"))
+    return list({item.where: item for item in items}.values())  # two Inceptions share a file
 
 
 def _weights(extractor: str, cache: Path, given: str | None = None, pinned: str | None = None) -> Item:

@@ -48,9 +48,8 @@ class ImageSet:
         for rows in (self.labels, self.attributes):
             if rows is not None and len(rows) != len(self.images):
                 raise ValueError(f"{len(rows)} labels or attributes for {len(self.images)} images")
-        if self.labels is not None and self.class_names and len(self.labels):
-            if self.labels.min() < 0 or self.labels.max() >= len(self.class_names):
-                raise ValueError(f"labels run from {self.labels.min()} to {self.labels.max()}: {self.classes} classes")
+        if self.labels is not None and self.classes and not np.isin(self.labels, range(self.classes)).all():
+            raise ValueError(f"labels run from {self.labels.min()} to {self.labels.max()}, of {self.classes} classes")
 
     def __len__(self) -> int:
         return len(self.images)

@@ -27,7 +27,7 @@ from experiments.metrics import weights
 from experiments.metrics.extractors import Extracted, Extractor, Pixels
 from experiments.metrics.frechet import Moments
 from experiments.metrics.protocols import Protocol
-from experiments.progress import OnProgress, exclusive, listening, progress
+from experiments.progress import OnProgress, listening, progress
 
 _BATCH = {"cpu": 16, "cuda": 256}
 _PART = 1000  # images

@@ -79,7 +79,7 @@ class WeightFile:
 def save(
     path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None, durable: bool = True
 ) -> None:
-    """Keep tensors, and facts about them, in a safetensors file with a checksum. Raises `UserError` as `write_whole`."""
+    """Keep tensors, and facts about them, in a file with a checksum. Raises `UserError` as `write_whole`."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     record = json.dumps({**(about or {}), "sha256": _digest(tensors, about or {})}, sort_keys=True)
     metadata = {"record": record}  # one entry, because safetensors writes several in any order

@@ -1,8 +1,8 @@
 """Reference statistics as a job: wanted by the plan, made once, before the runs that are compared with them.
 
-    <cache>/statistics/<extractor>-<data set>-<split>-<hash>/
-        statistics.json   what is wanted
-        done.json         names the file under <cache>/reference/ that holds it
+<cache>/statistics/<extractor>-<data set>-<split>-<hash>/
+    statistics.json   what is wanted
+    done.json         names the file under <cache>/reference/ that holds it
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Statistics:
 
     @property
     def done(self) -> bool:
-        """Whether they are there; nothing is loaded. A file that turns out to be damaged is made again when it is used."""
+        """Whether they are there; nothing is loaded. A damaged file is found, and made again, when it is used."""
         try:
             return (self.cache / read_json(self.folder.path / "done.json")["file"]).exists()
         except (UserError, KeyError, TypeError):

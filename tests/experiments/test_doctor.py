@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +17,11 @@ FOLDER = DataSettings(name="folder", image_size=8, options={"image_size": 8})
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _nothing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(registry.CACHE_VARIABLE, str(tmp_path / "data"))
     monkeypatch.delenv("CDRL_WEIGHTS", raising=False)
     for name in names():
         monkeypatch.delenv(registry.entry(name).variable, raising=False)
-    yield
 
 
 def test_every_data_set_and_split_is_listed() -> None:
@@ -80,7 +78,8 @@ def test_what_a_plan_would_miss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (line,) = doctor.missing_for(FOLDER, protocols.load("fd-efficientnet-lite0"), tmp_path)
     assert "name yours with data.root=FOLDER" in line
     monkeypatch.setenv("CDRL_WEIGHTS", str(tmp_path))
-    assert doctor.missing_for(digits, protocols.load("fid-clean"), tmp_path)[0].startswith("inception-2015-12-05.pt: get")
+    (line,) = doctor.missing_for(digits, protocols.load("fid-clean"), tmp_path)
+    assert line.startswith("inception-2015-12-05.pt: get https://")
     assert not (tmp_path / "data").exists(), "nothing was downloaded or decoded"
 
 

@@ -97,6 +97,6 @@ def test_a_dead_owner_is_taken_over(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
+    path = tmp_path / "file" / "cache" / "lock"
     with pytest.raises(UserError, match=r"cannot write to .*file/cache \(Not a directory\); set this"):
-        with exclusive(tmp_path / "file" / "cache" / "lock", "the thing", "set this"):
-            pass
+        exclusive(path, "the thing", "set this").__enter__()

@@ -23,10 +23,10 @@ from PIL import Image
 from cdrl.errors import UserError
 from experiments.data import decoding, parquet, tree
 from experiments.data.pickles import load_batch
-from experiments.progress import progress
 from experiments.data.registry import Place, data_set
 from experiments.data.shrunk import SIZE, STORED, LabelledFiles, Shrunk, read_json
 from experiments.data.store import Allocate, Decoded, Recipe
+from experiments.progress import progress
 
 _CLASSES = 1000
 _SHRUNK = Shrunk("imagenet32", _CLASSES)

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from cdrl.errors import UserError
 from experiments.data import ImageSet
+from experiments.files import sha256
 from experiments.metrics import Scorer, build, protocols, to_pixels
 from experiments.metrics.extractors.inception import PORT, TORCHSCRIPT
-from experiments.files import sha256
 
 MODES = ["clean", "legacy_pytorch", "legacy_tensorflow"]
 

@@ -1,4 +1,4 @@
-"""Reference statistics: made once, kept with a checksum, continued after an interruption; and the job that makes them."""
+"""Reference statistics: made once, verified, continued after an interruption; and the job that makes them."""
 
 from __future__ import annotations
 
@@ -208,7 +208,8 @@ def test_jobs_share_a_folder_only_where_the_statistics_are_the_same(tmp_path: Pa
     def folder(data: DataSettings = DIGITS, **changes: object) -> Path:
         return Statistics(replace(PROTOCOL, **changes), data, tmp_path).folder.path  # type: ignore[arg-type]
 
-    assert folder(samples=10) == folder(rounding=False) == folder(metrics=("fd", "kid")) == folder(weights="x") == folder()
+    alike = [folder(samples=10), folder(rounding=False), folder(metrics=("fd", "kid")), folder(weights="x"), folder()]
+    assert len(set(alike)) == 1
     others = [
         folder(metrics=("fd",)),
         folder(reference_split="test"),
