@@ -7,7 +7,6 @@ import os
 import platform
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from experiments import configuration, data
-from experiments.data import DataSettings, registry
+from experiments.data import Availability, DataSettings, registry
 from experiments.files import sha256
 from experiments.metrics import protocols, weights
 from experiments.metrics.extractors import INCEPTION_MODES, digits, efficientnet, inception
@@ -23,34 +22,6 @@ from experiments.metrics.extractors import NAMES as EXTRACTORS
 from experiments.metrics.protocols import Protocol
 
 _MARKS = {"ready": "[green]ready  [/]", "found": "[green]found  [/]", "wrong": "[red]wrong  [/]"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Item:
-    """A data set's split, or a file of weights or statistics.
-
-    Attributes:
-        name: what it is; a data set with its split, as in "cifar10/train".
-        state: "ready", "found" (not decoded yet), "download" (when first needed), "missing", or "wrong" (damaged, or
-            not the pinned file).
-        where: the file or folder it belongs in, or where it was found.
-        variable: the environment variable that may name its folder, or empty.
-        sha256: as pinned (of a data set: of its decoded pixels), else as found, else empty.
-        needed_for: what cannot be computed without it.
-        remedy: what to do when it is not there.
-    """
-
-    name: str
-    state: str
-    where: str
-    variable: str = ""
-    sha256: str = ""
-    needed_for: str = ""
-    remedy: str = ""
-
-    @property
-    def present(self) -> bool:
-        return self.state in ("ready", "found")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -78,7 +49,7 @@ def missing_for(settings: DataSettings, protocol: Protocol, cache: Path | str) -
     """What training on a data set and measuring with a protocol would miss here: one line each, with what to do."""
     missing = []
     for there in map(settings.availability, ("train", protocol.reference_split)):
-        if not there.at_hand:
+        if not there.present:
             missing.append(f"{settings.name}: {there.remedy}")
     if protocol.extractor != "digits":  # which is trained when first needed
         item = _weights(protocol.extractor, Path(cache), protocol.weights, protocol.weights_sha256)
@@ -87,18 +58,13 @@ def missing_for(settings: DataSettings, protocol: Protocol, cache: Path | str) -
     return list(dict.fromkeys(missing))
 
 
-def data_items(data_cache: Path | str | None = None) -> list[Item]:
+def data_items(data_cache: Path | str | None = None) -> list[Availability]:
     """One item per data set and split; ``data_cache`` as in `data.load`."""
-    items = []
-    for known in map(registry.entry, data.names()):
-        for split in known.splits:
-            there = data.availability(known.name, split, data_cache=data_cache)
-            about = {"variable": known.variable, "needed_for": known.needed_for, **vars(there)}
-            items.append(Item(name=f"{known.name}/{split}", **about))
-    return items
+    sets = map(registry.entry, data.names())
+    return [data.availability(known.name, split, data_cache=data_cache) for known in sets for split in known.splits]
 
 
-def weight_items(cache: Path) -> list[Item]:
+def weight_items(cache: Path) -> list[Availability]:
     """One item per file of weights, and per file of reference statistics."""
     items = [_weights(extractor, cache) for extractor in EXTRACTORS]
     for path in sorted((cache / "reference").glob("[!.]*.safetensors")):
@@ -106,7 +72,7 @@ def weight_items(cache: Path) -> list[Item]:
     return list({item.where: item for item in items}.values())  # two Inceptions share a file
 
 
-def _weights(extractor: str, cache: Path, given: str | None = None, pinned: str | None = None) -> Item:
+def _weights(extractor: str, cache: Path, given: str | None = None, pinned: str | None = None) -> Availability:
     """An extractor's weight file; ``given`` and ``pinned`` as in `Protocol`."""
     everything = map(protocols.load, protocols.names())
     users = ", ".join(protocol.name for protocol in everything if protocol.extractor == extractor)
@@ -129,16 +95,16 @@ def _weights(extractor: str, cache: Path, given: str | None = None, pinned: str 
         if absent == "download":
             remedy = f"downloaded when first needed; without a network: {remedy}"
     state = absent if not path.is_file() else "ready" if sha256(path) == pinned else "wrong"
-    return Item(
+    return Availability(
         name=name, state=state, where=str(path), variable=variable, sha256=pinned, needed_for=users, remedy=remedy
     )
 
 
-def _kept(name: str, path: Path, needed_for: str, remedy: str) -> Item:
+def _kept(name: str, path: Path, needed_for: str, remedy: str) -> Availability:
     """A file that was made here."""
     state = "missing" if not path.is_file() else "ready" if weights.intact(path) else "wrong"
     digest = "" if state == "missing" else sha256(path)
-    return Item(name=name, state=state, where=str(path), sha256=digest, needed_for=needed_for, remedy=remedy)
+    return Availability(name=name, state=state, where=str(path), sha256=digest, needed_for=needed_for, remedy=remedy)
 
 
 def _readiness(cache: Path) -> str:
@@ -148,17 +114,17 @@ def _readiness(cache: Path) -> str:
     for config in sorted(configs, key=lambda config: config.scale.budget):
         settings, protocol = (configuration.plain(config[group]) for group in ("data", "metrics"))
         missing = missing_for(DataSettings(**settings), Protocol.from_config(protocol), cache)
-        needs = ", ".join(line.partition(":")[0] for line in missing)
+        needs = ", ".join(dict.fromkeys(line.partition(":")[0] for line in missing))
         words.append(f"{config.scale.name}: " + (f"needs {needs}" if needs else "yes"))
     return "; ".join(words)
 
 
-def _situation(item: Item) -> tuple[str, ...]:
+def _situation(item: Availability) -> tuple[str, ...]:
     """What the splits of one data set usually have in common, and is then said once."""
     return (item.name.partition("/")[0], item.state, item.where, item.needed_for, item.remedy)
 
 
-def _print(console: Console, alike: list[Item]) -> None:
+def _print(console: Console, alike: list[Availability]) -> None:
     first, *others = alike
     name = ", ".join([first.name, *(item.name.partition("/")[2] for item in others)])
     named = f" (or ${first.variable})" if first.variable else ""

@@ -149,24 +149,31 @@ def load(
     return materialise(recipe, where.cache, name, split, expected)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Availability:
-    """Whether a split can be loaded here.
+    """Whether something is here that a command needs: one split of a data set, or a file.
 
     Attributes:
-        state: "ready" (to be mapped or made), "found" (files that are not decoded yet), "download" or "missing".
-        where: the folder it belongs in, or what it comes from.
-        sha256: of the decoded pixels, as pinned or as kept; empty where unknown.
-        remedy: what to do unless it is there.
+        name: what it is; a data set with its split, as in "cifar10/train".
+        state: "ready", "found" (not decoded yet), "download" (when first needed), "missing", or "wrong" (damaged, or
+            not the pinned file).
+        where: the file or folder it belongs in, or where it was found.
+        variable: the environment variable that may name its folder, or empty.
+        sha256: as pinned (of a data set: of its decoded pixels), else as found, else empty.
+        needed_for: what cannot be computed without it.
+        remedy: what to do when it is not there.
     """
 
+    name: str
     state: str
     where: str
-    sha256: str
+    variable: str = ""
+    sha256: str = ""
+    needed_for: str = ""
     remedy: str = ""
 
     @property
-    def at_hand(self) -> bool:
+    def present(self) -> bool:
         return self.state in ("ready", "found")
 
 
@@ -184,28 +191,36 @@ def availability(
         UserError: no such data set, split or option.
     """
     known, where = entry(name), place(name, root, data_cache)
-    location, sha256 = str(where.root), known.checksums.get(split, "")
-    naming = f"name its folder with data.root=FOLDER or {known.variable}=FOLDER"
     _check_options(known, split, options)
+    state, location, sha256, remedy = "missing", str(where.root), known.checksums.get(split, ""), ""
+    naming = f"name its folder with data.root=FOLDER or {known.variable}=FOLDER"
     try:
         _check_folder(known, where)
         recipe = known.find(where, split, **options)
+        if isinstance(recipe, ImageSet):
+            state, location, sha256 = "ready", recipe.source, recipe.checksum
+        elif (images := open_entry(entry_folder(recipe, where.cache, name, split), name, split)) is not None:
+            state, sha256 = "ready", images.checksum
+        elif recipe.files:
+            state = "found"
+        else:
+            state, remedy = "download", f"downloaded when first needed; or {naming}"
     except UserError as error:
-        told = where.named or "data.root" in str(error)
-        return Availability("missing", location, sha256, str(error) if told else f"{error}; {naming}")
-    if isinstance(recipe, ImageSet):
-        return Availability("ready", recipe.source, recipe.checksum)
-    decoded = open_entry(entry_folder(recipe, where.cache, name, split), name, split)
-    if decoded is not None:
-        return Availability("ready", location, decoded.checksum)
-    if not recipe.files:
-        return Availability("download", location, sha256, f"downloaded when first needed; or {naming}")
-    return Availability("found", location, sha256)
+        remedy = str(error) if where.named or "data.root" in str(error) else f"{error}; {naming}"
+    return Availability(
+        name=f"{name}/{split}",
+        state=state,
+        where=location,
+        variable=known.variable,
+        sha256=sha256,
+        needed_for=known.needed_for,
+        remedy=remedy,
+    )
 
 
 def at_hand(chosen: Sequence[str], data_cache: str | Path | None = None) -> list[str]:
     """Those of the data sets whose test images need no download."""
-    return [name for name in chosen if availability(name, "test", data_cache=data_cache).at_hand]
+    return [name for name in chosen if availability(name, "test", data_cache=data_cache).present]
 
 
 @dataclass(frozen=True, kw_only=True)
