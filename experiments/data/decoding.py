@@ -42,11 +42,14 @@ def fill(out: NDArray[np.uint8], encoded: Iterable[Encoded], transform: Transfor
     Raises:
         UserError: naming the image that is corrupt or of a wrong size, or telling that there are too few or too many.
     """
-    mode = "L" if out.shape[-1] == 1 else "RGB"
+    mode, size = "L" if out.shape[-1] == 1 else "RGB", out.shape[1]
 
     def decode(task: tuple[int, Encoded]) -> None:
         row, (where, data) = task
-        out[row] = _pixels(where, data, mode, transform, out.shape[1])
+        pixels = np.asarray(picture(where, data, mode, transform), dtype=np.uint8)
+        if pixels.shape[:2] != (size, size):
+            raise UserError(f"{where}: image is {pixels.shape[1]}x{pixels.shape[0]}, expected {size}x{size}")
+        out[row] = pixels.reshape(size, size, -1)
 
     done = 0
     threads = min(16, os.cpu_count() or 1)
@@ -60,13 +63,6 @@ def fill(out: NDArray[np.uint8], encoded: Iterable[Encoded], transform: Transfor
             advance(len(chunk))
     if done != len(out):
         raise UserError(f"{title}: {done} images where {len(out)} were announced; a file is incomplete")
-
-
-def _pixels(where: str, data: bytes | Path, mode: str, transform: Transform, size: int) -> NDArray[np.uint8]:
-    pixels = np.asarray(picture(where, data, mode, transform), dtype=np.uint8)
-    if pixels.shape[:2] != (size, size):
-        raise UserError(f"{where}: image is {pixels.shape[1]}x{pixels.shape[0]}, expected {size}x{size}")
-    return pixels.reshape(size, size, -1)
 
 
 def picture(where: str, data: bytes | Path, mode: str, transform: Transform) -> Image.Image:
@@ -95,9 +91,12 @@ def picture(where: str, data: bytes | Path, mode: str, transform: Transform) -> 
 def _in_eight_bits(image: Image.Image, mode: str) -> Image.Image:
     """Pillow's own conversion clips 16 bits at 255, and shows the colours that hide behind transparent pixels."""
     if image.mode == "F":
-        raise WrongImage("holds floating-point pixels of no known range; save it with 8 bits a channel")
+        raise WrongImage("holds floating-point pixels of no known range; save it with 8 bits per channel")
     if image.mode.startswith("I"):
-        plain = _from_sixteen_bits(np.asarray(image, dtype=np.int64))
+        values = np.asarray(image, dtype=np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise WrongImage("holds more than 16 bits per pixel; save it with 8 bits per channel")
+        plain = Image.fromarray(((values + 128) // 257).astype(np.uint8))  # rounded; 65535 = 255 · 257
     elif "A" in image.getbands() or "transparency" in image.info:
         colours = image.convert("RGBA")
         plain = Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours)
@@ -106,12 +105,6 @@ def _in_eight_bits(image: Image.Image, mode: str) -> Image.Image:
     if "exif" in image.info:
         plain.info["exif"] = image.info["exif"]  # says how the camera was held
     return plain.convert(mode)
-
-
-def _from_sixteen_bits(values: NDArray[np.int64]) -> Image.Image:
-    if values.min() < 0 or values.max() > 65535:
-        raise WrongImage("holds more than 16 bits a pixel; save it with 8 bits a channel")
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))  # rounded; 65535 = 255 · 257
 
 
 def upright(image: Image.Image) -> Image.Image:

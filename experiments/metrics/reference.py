@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cdrl.errors import UserError
@@ -77,15 +78,17 @@ def reference(
         UserError: ``images`` is another split than the protocol's or too small, or the cache cannot be written.
     """
     count = _count(protocol, images)
+    features = needs_features(protocol.metrics)  # moments alone are a hundredth of it
     path = _path(protocol, extractor, images, count, cache, features=True)
-    if not (needs_features(protocol.metrics) or path.exists()):  # moments alone are a hundredth of it
+    if not features and not (features := path.exists()):
         path = _path(protocol, extractor, images, count, cache, features=False)
     title = f"reference statistics of {images.name}"
     parts = path.with_suffix(".parts")
     about = {"protocol": protocol.name, "dataset": images.name, "split": images.split, "images": str(count)}
 
     def compute() -> dict[str, Tensor]:
-        return _compute(protocol, extractor, images, count, device, parts, title)
+        pixels = images.images[:count]
+        return _compute(extractor, pixels, protocol.flips, features, device, parts, title)
 
     with listening(on_progress):
         statistics = weights.load_or_make(path, title, compute, about)
@@ -119,10 +122,10 @@ def _path(protocol: Protocol, extractor: Extractor, images: ImageSet, count: int
 
 
 def _compute(
-    protocol: Protocol,
     extractor: Extractor,
-    images: ImageSet,
-    count: int,
+    images: NDArray[np.uint8],
+    flips: bool,
+    keep_features: bool,
     device: torch.device,
     parts: Path,
     title: str,
@@ -130,12 +133,12 @@ def _compute(
     """The statistics, continued from the features that an interrupted call left in ``parts``."""
     moments, kept = Moments(extractor.dim, device), []
     saved = time.monotonic()
-    with progress(title, count) as advance:
-        for start in range(0, count, _PART):
+    with progress(title, len(images)) as advance:
+        for start in range(0, len(images), _PART):
             # The part's images, and the features that are there already.
-            pixels = np.asarray(images.images[start : min(start + _PART, count)])
+            pixels = np.asarray(images[start : start + _PART])
             share = len(pixels)
-            if protocol.flips:
+            if flips:
                 pixels = np.concatenate([pixels, pixels[:, :, ::-1]])
             part = parts / f"{start:09d}.safetensors"
             known = weights.load(part)
@@ -160,7 +163,7 @@ def _compute(
             # Part by part in order, so that an interruption changes no sum.
             features = torch.cat(rows)
             moments.update(features)
-            if needs_features(protocol.metrics):
+            if keep_features:
                 kept.append(features)
     statistics = {"count": torch.tensor(moments.count), "mean": moments.mean.cpu(), "cov": moments.cov.cpu()}
     return {**statistics, "features": torch.cat(kept)} if kept else statistics

@@ -110,6 +110,13 @@ def test_a_flipped_byte_or_a_lost_end_is_found_said_and_mended(
         assert f"{first.path} is damaged; it is made again" in capsys.readouterr().err
 
 
+def test_damaged_features_are_made_again_for_a_protocol_that_needs_none(digits: Extractor, tmp_path: Path) -> None:
+    first = make(digits, tmp_path)
+    first.path.write_bytes(b"damaged")
+    assert make(digits, tmp_path, MOMENTS).path == first.path
+    assert same(make(digits, tmp_path), first)
+
+
 def test_a_damaged_part_is_made_again(digits: Extractor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_PART", 300)
     monkeypatch.setattr("experiments.progress._SECONDS_BETWEEN_REPORTS", 0.0)
