@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def report(console: Console, cache: Path | str = ".cache") -> None:
-    """What is here and what is missing. Nothing is downloaded, trained or computed."""
+    """Print what is here and what is missing. Nothing is downloaded, trained or computed."""
     console.print(f"[bold]ready for {escape(_readiness(Path(cache)))}[/]")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no NVIDIA GPU"
     console.print(f"Python {platform.python_version()}, torch {torch.__version__}, {gpu}\n")
@@ -46,7 +46,7 @@ def report(console: Console, cache: Path | str = ".cache") -> None:
 
 
 def missing_for(settings: DataSettings, protocol: Protocol, cache: Path | str) -> list[str]:
-    """What training on a data set and measuring with a protocol would miss here: one line each, with what to do."""
+    """Data and weights that training and measuring would miss: one line each, with a remedy."""
     missing = []
     for there in map(settings.availability, ("train", protocol.reference_split)):
         if not there.present:
@@ -120,7 +120,7 @@ def _readiness(cache: Path) -> str:
 
 
 def _situation(item: Availability) -> tuple[str, ...]:
-    """What the splits of one data set usually have in common, and is then said once."""
+    """The facts that splits of one data set usually share, to be printed once."""
     return (item.name.partition("/")[0], item.state, item.where, item.needed_for, item.remedy)
 
 

@@ -19,9 +19,9 @@ from experiments.progress import progress
 
 T = TypeVar("T")
 Encoded = tuple[str, bytes | Path]
-"""What to call an image in an error, and its bytes or the file that holds them."""
+"""The name of an image for errors, and its bytes or the file that holds them."""
 Transform = Callable[[Image.Image], Image.Image]
-"""From the decoded image to one of the set's size; raises `WrongImage` for an image it cannot take."""
+"""Decoded image → image of the set's size; raises `WrongImage` for one that it cannot take."""
 
 _IN_FLIGHT = 1024  # images read ahead, which bounds the memory that compressed bytes take
 
@@ -150,7 +150,7 @@ def bilinear(stored: int, size: int) -> Transform:
 
 
 def checked_labels(labels: NDArray[np.int64], count: int, classes: int, where: object) -> NDArray[np.int64]:
-    """The labels, if there is one an image and all are in 0 … classes − 1; else `UserError` naming ``where``."""
+    """The labels, if there is one per image and all are in 0 … classes − 1; else `UserError` naming ``where``."""
     if len(labels) != count:
         raise UserError(f"{where}: {len(labels)} labels for {count} images; the copy is incomplete, get it again")
     if count and (labels.min() < 0 or labels.max() >= classes):

@@ -23,7 +23,7 @@ _REPOSITORY = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Place:
-    """Where a data set is looked for.
+    """The folders of a data set.
 
     Attributes:
         root: the folder it should be in; it need not exist.
@@ -38,7 +38,7 @@ class Place:
 
 @dataclass(frozen=True)
 class DataSet:
-    """What the registry knows about a data set.
+    """A data set's entry in the registry.
 
     Attributes:
         find: ``(place, split, **options)`` -> an `ImageSet`, or the `Recipe` to decode one. Raises `UserError` when
@@ -107,15 +107,15 @@ def entry(name: str) -> DataSet:
 
 
 def cache_folder(named: str | Path | None = None) -> Path:
-    """Where downloads and decoded arrays go: as named, else $CDRL_DATA_CACHE, else ``data/`` of the repository."""
+    """The folder of downloads and decoded arrays: as named, else $CDRL_DATA_CACHE, else ``data/`` of the repository."""
     return Path(named or os.environ.get(CACHE_VARIABLE) or _REPOSITORY / "data").expanduser()
 
 
 def place(name: str, root: str | Path | None = None, data_cache: str | Path | None = None) -> Place:
-    """Where to look for a data set: ``root``, else its environment variable, else ``<cache>/<name>``."""
-    chosen = root or os.environ.get(entry(name).variable)
+    """The folders of a data set: ``root``, else its environment variable, else ``<cache>/<name>``."""
+    named = root or os.environ.get(entry(name).variable)
     folder = cache_folder(data_cache)
-    return Place(Path(chosen).expanduser() if chosen else folder / name, bool(chosen), folder)
+    return Place(Path(named).expanduser() if named else folder / name, bool(named), folder)
 
 
 def load(
@@ -151,7 +151,7 @@ def load(
 
 @dataclass(frozen=True, kw_only=True)
 class Availability:
-    """Whether something is here that a command needs: one split of a data set, or a file.
+    """The presence of something that a command needs: one split of a data set, or a file.
 
     Attributes:
         name: what it is; a data set with its split, as in "cifar10/train".
@@ -218,9 +218,9 @@ def availability(
     )
 
 
-def at_hand(chosen: Sequence[str], data_cache: str | Path | None = None) -> list[str]:
+def at_hand(candidates: Sequence[str], data_cache: str | Path | None = None) -> list[str]:
     """Those of the data sets whose test images need no download."""
-    return [name for name in chosen if availability(name, "test", data_cache=data_cache).present]
+    return [name for name in candidates if availability(name, "test", data_cache=data_cache).present]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,7 +274,7 @@ class DataSettings:
         return availability(self.name, split, self.root, data_cache=self.data_cache, **self.options)
 
     def identity(self) -> dict[str, Any]:
-        """What of this decides the images: any name but "folder" is one known data set, wherever it lies."""
+        """The settings that decide the images: any name but "folder" is one known data set, wherever it lies."""
         facts = {key: value for key, value in asdict(self).items() if key not in ("root", "data_cache")}
         if self.name == "folder":
             facts["root"] = str(place("folder", self.root).root.absolute())

@@ -35,7 +35,7 @@ _VERSION = 2  # of decoding and of what is kept: raise it when the same files wo
 
 @dataclass(frozen=True)
 class Decoded:
-    """What decoding yields beside the pixels; fields as in `ImageSet`."""
+    """The result of decoding, beside the pixels; fields as in `ImageSet`."""
 
     labels: NDArray[np.int64] | None = None
     class_names: tuple[str, ...] = ()
@@ -86,7 +86,7 @@ def materialise(recipe: Recipe, cache: Path, name: str, split: str, expected: st
 
 
 def entry_folder(recipe: Recipe, cache: Path, name: str, split: str) -> Path:
-    """Where the decoded recipe belongs."""
+    """The folder of the decoded recipe."""
     facts = [(str(path.absolute()), *_stamp(path)) for path in recipe.files]
     return cache / "decoded" / f"{name}-{split}-{_digest([_VERSION, facts, sorted(recipe.options.items())])[:12]}"
 

@@ -1,4 +1,4 @@
-"""Images as files: a folder of them, flat or one subfolder a class."""
+"""Images as files: a folder of them, flat or one subfolder per class."""
 
 from __future__ import annotations
 
@@ -54,5 +54,5 @@ def encoded(paths: Sequence[Path]) -> Iterator[Encoded]:
 
 
 def is_image(name: str) -> bool:
-    """Whether a file's name says that it is an image, and not a hidden one."""
+    """True for the name of an image file that is not hidden."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in _SUFFIXES

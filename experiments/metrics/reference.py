@@ -39,13 +39,13 @@ FEATURE_METRICS = frozenset({"kid", "precision", "recall"})
 
 
 def needs_features(names: Iterable[str]) -> bool:
-    """Whether one of these metrics needs every feature, not only their moments."""
+    """True where one of these metrics needs every feature, not only their moments."""
     return not FEATURE_METRICS.isdisjoint(names)
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What samples are compared with.
+    """Statistics of the images that samples are compared with.
 
     Attributes:
         moments: of the features, float64.
@@ -105,7 +105,7 @@ def batches(extractor: Extractor, pixels: Pixels, device: torch.device) -> Itera
 
 
 def _count(protocol: Protocol, images: ImageSet) -> int:
-    """How many images the reference has."""
+    """The number of images in the reference."""
     if images.split != protocol.reference_split:
         raise UserError(f"{protocol.name} compares with '{protocol.reference_split}' images, not '{images.split}'")
     there = len(images.images)

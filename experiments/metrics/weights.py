@@ -39,7 +39,7 @@ class WeightFile:
     needed_for: str
 
     def place(self, cache: Path, given: str | Path | None = None) -> Path:
-        """Where the file belongs: ``given`` (a file, or a folder that holds it), else `VARIABLE`, else the cache."""
+        """The file's path: ``given`` (a file, or a folder that holds it), else `VARIABLE`, else the cache."""
         if given:
             return Path(given) / self.name if Path(given).is_dir() else Path(given)
         return Path(os.environ.get(VARIABLE) or cache / "weights") / self.name
@@ -113,7 +113,7 @@ def load_or_make(
 
 
 def intact(path: Path) -> bool:
-    """Whether the file is there and as `save` wrote it."""
+    """True for a file that is as `save` wrote it."""
     return _read(path) is not None
 
 

@@ -33,7 +33,7 @@ _SHEET_ROWS, _SIZE = 10_000, 32
 
 @dataclass(frozen=True)
 class Variant:
-    """What tells CIFAR-10 from CIFAR-100.
+    """The differences between CIFAR-10 and CIFAR-100.
 
     Attributes:
         name: in the registry.

@@ -1,4 +1,4 @@
-"""Any folder of images: flat, or one subfolder a class; each is cropped to its central square and resized.
+"""Any folder of images: flat, or one subfolder per class; each is cropped to its central square and resized.
 
 Splits: ``train/`` and ``test/`` (or ``val/``) inside the folder if they exist; else a fixed share is held out, the same
 files whatever is added later changes little: those whose names hash lowest.
@@ -19,7 +19,7 @@ from experiments.data.registry import Place, data_set
 from experiments.data.store import Allocate, Decoded, Recipe
 
 _READER = 2  # of `decoding.picture`: raise it when the same file would give other pixels
-_LAYOUT = "image files, directly or in one subfolder a class (optionally below train/ and test/)"
+_LAYOUT = "image files, directly or in one subfolder per class (optionally below train/ and test/)"
 
 
 @data_set("folder", layout=_LAYOUT, needed_for="training on your own images")

@@ -39,7 +39,7 @@ class Extractor(Protocol):
 
 
 def accepts(name: str, channels: int, size: int) -> bool:
-    """Whether the extractor of this name can look at square images of ``size`` pixels with so many channels."""
+    """True for an extractor that takes square images of ``size`` pixels with so many channels."""
     if name == "digits":  # its own small network; the others resize, and repeat grey
         return (channels, size) == (1, 8)
     return channels in (1, 3)

@@ -92,7 +92,7 @@ class DigitsExtractor:
 
 
 def weight_path(cache: Path, recipe: Recipe, checksum: str) -> Path:
-    """Where the weights trained by ``recipe`` on the pixels with this checksum are kept."""
+    """The file of the weights trained by ``recipe`` on the pixels with this checksum."""
     content = json.dumps([dataclasses.asdict(recipe), checksum], sort_keys=True)
     return cache / "weights" / f"digits-{hashlib.sha256(content.encode()).hexdigest()[:16]}.safetensors"
 

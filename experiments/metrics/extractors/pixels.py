@@ -1,4 +1,4 @@
-"""What goes into an extractor and what comes out."""
+"""Input and output of extractors."""
 
 from __future__ import annotations
 
