@@ -19,9 +19,9 @@ from experiments.progress import progress
 
 T = TypeVar("T")
 Encoded = tuple[str, bytes | Path]
-"""The name of an image for errors, and its bytes or the file that holds them."""
+"""What to call an image in an error, and its bytes or the file that holds them."""
 Transform = Callable[[Image.Image], Image.Image]
-"""Decoded image → image of the set's size; raises `WrongImage` for one that it cannot take."""
+"""From the decoded image to one of the set's size; raises `WrongImage` for an image it cannot take."""
 
 _IN_FLIGHT = 1024  # images read ahead, which bounds the memory that compressed bytes take
 
@@ -91,12 +91,9 @@ def picture(where: str, data: bytes | Path, mode: str, transform: Transform) -> 
 def _in_eight_bits(image: Image.Image, mode: str) -> Image.Image:
     """Pillow's own conversion clips 16 bits at 255, and shows the colours that hide behind transparent pixels."""
     if image.mode == "F":
-        raise WrongImage("holds floating-point pixels of no known range; save it with 8 bits per channel")
+        raise WrongImage("holds floating-point pixels of no known range; save it with 8 bits a channel")
     if image.mode.startswith("I"):
-        values = np.asarray(image, dtype=np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise WrongImage("holds more than 16 bits per pixel; save it with 8 bits per channel")
-        plain = Image.fromarray(((values + 128) // 257).astype(np.uint8))  # rounded; 65535 = 255 · 257
+        plain = _from_sixteen_bits(np.asarray(image, dtype=np.int64))
     elif "A" in image.getbands() or "transparency" in image.info:
         colours = image.convert("RGBA")
         plain = Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours)
@@ -105,6 +102,12 @@ def _in_eight_bits(image: Image.Image, mode: str) -> Image.Image:
     if "exif" in image.info:
         plain.info["exif"] = image.info["exif"]  # says how the camera was held
     return plain.convert(mode)
+
+
+def _from_sixteen_bits(values: NDArray[np.int64]) -> Image.Image:
+    if values.min() < 0 or values.max() > 65535:
+        raise WrongImage("holds more than 16 bits a pixel; save it with 8 bits a channel")
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))  # rounded; 65535 = 255 · 257
 
 
 def upright(image: Image.Image) -> Image.Image:

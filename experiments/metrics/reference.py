@@ -5,6 +5,12 @@ the way, so that what was computed before an interruption is not computed again,
 
     <cache>/reference/<extractor>-<data set>-<split>-<images>-<hash>.safetensors    mean, covariance, perhaps features
     <cache>/reference/….parts/                                                      while they are computed
+
+As a job of the suite, before the runs that are compared with them, they are a `Statistics`:
+
+    <cache>/statistics/<extractor>-<data set>-<split>-<hash>/
+        statistics.json   what is wanted, written by the plan
+        done.json         names the file under <cache>/reference/
 """
 
 from __future__ import annotations
@@ -14,7 +20,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +29,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cdrl.errors import UserError
-from experiments.data import ImageSet
+from experiments.configuration import digest
+from experiments.data import DataSettings, ImageSet
+from experiments.files import read_json, write_json
 from experiments.metrics import weights
-from experiments.metrics.extractors import Extracted, Extractor, Pixels
+from experiments.metrics.extractors import Extracted, Extractor, Pixels, build
 from experiments.metrics.frechet import Moments
 from experiments.metrics.protocols import Protocol
 from experiments.progress import OnProgress, listening, progress
+from experiments.runs.folder import WorkFolder
 
 _BATCH = {"cpu": 16, "cuda": 256}
 _PART = 1000  # images
@@ -95,6 +104,91 @@ def reference(
     shutil.rmtree(parts, ignore_errors=True)
     moments = Moments.restore(int(statistics["count"]), statistics["mean"], statistics["cov"])
     return Reference(moments, statistics.get("features"), count, path)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """The reference statistics of one data set under one protocol.
+
+    Attributes:
+        protocol: which extractor looks at which images.
+        data: where the images come from.
+        cache: folder of weights and reference statistics.
+    """
+
+    protocol: Protocol
+    data: DataSettings
+    cache: Path
+
+    @staticmethod
+    def at(path: Path) -> bool:
+        """True for a folder in which statistics are wanted."""
+        return (path / "statistics.json").exists()
+
+    @classmethod
+    def open(cls, path: Path) -> Statistics:
+        """What is wanted in a folder. Raises `UserError` where that is missing or damaged."""
+        record = read_json(path / "statistics.json")
+        try:
+            return cls(Protocol.from_config(record["protocol"]), DataSettings(**record["data"]), path.parents[1])
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path}/statistics.json is damaged ({error}); delete {path}, the plan makes it") from None
+
+    @property
+    def name(self) -> str:
+        return f"statistics of {self.data.name} for {self.protocol.name}"
+
+    @property
+    def folder(self) -> WorkFolder:
+        """Where the job is worked on; decided by everything that decides the statistics."""
+        protocol = self.protocol
+        settings = {
+            "extractor": protocol.extractor,
+            "weights": protocol.weights_sha256,
+            "split": protocol.reference_split,
+            "samples": protocol.reference_samples,
+            "flips": protocol.flips,
+            "features": needs_features(protocol.metrics),
+            "data": self.data.identity(),
+        }
+        name = f"{protocol.extractor}-{self.data.name}-{protocol.reference_split}-{digest(settings)}"
+        return WorkFolder(self.cache / "statistics" / name)
+
+    def want(self) -> None:
+        """Writes what is wanted. Raises `UserError` where the cache cannot be written."""
+        path = self.folder.path / "statistics.json"
+        record = json.loads(json.dumps({"protocol": asdict(self.protocol), "data": asdict(self.data)}))
+        if not path.exists() or read_json(path) != record:
+            write_json(path, record)
+
+    @property
+    def done(self) -> bool:
+        """Whether they are there; nothing is loaded. A damaged file is found, and made again, when it is used."""
+        try:
+            return (self.cache / read_json(self.folder.path / "done.json")["file"]).exists()
+        except (UserError, KeyError, TypeError):
+            return False
+
+    def make(self, device: torch.device | str = "cpu", on_progress: OnProgress | None = None) -> None:
+        """Load the images, build the extractor and compute the statistics, unless done; continues what was interrupted.
+
+        Whoever calls it keeps others out of the folder, or does not mind to wait for them.
+
+        Args:
+            on_progress: is told of each of these; see `experiments.progress.listening`.
+
+        Raises:
+            UserError: as `DataSettings.load`, `build` and `reference`.
+        """
+        if self.done:
+            return
+        protocol, device = self.protocol, torch.device(device)
+        with listening(on_progress):
+            images = self.data.load(protocol.reference_split)
+            protocol.check_fits(images.channels, images.image_size)
+            extractor = build(protocol.extractor, self.cache, device, protocol.weights, protocol.weights_sha256)
+            made = reference(protocol, extractor, images, self.cache, device)
+        write_json(self.folder.path / "done.json", {"file": str(made.path.relative_to(self.cache))})
 
 
 def batches(extractor: Extractor, pixels: Pixels, device: torch.device) -> Iterator[Extracted]:

@@ -64,7 +64,7 @@ def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path: Path) -> None:
 def test_pixels_of_no_known_range_are_refused(tmp_path: Path, values: np.ndarray) -> None:
     path = tmp_path / "deep.tiff"
     Image.fromarray(values).save(path)
-    with pytest.raises(UserError, match=r"deep\.tiff: .*8 bits per channel"):
+    with pytest.raises(UserError, match=r"deep\.tiff: .*8 bits a channel"):
         picture(str(path), path, "L", exactly(2))
 
 

@@ -19,9 +19,8 @@ from experiments.data import DataSettings, load
 from experiments.metrics import Extracted, Extractor, build, protocols
 from experiments.metrics import reference as module
 from experiments.metrics.extractors import Pixels
-from experiments.metrics.reference import Reference, reference
+from experiments.metrics.reference import Reference, Statistics, reference
 from experiments.progress import OnProgress
-from experiments.runs.statistics import Statistics
 
 ROOT = Path(__file__).parents[3]
 PROTOCOL = protocols.load("fd-digits")
@@ -197,7 +196,9 @@ def test_the_job_is_known_by_its_folder_alone(tmp_path: Path) -> None:
     assert job.folder.path.parent == tmp_path / "statistics"
     assert job.folder.path.name.startswith("digits-digits-train-")
     assert not job.done
+    assert not Statistics.at(job.folder.path)
     job.want()
+    assert Statistics.at(job.folder.path)
     again = Statistics.open(job.folder.path)
     assert again == job
     heard: list[str] = []
