@@ -13,6 +13,7 @@ from experiments.metrics.inception_score import inception_score
 from experiments.metrics.kernel import kernel_distance
 from experiments.metrics.manifold import precision_recall
 from experiments.metrics.protocols import Protocol
+from experiments.metrics.reference import Statistics
 from experiments.metrics.score import Scorer, to_pixels
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Moments",
     "Protocol",
     "Scorer",
+    "Statistics",
     "auroc",
     "build",
     "frechet_distance",
