@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from cdrl.pictures import to_float, to_uint8
 from experiments.data.batches import DeviceBatches
-from experiments.data.doctor import at_hand, inventory
 from experiments.data.images import ImageSet
-from experiments.data.registry import DataSettings, load, names, place
+from experiments.data.registry import Availability, DataSettings, at_hand, availability, load, names, place
 
 __all__ = [
+    "Availability",
     "DataSettings",
     "DeviceBatches",
     "ImageSet",
     "at_hand",
-    "inventory",
+    "availability",
     "load",
     "names",
     "place",

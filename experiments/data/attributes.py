@@ -1,4 +1,4 @@
-"""Concepts: what can be said of an image, as labels of one label space, so that they can be composed.
+"""Concepts: properties of images as labels of one label space, so that they can be composed.
 
 A *kind* of concept has values of which exactly one holds for each image: its class, its slant, or an attribute it has
 or lacks. All values of all kinds are numbered through, 1 … C, and a training image is labelled with its value of a kind
@@ -57,12 +57,12 @@ def kinds(image_set: ImageSet, names: Sequence[str]) -> list[Kind]:
     Raises:
         UserError: the set has no such thing.
     """
-    found: list[Kind] = []
+    concepts: list[Kind] = []
     for name in names:
         values, of = _values(image_set, name)
-        first = found[-1].first + len(found[-1].values) if found else 1
-        found.append(Kind(name, values, first, of))
-    return found
+        first = concepts[-1].first + len(concepts[-1].values) if concepts else 1
+        concepts.append(Kind(name, values, first, of))
+    return concepts
 
 
 def count(image_set: ImageSet, names: Sequence[str]) -> int:
@@ -88,7 +88,7 @@ def shear(images: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 def tone(images: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Whether an RGB image ``(n, H, W, 3)`` is cold (0) or warm (1): more blue than red on average, or not."""
+    """The tone of each RGB image ``(n, H, W, 3)``: 0 cold (more blue than red on average), 1 warm."""
     means = images.mean(axis=(1, 2), dtype=np.float64)
     return (means[:, 0] >= means[:, 2]).astype(np.int64)
 
@@ -129,8 +129,10 @@ class ConceptBatches:
         images, _ = self.batches.batch(iteration, first, count)
         start = iteration * self.batches.batch_size + first
         positions = torch.arange(start, start + len(images), device=self._table.device)
-        chosen = randomness.integers(randomness.key(self.batches.seed, "data/concept"), positions, self._table.shape[1])
-        labels = self._table[self.batches.indices(start, len(images)), chosen]
+        columns = randomness.integers(
+            randomness.key(self.batches.seed, "data/concept"), positions, self._table.shape[1]
+        )
+        labels = self._table[self.batches.indices(start, len(images)), columns]
         return images, labels.to(images.device, non_blocking=True)
 
 

@@ -70,14 +70,14 @@ class DeviceBatches:
         """
         start = iteration * self.batch_size + first
         count = self.batch_size - first if count is None else count
-        chosen = self.indices(start, count)
-        labels = None if self._labels is None else self._move(self._labels[chosen])
-        stored = self._images[chosen] if self.resident else self._move(self._images[chosen]).permute(0, 3, 1, 2)
+        rows = self.indices(start, count)
+        labels = None if self._labels is None else self._move(self._labels[rows])
+        stored = self._images[rows] if self.resident else self._move(self._images[rows]).permute(0, 3, 1, 2)
         images = scale(stored).contiguous()
         return (self._flipped(images, start) if self.flip else images), labels
 
     def indices(self, start: int, count: int) -> Tensor:
-        """Which images stand at stream positions ``start`` … ``start + count − 1``; int64, beside the pixels."""
+        """Indices of the images at stream positions ``start`` … ``start + count − 1``; int64, beside the pixels."""
         pieces, size = [], len(self.image_set)
         while count > 0:
             epoch, offset = divmod(start, size)
@@ -110,7 +110,7 @@ class DeviceBatches:
 
 
 def fits(image_set: ImageSet, device: torch.device) -> bool:
-    """Whether the pixels may live on ``device``; only CUDA has memory of its own, elsewhere they are read in place."""
+    """True where the pixels may live on ``device``: only CUDA has memory of its own, others read in place."""
     if device.type != "cuda":
         return False
     free, _ = torch.cuda.mem_get_info(device)

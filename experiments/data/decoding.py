@@ -15,7 +15,7 @@ from PIL import Image
 
 from cdrl.errors import UserError
 from cdrl.pictures import Transform, WrongImage, picture
-from experiments.data.progress import progress
+from experiments.progress import progress
 
 T = TypeVar("T")
 Encoded = tuple[str, bytes | Path]
@@ -36,11 +36,14 @@ def fill(out: NDArray[np.uint8], encoded: Iterable[Encoded], transform: Transfor
     Raises:
         UserError: naming the image that is corrupt or of a wrong size, or telling that there are too few or too many.
     """
-    mode = "L" if out.shape[-1] == 1 else "RGB"
+    mode, size = "L" if out.shape[-1] == 1 else "RGB", out.shape[1]
 
     def decode(task: tuple[int, Encoded]) -> None:
         row, (where, data) = task
-        out[row] = _pixels(where, data, mode, transform, out.shape[1])
+        pixels = np.asarray(picture(where, data, mode, transform), dtype=np.uint8)
+        if pixels.shape[:2] != (size, size):
+            raise UserError(f"{where}: image is {pixels.shape[1]}x{pixels.shape[0]}, expected {size}x{size}")
+        out[row] = pixels.reshape(size, size, -1)
 
     done = 0
     threads = min(16, os.cpu_count() or 1)
@@ -54,13 +57,6 @@ def fill(out: NDArray[np.uint8], encoded: Iterable[Encoded], transform: Transfor
             advance(len(chunk))
     if done != len(out):
         raise UserError(f"{title}: {done} images where {len(out)} were announced; a file is incomplete")
-
-
-def _pixels(where: str, data: bytes | Path, mode: str, transform: Transform, size: int) -> NDArray[np.uint8]:
-    pixels = np.asarray(picture(where, data, mode, transform), dtype=np.uint8)
-    if pixels.shape[:2] != (size, size):
-        raise UserError(f"{where}: image is {pixels.shape[1]}x{pixels.shape[0]}, expected {size}x{size}")
-    return pixels.reshape(size, size, -1)
 
 
 def exactly(size: int) -> Transform:
@@ -86,7 +82,7 @@ def bilinear(stored: int, size: int) -> Transform:
 
 
 def checked_labels(labels: NDArray[np.int64], count: int, classes: int, where: object) -> NDArray[np.int64]:
-    """The labels, if there is one an image and all are in 0 … classes − 1; else `UserError` naming ``where``."""
+    """The labels, if there is one per image and all are in 0 … classes − 1; else `UserError` naming ``where``."""
     if len(labels) != count:
         raise UserError(f"{where}: {len(labels)} labels for {count} images; the copy is incomplete, get it again")
     if count and (labels.min() < 0 or labels.max() >= classes):

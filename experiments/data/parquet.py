@@ -1,4 +1,4 @@
-"""Parquet shards with one compressed image a row, as image data sets are published on model hubs."""
+"""Parquet shards with one compressed image per row, as image data sets are published on model hubs."""
 
 from __future__ import annotations
 
@@ -24,10 +24,14 @@ def shards(root: Path, split: str) -> list[Path]:
     """
     for folder in (root, root / "data"):
         for prefix in _PREFIXES[split]:
-            found = sorted({*folder.glob(f"{prefix}-*.parquet"), *folder.glob(f"{prefix}.parquet")})
-            if found:
-                _check_complete(found)
-                return found
+            paths = sorted({*folder.glob(f"{prefix}-*.parquet"), *folder.glob(f"{prefix}.parquet")})
+            if paths:
+                # A name such as train-00000-of-00005 promises how many shards there are.
+                stem, separator, total = paths[0].stem.rpartition("-of-")
+                if separator and total.isdigit() and len(paths) != int(total):
+                    name = stem.split("-")[0]
+                    raise UserError(f"{folder}: {len(paths)} of {int(total)} shards {name}-*; get the rest")
+                return paths
     return []
 
 
@@ -88,10 +92,3 @@ def _column(path: Path, wanted: Sequence[str]) -> str:
         if name in present:
             return name
     raise UserError(f"{path}: no column {' or '.join(wanted)}, only {', '.join(present)}; wrong file?")
-
-
-def _check_complete(paths: Sequence[Path]) -> None:
-    """A name such as train-00000-of-00005 promises how many shards there are."""
-    stem, separator, total = paths[0].stem.rpartition("-of-")
-    if separator and total.isdigit() and len(paths) != int(total):
-        raise UserError(f"{paths[0].parent}: {len(paths)} of {int(total)} shards {stem.split('-')[0]}-*; get the rest")

@@ -20,10 +20,10 @@ class _PlainUnpickler(pickle.Unpickler):
     """Finds the constructors of arrays, under numpy's old and new module names."""
 
     def find_class(self, module: str, name: str) -> Any:
-        found = _ADMITTED.get((module.replace("numpy._core", "numpy.core"), name))
-        if found is None:
+        admitted = _ADMITTED.get((module.replace("numpy._core", "numpy.core"), name))
+        if admitted is None:
             raise pickle.UnpicklingError(f"it names {module}.{name}")
-        return found
+        return admitted
 
     def persistent_load(self, pid: Any) -> Any:
         raise pickle.UnpicklingError("it refers to an object outside the file")
@@ -55,7 +55,7 @@ def _dtype(*args: Any) -> np.dtype[Any]:
 
 
 def _empty_array(subtype: type, shape: tuple[int, ...], code: bytes | str) -> np.ndarray:
-    """What numpy's pickles start from; the state that follows sets shape, dtype and data."""
+    """The empty array that numpy's pickles start from; the state that follows sets shape, dtype and data."""
     return np.ndarray((0,), dtype=np.int8)
 
 
@@ -70,7 +70,7 @@ def _scalar(dtype: np.dtype[Any], data: bytes | str) -> Any:
 
 
 def _latin1(text: str, encoding: str = "latin1") -> bytes:
-    """How Python 3 writes bytes in old protocols: as text to encode."""
+    """Bytes as Python 3 writes them in old protocols: as text to encode."""
     if encoding not in ("latin1", "latin-1"):
         raise pickle.UnpicklingError(f"it asks for the codec {encoding}")
     return text.encode("latin1")

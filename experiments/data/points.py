@@ -49,5 +49,5 @@ class PointBatches:
         start = iteration * self.batch_size + first
         count = self.batch_size - first if count is None else count
         positions = torch.arange(start, start + count, device=self._points.device)
-        chosen = randomness.integers(randomness.key(self.seed, "data/points"), positions, len(self._points))
-        return self._points[chosen], None
+        rows = randomness.integers(randomness.key(self.seed, "data/points"), positions, len(self._points))
+        return self._points[rows], None

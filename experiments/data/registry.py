@@ -14,7 +14,7 @@ from typing import Any
 
 from cdrl.errors import UserError
 from experiments.data.images import ImageSet
-from experiments.data.store import Recipe, materialise, verify
+from experiments.data.store import Recipe, entry_folder, materialise, open_entry, verify
 
 SPLITS = ("train", "test")
 CACHE_VARIABLE = "CDRL_DATA_CACHE"
@@ -23,7 +23,7 @@ _REPOSITORY = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Place:
-    """Where a data set is looked for.
+    """The folders of a data set.
 
     Attributes:
         root: the folder it should be in; it need not exist.
@@ -38,7 +38,7 @@ class Place:
 
 @dataclass(frozen=True)
 class DataSet:
-    """What the registry knows about a data set.
+    """A data set's entry in the registry.
 
     Attributes:
         find: ``(place, split, **options)`` -> an `ImageSet`, or the `Recipe` to decode one. Raises `UserError` when
@@ -107,15 +107,15 @@ def entry(name: str) -> DataSet:
 
 
 def cache_folder(named: str | Path | None = None) -> Path:
-    """Where downloads and decoded arrays go: as named, else $CDRL_DATA_CACHE, else ``data/`` of the repository."""
+    """The folder of downloads and decoded arrays: as named, else $CDRL_DATA_CACHE, else ``data/`` of the repository."""
     return Path(named or os.environ.get(CACHE_VARIABLE) or _REPOSITORY / "data").expanduser()
 
 
 def place(name: str, root: str | Path | None = None, data_cache: str | Path | None = None) -> Place:
-    """Where to look for a data set: ``root``, else its environment variable, else ``<cache>/<name>``."""
-    chosen = root or os.environ.get(entry(name).variable)
+    """The folders of a data set: ``root``, else its environment variable, else ``<cache>/<name>``."""
+    named = root or os.environ.get(entry(name).variable)
     folder = cache_folder(data_cache)
-    return Place(Path(chosen).expanduser() if chosen else folder / name, bool(chosen), folder)
+    return Place(Path(named).expanduser() if named else folder / name, bool(named), folder)
 
 
 def load(
@@ -138,14 +138,89 @@ def load(
     Raises:
         UserError: naming the file or folder that is missing, damaged or different, and what to do.
     """
-    known = entry(name)
-    where = place(name, root, data_cache)
-    _check_call(known, split, where, options)
-    found = known.find(where, split, **options)
-    if isinstance(found, ImageSet):
-        verify(found.checksum, known.checksums.get(split), f"data set {name} ({split})")
-        return found
-    return materialise(found, where.cache, name, split, known.checksums.get(split))
+    known, where = entry(name), place(name, root, data_cache)
+    expected = known.checksums.get(split)
+    _check_options(known, split, options)
+    _check_folder(known, where)
+    recipe = known.find(where, split, **options)
+    if isinstance(recipe, ImageSet):
+        verify(recipe.checksum, expected, f"data set {name} ({split})")
+        return recipe
+    return materialise(recipe, where.cache, name, split, expected)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Availability:
+    """The presence of something that a command needs: one split of a data set, or a file.
+
+    Attributes:
+        name: what it is; a data set with its split, as in "cifar10/train".
+        state: "ready", "found" (not decoded yet), "download" (when first needed), "missing", or "wrong" (damaged, or
+            not the pinned file).
+        where: the file or folder it belongs in, or where it was found.
+        variable: the environment variable that may name its folder, or empty.
+        sha256: as pinned (of a data set: of its decoded pixels), else as found, else empty.
+        needed_for: what cannot be computed without it.
+        remedy: what to do when it is not there.
+    """
+
+    name: str
+    state: str
+    where: str
+    variable: str = ""
+    sha256: str = ""
+    needed_for: str = ""
+    remedy: str = ""
+
+    @property
+    def present(self) -> bool:
+        return self.state in ("ready", "found")
+
+
+def availability(
+    name: str,
+    split: str,
+    root: str | Path | None = None,
+    *,
+    data_cache: str | Path | None = None,
+    **options: Any,
+) -> Availability:
+    """What `load` would find; nothing is downloaded or decoded.
+
+    Raises:
+        UserError: no such data set, split or option.
+    """
+    known, where = entry(name), place(name, root, data_cache)
+    _check_options(known, split, options)
+    state, location, sha256, remedy = "missing", str(where.root), known.checksums.get(split, ""), ""
+    naming = f"name its folder with data.root=FOLDER or {known.variable}=FOLDER"
+    try:
+        _check_folder(known, where)
+        recipe = known.find(where, split, **options)
+        if isinstance(recipe, ImageSet):
+            state, location, sha256 = "ready", recipe.source, recipe.checksum
+        elif (images := open_entry(entry_folder(recipe, where.cache, name, split), name, split)) is not None:
+            state, sha256 = "ready", images.checksum
+        elif recipe.files:
+            state = "found"
+        else:
+            state, remedy = "download", f"downloaded when first needed; or {naming}"
+    except UserError as error:
+        remedy = str(error) if where.named or "data.root" in str(error) else f"{error}; {naming}"
+    return Availability(
+        name=f"{name}/{split}",
+        state=state,
+        where=location,
+        variable=known.variable,
+        sha256=sha256,
+        needed_for=known.needed_for,
+        remedy=remedy,
+    )
+
+
+def at_hand(candidates: Sequence[str], data_cache: str | Path | None = None) -> list[str]:
+    """Those of the data sets whose test images need no download."""
+    return [name for name in candidates if availability(name, "test", data_cache=data_cache).present]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,15 +269,19 @@ class DataSettings:
                 )
         return images
 
+    def availability(self, split: str) -> Availability:
+        """What `load` would find; nothing is downloaded or decoded."""
+        return availability(self.name, split, self.root, data_cache=self.data_cache, **self.options)
+
     def identity(self) -> dict[str, Any]:
-        """What of this decides the images: any name but "folder" is one known data set, wherever it lies."""
+        """The settings that decide the images: any name but "folder" is one known data set, wherever it lies."""
         facts = {key: value for key, value in asdict(self).items() if key not in ("root", "data_cache")}
         if self.name == "folder":
             facts["root"] = str(place("folder", self.root).root.absolute())
         return facts
 
 
-def _check_call(known: DataSet, split: str, where: Place, options: Mapping[str, Any]) -> None:
+def _check_options(known: DataSet, split: str, options: Mapping[str, Any]) -> None:
     if split not in known.splits:
         raise UserError(f"data set {known.name} has no split {split!r}; it has {', '.join(known.splits)}")
     accepted = tuple(inspect.signature(known.find).parameters)[2:]
@@ -211,5 +290,8 @@ def _check_call(known: DataSet, split: str, where: Place, options: Mapping[str, 
             raise UserError(
                 f"data set {known.name} has no option {option!r}; its options: {', '.join(accepted) or 'none'}"
             )
+
+
+def _check_folder(known: DataSet, where: Place) -> None:
     if where.named and not where.root.exists():
         raise UserError(f"data folder {where.root} does not exist; {known.name} needs {known.layout}")

@@ -45,14 +45,14 @@ class Shrunk:
     def from_files(self, folder: Path, listed: Callable[[], LabelledFiles], names: tuple[str, ...]) -> Recipe:
         """Files of 64×64 that ``listed()`` names with their class, when decoding starts.
 
-        A kept copy is trusted while ``folder`` and its subfolders keep their times: a million files are not asked.
+        A decoded copy is trusted while ``folder`` and its subfolders keep their times: a million files are not asked.
         """
         stamps = [folder, *tree.class_folders(folder)]
         decode = partial(self._decode_files, listed, names)
         return Recipe(decode, f"64x64 images in {folder.name}/, bilinear", stamps, {}, self.comparable)
 
     def from_class_folders(self, folder: Path) -> Recipe:
-        """One subfolder a class, in the order of their names."""
+        """One subfolder per class, in the order of their names."""
         folders = tree.class_folders(folder)
         if len(folders) != self.classes:
             raise UserError(f"{folder}: {len(folders)} class folders, {self.name} has {self.classes}; get the rest")

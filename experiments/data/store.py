@@ -1,9 +1,10 @@
-"""Decoded data sets on disk: decode once, verify, map from then on.
+"""Decoded data sets on disk: one process decodes, all map the result from then on.
 
 An entry is a folder ``<cache>/decoded/<name>-<split>-<key>/`` with ``images.npy``, optionally ``labels.npy`` and
-``attributes.npy``, and ``meta.json`` (names, source, the pixels' SHA-256, size and time of the image file). Its key is
-a hash of the source files' names, sizes and times and of the options, so that a changed source is decoded anew. It is
-written under a temporary name and renamed, so that what exists is complete.
+``attributes.npy``, and ``meta.json`` (names, source, checksums, size and time of the image file). Its key is a hash of
+the source files' names, sizes and times and of the options, so that a changed source is decoded anew. It is written
+under a temporary name and renamed, so that what exists is complete. What does not fit its checksum is decoded anew;
+the images are hashed only where the file's size or time has changed.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,16 +24,18 @@ from numpy.typing import NDArray
 
 from cdrl.errors import UserError
 from experiments.data.images import ImageSet, pixel_checksum
+from experiments.files import sha256, write_json
+from experiments.progress import announce, exclusive
 
 Allocate = Callable[[int, int, int], NDArray[np.uint8]]
 """``(count, size, channels)`` -> a zeroed uint8 NHWC array to fill."""
 
-_VERSION = 1  # of decoding: raise it when the same files would give other arrays
+_VERSION = 2  # of decoding and of what is kept: raise it when the same files would give others
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """What decoding yields beside the pixels; fields as in `ImageSet`."""
+    """The result of decoding, beside the pixels; fields as in `ImageSet`."""
 
     labels: NDArray[np.int64] | None = None
     class_names: tuple[str, ...] = ()
@@ -44,7 +46,7 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A data set that was found but not decoded.
+    """A data set that is there but not decoded.
 
     Attributes:
         decode: asks for an array once (`Allocate`), fills it, and returns the rest.
@@ -62,27 +64,31 @@ class Recipe:
 
 
 def materialise(recipe: Recipe, cache: Path, name: str, split: str, expected: str | None = None) -> ImageSet:
-    """Decode the recipe, or map what an earlier call decoded.
+    """Decode the recipe, or map what was decoded before; a process that finds another at it waits for it.
 
     Raises:
         UserError: if the pixels' hash is not ``expected``, or the cache cannot be written.
     """
-    folder = entry_folder(recipe, cache, name, split)
-    kept = open_entry(folder, name, split)
-    if kept is None:
-        _write_entry(folder, recipe, f"data set {name} ({split})", expected)
-        kept = open_entry(folder, name, split)
-    if kept is None:
+    folder, title = entry_folder(recipe, cache, name, split), f"data set {name} ({split})"
+    images = open_entry(folder, name, split)
+    if images is None:
+        if folder.exists():
+            announce(f"the decoded images in {folder} are damaged; they are decoded again")
+        with exclusive(folder.with_name(f"{folder.name}.lock"), title, "set data.data_cache"):
+            images = open_entry(folder, name, split)  # another process may have decoded it meanwhile
+            if images is None:
+                _write_entry(folder, recipe, title, expected)
+                images = open_entry(folder, name, split)
+    if images is None:
         raise UserError(f"decoded data in {folder} cannot be read back; delete that folder and try again")
-    verify(kept.checksum, expected, f"data set {name} ({split}), {recipe.source}")
-    return kept
+    verify(images.checksum, expected, f"{title}, {recipe.source}")
+    return images
 
 
 def entry_folder(recipe: Recipe, cache: Path, name: str, split: str) -> Path:
-    """Where the decoded recipe belongs."""
+    """The folder of the decoded recipe."""
     facts = [(str(path.absolute()), *_stamp(path)) for path in recipe.files]
-    text = json.dumps([_VERSION, facts, sorted(recipe.options.items())], default=str)
-    return cache / "decoded" / f"{name}-{split}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    return cache / "decoded" / f"{name}-{split}-{_digest([_VERSION, facts, sorted(recipe.options.items())])[:12]}"
 
 
 def verify(actual: str, expected: str | None, what: str) -> None:
@@ -97,13 +103,25 @@ def verify(actual: str, expected: str | None, what: str) -> None:
 def open_entry(folder: Path, name: str, split: str) -> ImageSet | None:
     """Map a kept entry; None if there is none or it is not what was written."""
     try:
-        meta = json.loads((folder / "meta.json").read_text())
-        pixels = folder / "images.npy"
+        record = json.loads((folder / "meta.json").read_text())
+        meta = record["meta"]
+        if record["sha256"] != _digest(meta):
+            return None
+
         # Mode "c" (private writable) shares pages like "r" does, and torch takes only writable arrays.
+        pixels = folder / "images.npy"
         images = np.load(pixels, mmap_mode="c", allow_pickle=False)
-        rows = {key: _optional(folder / f"{key}.npy") for key in ("labels", "attributes")}
+        if list(images.shape) != meta["shape"]:
+            return None
         if [*_stamp(pixels)] != meta["stamp"] and pixel_checksum(images) != meta["checksum"]:
             return None
+        rows: dict[str, Any] = {"labels": None, "attributes": None}
+        for key, checksum in meta["rows"].items():
+            path = folder / f"{key}.npy"
+            if sha256(path) != checksum:
+                return None
+            rows[key] = np.load(path, allow_pickle=False)
+
         return ImageSet(
             images=images,
             name=name,
@@ -115,57 +133,56 @@ def open_entry(folder: Path, name: str, split: str) -> ImageSet | None:
             known_checksum=meta["checksum"],
             **rows,
         )
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, TypeError):
         return None
 
 
 def _write_entry(folder: Path, recipe: Recipe, title: str, expected: str | None) -> None:
+    """Decode into a folder of another name, then rename it."""
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=folder.parent))
     except OSError as error:
         raise UserError(f"cannot write decoded data to {folder.parent} ({error}); set data.data_cache") from error
+    pixels = draft / "images.npy"
+
+    def allocate(count: int, size: int, channels: int) -> NDArray[np.uint8]:
+        shape = (count, size, size, channels)
+        return np.lib.format.open_memmap(pixels, mode="w+", dtype=np.uint8, shape=shape)
+
     try:
-        _decode_into(draft, recipe, title, expected)
+        rest = recipe.decode(allocate)
+        images = np.load(pixels, mmap_mode="r")
+        checksum = pixel_checksum(images)
+        verify(checksum, expected, f"{title}, {recipe.source}")
+        rows = {}
+        for key, values in (("labels", rest.labels), ("attributes", rest.attributes)):
+            if values is not None:
+                path = draft / f"{key}.npy"
+                np.save(path, values.astype(np.int64 if key == "labels" else np.bool_))
+                rows[key] = sha256(path)
+        meta = {
+            "source": rest.source or recipe.source,
+            "checksum": checksum,
+            "shape": images.shape,
+            "stamp": _stamp(pixels),
+            "rows": rows,
+            "class_names": rest.class_names,
+            "attribute_names": rest.attribute_names,
+            "comparable": recipe.comparable,
+        }
+        write_json(draft / "meta.json", {"meta": meta, "sha256": _digest(meta)})
         shutil.rmtree(folder, ignore_errors=True)
-        with suppress(OSError):  # another process was first: its entry is the same
-            os.replace(draft, folder)
+        os.replace(draft, folder)
     except OSError as error:
         raise UserError(f"{title}: {error}; free some space or set data.data_cache") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _decode_into(draft: Path, recipe: Recipe, title: str, expected: str | None) -> None:
-    path = draft / "images.npy"
-
-    def allocate(count: int, size: int, channels: int) -> NDArray[np.uint8]:
-        shape = (count, size, size, channels)
-        return np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-
-    rest = recipe.decode(allocate)
-    images = np.load(path, mmap_mode="r")
-    checksum = pixel_checksum(images)
-    verify(checksum, expected, f"{title}, {recipe.source}")
-    if rest.labels is not None:
-        np.save(draft / "labels.npy", rest.labels.astype(np.int64))
-    if rest.attributes is not None:
-        np.save(draft / "attributes.npy", rest.attributes.astype(np.bool_))
-    meta = {
-        "source": rest.source or recipe.source,
-        "checksum": checksum,
-        "stamp": [*_stamp(path)],
-        "class_names": rest.class_names,
-        "attribute_names": rest.attribute_names,
-        "comparable": recipe.comparable,
-    }
-    (draft / "meta.json").write_text(json.dumps(meta, indent=1))
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest()
 
 
 def _stamp(path: Path) -> tuple[int, int]:
     status = path.stat()
     return status.st_size, status.st_mtime_ns
-
-
-def _optional(path: Path) -> NDArray[Any] | None:
-    return np.load(path, allow_pickle=False) if path.exists() else None

@@ -1,4 +1,4 @@
-"""Images as files: a folder of them, flat or one subfolder a class."""
+"""Images as files: a folder of them, flat or one subfolder per class."""
 
 from __future__ import annotations
 
@@ -12,18 +12,26 @@ from experiments.data.decoding import Encoded
 _SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 
-def images_below(folder: Path) -> list[Path]:
-    """Every image file below ``folder``, sorted by path; hidden files and folders are left out."""
-    found: list[Path] = []
-    for parent, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(parent, name) for name in files if is_image(name)]
-    return sorted(found)
+def images_below(folder: Path, above: frozenset[Path] = frozenset()) -> list[Path]:
+    """Every image file below ``folder``, sorted by path; hidden files and folders are left out.
+
+    Links to folders are followed, but not to one of the folders ``above``.
+    """
+    above |= {folder.resolve()}
+    below = [path for path in class_folders(folder) if path.resolve() not in above]
+    return sorted([*images_in(folder), *(image for path in below for image in images_below(path, above))])
 
 
 def images_in(folder: Path) -> list[Path]:
-    """The image files in ``folder`` itself, sorted."""
-    return sorted(Path(item.path) for item in os.scandir(folder) if is_image(item.name) and item.is_file())
+    """The image files in ``folder`` itself, sorted. Raises `UserError` for a link to a file that is not there."""
+    images = []
+    for item in os.scandir(folder):
+        if not is_image(item.name) or item.is_dir():
+            continue
+        if not item.is_file():
+            raise UserError(f"{item.path} is a link to a file that is not there; bring it back or take the link away")
+        images.append(Path(item.path))
+    return sorted(images)
 
 
 def class_folders(folder: Path) -> list[Path]:
@@ -46,5 +54,5 @@ def encoded(paths: Sequence[Path]) -> Iterator[Encoded]:
 
 
 def is_image(name: str) -> bool:
-    """Whether a file's name says that it is an image, and not a hidden one."""
+    """True for the name of an image file that is not hidden."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in _SUFFIXES

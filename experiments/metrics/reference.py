@@ -1,78 +1,205 @@
-"""Statistics of reference sets, computed once and kept by a hash of everything that decides them."""
+"""Statistics of reference sets, computed once and kept by a hash of everything that decides them.
+
+The first process that needs them computes them, the others wait and say for whom. Features are kept part by part on
+the way, so that what was computed before an interruption is not computed again, and the statistics are the same.
+
+    <cache>/reference/<extractor>-<data set>-<split>-<images>-<hash>.safetensors    mean, covariance, perhaps features
+    <cache>/reference/….parts/                                                      while they are computed
+
+As a job of the suite, before the runs that are compared with them, they are a `Statistics`:
+
+    <cache>/statistics/<extractor>-<data set>-<split>-<hash>/
+        statistics.json   what is wanted, written by the plan
+        done.json         names the file under <cache>/reference/
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cdrl.errors import UserError
-from experiments.data import ImageSet
-from experiments.data.progress import progress
-from experiments.metrics.extractors import Extracted, Extractor, Pixels
+from experiments.configuration import digest
+from experiments.data import DataSettings, ImageSet
+from experiments.files import read_json, write_json
+from experiments.metrics import weights
+from experiments.metrics.extractors import Extracted, Extractor, Pixels, build
 from experiments.metrics.frechet import Moments
 from experiments.metrics.protocols import Protocol
+from experiments.progress import OnProgress, listening, progress
+from experiments.runs.folder import WorkFolder
+
+_BATCH = {"cpu": 16, "cuda": 256}
+_PART = 1000  # images
+_SECONDS_BETWEEN_SAVES = 5.0
 
 FEATURE_METRICS = frozenset({"kid", "precision", "recall"})
 """Metrics that need every feature, not only their moments."""
-_BATCH = {"cpu": 64, "cuda": 256}
+
+
+def needs_features(names: Iterable[str]) -> bool:
+    """True where one of these metrics needs every feature, not only their moments."""
+    return not FEATURE_METRICS.isdisjoint(names)
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What samples are compared with.
+    """Statistics of the images that samples are compared with.
 
     Attributes:
         moments: of the features, float64.
         features: (m, d) float32 on the CPU, or None when the protocol needs only moments.
         images: how many images, before flips.
+        path: of the file that keeps it.
     """
 
     moments: Moments
     features: Tensor | None
     images: int
+    path: Path
 
 
 def reference(
-    protocol: Protocol, extractor: Extractor, images: ImageSet, cache: Path, device: torch.device
+    protocol: Protocol,
+    extractor: Extractor,
+    images: ImageSet,
+    cache: Path,
+    device: torch.device,
+    on_progress: OnProgress | None = None,
 ) -> Reference:
-    """Statistics of the protocol's part of ``images``, from the cache or computed (with progress) and kept there.
+    """Statistics of the protocol's part of ``images``: from the cache, or computed and kept there.
+
+    Args:
+        on_progress: is told how far they are, or for whom they wait, see `listening`. It may stop the work by raising;
+            the next call goes on from there.
 
     Raises:
-        UserError: if ``images`` is another split than the protocol's, or too small.
+        UserError: ``images`` is another split than the protocol's or too small, or the cache cannot be written.
     """
-    count = _check(protocol, images)
+    count = _count(protocol, images)
+    features = needs_features(protocol.metrics)  # moments alone are a hundredth of it
     path = _path(protocol, extractor, images, count, cache, features=True)
-    if not (FEATURE_METRICS & set(protocol.metrics) or path.exists()):  # moments alone are a hundredth of it
+    if not features and not (features := path.exists()):
         path = _path(protocol, extractor, images, count, cache, features=False)
-    try:
-        kept = safetensors.torch.load_file(path)
-    except (FileNotFoundError, SafetensorError):
-        kept = _compute(protocol, extractor, images, count, device)
-        about = {"protocol": protocol.name, "dataset": images.name, "split": images.split, "images": str(count)}
-        _keep(path, kept, about)
-    moments = Moments.restore(int(kept["count"]), kept["mean"], kept["cov"])
-    return Reference(moments, kept.get("features"), count)
+    title = f"reference statistics of {images.name}"
+    parts = path.with_suffix(".parts")
+    about = {"protocol": protocol.name, "dataset": images.name, "split": images.split, "images": str(count)}
+
+    def compute() -> dict[str, Tensor]:
+        pixels = images.images[:count]
+        return _compute(extractor, pixels, protocol.flips, features, device, parts, title)
+
+    with listening(on_progress):
+        statistics = weights.load_or_make(path, title, compute, about)
+    shutil.rmtree(parts, ignore_errors=True)
+    moments = Moments.restore(int(statistics["count"]), statistics["mean"], statistics["cov"])
+    return Reference(moments, statistics.get("features"), count, path)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """The reference statistics of one data set under one protocol.
+
+    Attributes:
+        protocol: which extractor looks at which images.
+        data: where the images come from.
+        cache: folder of weights and reference statistics.
+    """
+
+    protocol: Protocol
+    data: DataSettings
+    cache: Path
+
+    @staticmethod
+    def at(path: Path) -> bool:
+        """True for a folder in which statistics are wanted."""
+        return (path / "statistics.json").exists()
+
+    @classmethod
+    def open(cls, path: Path) -> Statistics:
+        """What is wanted in a folder. Raises `UserError` where that is missing or damaged."""
+        record = read_json(path / "statistics.json")
+        try:
+            return cls(Protocol.from_config(record["protocol"]), DataSettings(**record["data"]), path.parents[1])
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path}/statistics.json is damaged ({error}); delete {path}, the plan makes it") from None
+
+    @property
+    def name(self) -> str:
+        return f"statistics of {self.data.name} for {self.protocol.name}"
+
+    @property
+    def folder(self) -> WorkFolder:
+        """Where the job is worked on; decided by everything that decides the statistics."""
+        protocol = self.protocol
+        settings = {
+            "extractor": protocol.extractor,
+            "weights": protocol.weights_sha256,
+            "split": protocol.reference_split,
+            "samples": protocol.reference_samples,
+            "flips": protocol.flips,
+            "features": needs_features(protocol.metrics),
+            "data": self.data.identity(),
+        }
+        name = f"{protocol.extractor}-{self.data.name}-{protocol.reference_split}-{digest(settings)}"
+        return WorkFolder(self.cache / "statistics" / name)
+
+    def want(self) -> None:
+        """Writes what is wanted. Raises `UserError` where the cache cannot be written."""
+        path = self.folder.path / "statistics.json"
+        record = json.loads(json.dumps({"protocol": asdict(self.protocol), "data": asdict(self.data)}))
+        if not path.exists() or read_json(path) != record:
+            write_json(path, record)
+
+    @property
+    def done(self) -> bool:
+        """Whether they are there; nothing is loaded. A damaged file is found, and made again, when it is used."""
+        try:
+            return (self.cache / read_json(self.folder.path / "done.json")["file"]).exists()
+        except (UserError, KeyError, TypeError):
+            return False
+
+    def make(self, device: torch.device | str = "cpu", on_progress: OnProgress | None = None) -> None:
+        """Load the images, build the extractor and compute the statistics, unless done; continues what was interrupted.
+
+        Whoever calls it keeps others out of the folder, or does not mind to wait for them.
+
+        Args:
+            on_progress: is told of each of these; see `experiments.progress.listening`.
+
+        Raises:
+            UserError: as `DataSettings.load`, `build` and `reference`.
+        """
+        if self.done:
+            return
+        protocol, device = self.protocol, torch.device(device)
+        with listening(on_progress):
+            images = self.data.load(protocol.reference_split)
+            protocol.check_fits(images.channels, images.image_size)
+            extractor = build(protocol.extractor, self.cache, device, protocol.weights, protocol.weights_sha256)
+            made = reference(protocol, extractor, images, self.cache, device)
+        write_json(self.folder.path / "done.json", {"file": str(made.path.relative_to(self.cache))})
 
 
 def batches(extractor: Extractor, pixels: Pixels, device: torch.device) -> Iterator[Extracted]:
-    """Features of ``pixels``, a batch that suits the device at a time."""
+    """Features of ``pixels``, in batches that suit the device."""
     size = _BATCH.get(device.type, _BATCH["cpu"])
     for start in range(0, len(pixels), size):
         yield extractor(pixels[start : start + size])
 
 
-def _check(protocol: Protocol, images: ImageSet) -> int:
-    """How many images the reference has."""
+def _count(protocol: Protocol, images: ImageSet) -> int:
+    """The number of images in the reference."""
     if images.split != protocol.reference_split:
         raise UserError(f"{protocol.name} compares with '{protocol.reference_split}' images, not '{images.split}'")
     there = len(images.images)
@@ -89,41 +216,48 @@ def _path(protocol: Protocol, extractor: Extractor, images: ImageSet, count: int
 
 
 def _compute(
-    protocol: Protocol, extractor: Extractor, images: ImageSet, count: int, device: torch.device
+    extractor: Extractor,
+    images: NDArray[np.uint8],
+    flips: bool,
+    keep_features: bool,
+    device: torch.device,
+    parts: Path,
+    title: str,
 ) -> dict[str, Tensor]:
-    moments = Moments(extractor.dim, device)
-    features: list[Tensor] = []
-    keep = bool(FEATURE_METRICS & set(protocol.metrics))
-    with progress(f"reference statistics of {images.name} for {protocol.name}", count) as advance:
-        for start in range(0, count, 1000):
-            pixels = np.asarray(images.images[start : min(start + 1000, count)])
-            for view in (pixels, pixels[:, :, ::-1]) if protocol.flips else (pixels,):
-                for batch in batches(extractor, view, device):
-                    moments.update(batch.features)
-                    if keep:
-                        features.append(batch.features.cpu())
-                    advance(len(batch.features) if view is pixels else 0)
-    kept = {"count": torch.tensor(moments.count), "mean": moments.mean.cpu(), "cov": moments.cov.cpu()}
-    return {**kept, "features": torch.cat(features)} if keep else kept
+    """The statistics, continued from the features that an interrupted call left in ``parts``."""
+    moments, kept = Moments(extractor.dim, device), []
+    saved = time.monotonic()
+    with progress(title, len(images)) as advance:
+        for start in range(0, len(images), _PART):
+            # The part's images, and the features that are there already.
+            pixels = np.asarray(images[start : start + _PART])
+            share = len(pixels)
+            if flips:
+                pixels = np.concatenate([pixels, pixels[:, :, ::-1]])
+            part = parts / f"{start:09d}.safetensors"
+            known = weights.load(part)
+            rows = [] if known is None else [known["features"]]
+            done = sum(map(len, rows))
+            advance(min(done, share))
 
+            # The other features, kept every few seconds, when stopped, and when the part is complete.
+            if done < len(pixels):
+                try:
+                    for batch in batches(extractor, pixels[done:], device):
+                        rows.append(batch.features.cpu())
+                        advance(max(min(done + len(rows[-1]), share) - done, 0))
+                        done += len(rows[-1])
+                        if time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
+                            saved = time.monotonic()
+                            weights.save(part, {"features": torch.cat(rows)}, durable=False)
+                finally:
+                    if rows:
+                        weights.save(part, {"features": torch.cat(rows)}, durable=False)
 
-def _keep(path: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    safetensors.torch.save_file(tensors, temporary, about)
-    os.replace(temporary, path)
-
-
-class Statistics:  # TEMPORARY
-    def __init__(self, protocol, data, cache):
-        from experiments.runs.folder import WorkFolder
-
-        self.folder = WorkFolder(Path("/tmp/none"))
-        self.done = True
-
-    @staticmethod
-    def at(path):
-        return False
-
-    def make(self, device, progress):
-        pass
+            # Part by part in order, so that an interruption changes no sum.
+            features = torch.cat(rows)
+            moments.update(features)
+            if keep_features:
+                kept.append(features)
+    statistics = {"count": torch.tensor(moments.count), "mean": moments.mean.cpu(), "cov": moments.cov.cpu()}
+    return {**statistics, "features": torch.cat(kept)} if kept else statistics

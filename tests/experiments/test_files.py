@@ -8,15 +8,8 @@ from pathlib import Path
 import pytest
 
 from cdrl.errors import UserError
-from experiments import configuration
-from experiments.cells import write_results
-from experiments.files import read_json, write_json, write_text
-from experiments.plan import Plan, make_plan
-
-
-def plan(tmp_path: Path) -> Plan:
-    places = [f"runs={tmp_path}/runs", f"results={tmp_path}/results"]
-    return make_plan(configuration.resolve(["experiment=table1", *places]))
+from experiments.files import read_json, sha256, write_json, write_text
+from experiments.runs.folder import EvaluationFolder, RunFolder
 
 
 def test_a_value_comes_back(tmp_path: Path) -> None:
@@ -25,17 +18,21 @@ def test_a_value_comes_back(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.json"]
 
 
+def test_a_file_hashes_as_elsewhere(tmp_path: Path) -> None:
+    write_text(tmp_path / "a", "abc")
+    assert sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
 @pytest.mark.parametrize("content", [b"", b'{"status": "fini', b"\xff\xfe"])
 def test_a_damaged_status_or_result_is_named_with_what_to_do(content: bytes, tmp_path: Path) -> None:
-    evaluation = plan(tmp_path).rows[0].evaluations[0]
-    status, result = evaluation.run.folder / "status.json", evaluation.folder / "result.json"
+    status, result = tmp_path / "status.json", tmp_path / "eval" / "samples-1" / "result.json"
     result.parent.mkdir(parents=True)
-    result.write_bytes(content)
-    with pytest.raises(UserError, match=rf"{result} is damaged; delete it"):
-        write_results(plan(tmp_path), ["a command"])
-    status.write_bytes(content)
+    for path in (status, result):
+        path.write_bytes(content)
     with pytest.raises(UserError, match=rf"{status} is damaged; delete it"):
-        plan(tmp_path).missing()
+        RunFolder(tmp_path).status()
+    with pytest.raises(UserError, match=rf"{result} is damaged; delete it"):
+        EvaluationFolder(result.parent).result()
 
 
 def test_a_full_disk_is_said_and_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,6 +43,4 @@ def test_a_full_disk_is_said_and_leaves_the_old_file(tmp_path: Path, monkeypatch
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match=rf"cannot write {tmp_path}/a \(No space left on device\)"):
         write_text(tmp_path / "a", "new")
-    with pytest.raises(UserError, match=r"cells.csv \(No space"):
-        write_results(plan(tmp_path), ["a command"])
-    assert [path.read_text() for path in tmp_path.iterdir() if path.is_file()] == ["old"]
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]

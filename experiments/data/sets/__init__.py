@@ -1,1 +1,1 @@
-"""One file a data set; see `experiments.data.registry` for what each must provide."""
+"""One file per data set; see `experiments.data.registry` for what each must provide."""

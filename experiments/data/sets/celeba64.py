@@ -47,16 +47,16 @@ def find(place: Place, split: str, crop: int = 140) -> Recipe:
 
 
 def _decode(folder: Path, split: str, crop: int, allocate: Allocate) -> Decoded:
-    chosen = _partition(folder / _PARTITION, _PARTS[split])
+    names = _partition(folder / _PARTITION, _PARTS[split])
     attribute_names, rows = _attributes(folder / _ATTRIBUTES)
-    missing = next((name for name in chosen if name not in rows), None)
+    missing = next((name for name in names if name not in rows), None)
     if missing:
         raise UserError(f"{folder / _ATTRIBUTES}: no attributes for {missing}; get the list again")
-    out = allocate(len(chosen), _SIZE, 3)
-    paths = [folder / _IMAGES / name for name in chosen]
+    out = allocate(len(names), _SIZE, 3)
+    paths = [folder / _IMAGES / name for name in names]
     decoding.fill(out, tree.encoded(paths), partial(_cropped, crop), "decoding celeba64")
-    attributes = np.array([rows[name] for name in chosen], dtype=np.bool_)
-    return Decoded(attributes=attributes.reshape(len(chosen), -1), attribute_names=attribute_names)
+    attributes = np.array([rows[name] for name in names], dtype=np.bool_)
+    return Decoded(attributes=attributes.reshape(len(names), -1), attribute_names=attribute_names)
 
 
 def _cropped(crop: int, image: Image.Image) -> Image.Image:
@@ -76,7 +76,7 @@ def _partition(path: Path, part: str) -> list[str]:
 
 
 def _attributes(path: Path) -> tuple[tuple[str, ...], dict[str, NDArray[np.bool_]]]:
-    """First the number of images, then the names, then a line an image with 1 or −1 for each name."""
+    """First the number of images, then the names, then one line per image with 1 or −1 for each name."""
     lines = path.read_text().splitlines()
     names = tuple(lines[1].split()) if len(lines) > 1 else ()
     rows = {}

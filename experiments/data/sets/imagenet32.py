@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +24,10 @@ from PIL import Image
 from cdrl.errors import UserError
 from experiments.data import decoding, parquet, tree
 from experiments.data.pickles import load_batch
-from experiments.data.progress import progress
 from experiments.data.registry import Place, data_set
 from experiments.data.shrunk import SIZE, STORED, LabelledFiles, Shrunk, read_json
 from experiments.data.store import Allocate, Decoded, Recipe
+from experiments.progress import progress
 
 _CLASSES = 1000
 _SHRUNK = Shrunk("imagenet32", _CLASSES)
@@ -77,35 +78,28 @@ def _batch_files(root: Path, split: str) -> list[Path]:
 
 def _decode_batches(files: Sequence[Path], class_list: Sequence[Path], allocate: Allocate) -> Decoded:
     """One batch in memory at a time: first only the labels, to know how many images there are, then the pixels."""
-    counts = [_count(path) for path in files]
-    out, labels, start = allocate(sum(counts), SIZE, 3), [], 0
+    labels = [_array(path, "labels").astype(np.int64).ravel() - 1 for path in files]
+    out, start = allocate(sum(map(len, labels)), SIZE, 3), 0
     with progress("decoding imagenet32", len(out)) as advance:
-        for path, count in zip(files, counts, strict=True):
-            data, batch_labels = _read(path)
-            rows = out[start : start + count]
-            _store(path, data, rows)
-            labels.append(decoding.checked_labels(batch_labels - 1, len(rows), _CLASSES, path))
-            start += count
-            advance(count)
-    order, names = _class_order(class_list[0]) if class_list else (np.arange(_CLASSES), _numbers())
+        for path, batch_labels in zip(files, labels, strict=True):
+            rows = out[start : start + len(batch_labels)]
+            _store(path, _array(path, "data"), rows)
+            decoding.checked_labels(batch_labels, len(rows), _CLASSES, path)
+            start += len(rows)
+            advance(len(rows))
+    names = tuple(str(number) for number in range(1, _CLASSES + 1))
+    order, names = _class_order(class_list[0]) if class_list else (np.arange(_CLASSES), names)
     return Decoded(order[np.concatenate(labels)], names)
 
 
-def _count(path: Path) -> int:
+def _array(path: Path, key: str) -> NDArray[Any]:
+    """``data`` ``(n, 3 · side²)`` or ``labels`` 1 … 1000 of one batch."""
     if path.suffix == ".npz":
-        return int(_npz(path, "labels").size)
-    return int(np.asarray(load_batch(path).get("labels", ())).size)
-
-
-def _read(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Pixels ``(n, 3 · side²)`` and labels 1 … 1000 of one batch."""
-    if path.suffix == ".npz":
-        return _npz(path, "data"), _npz(path, "labels").astype(np.int64).ravel()
+        return _npz(path, key)
     batch = load_batch(path)
-    for key in ("data", "labels"):
-        if key not in batch:
-            raise UserError(f"{path}: holds no {key!r}; not an official batch, get it again")
-    return np.asarray(batch["data"]), np.asarray(batch["labels"], dtype=np.int64).ravel()
+    if key not in batch:
+        raise UserError(f"{path}: holds no {key!r}; not an official batch, get it again")
+    return np.asarray(batch[key])
 
 
 def _npz(path: Path, key: str) -> NDArray[np.uint8]:
@@ -136,24 +130,15 @@ def _store(path: Path, data: NDArray[np.uint8], rows: NDArray[np.uint8]) -> None
 
 def _class_order(path: Path) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """From ``map_clsloc.txt`` (lines "wnid number name"): kit label -> rank of its wnid, and the wnids in order."""
-    wnids = [line.split()[0] for line in _numbered_lines(path)]
+    lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
+    try:
+        wnids = [words[0] for words in sorted(lines, key=lambda words: int(words[1]))]
+    except (ValueError, IndexError):
+        wnids = []
+    if len(wnids) != _CLASSES:
+        raise UserError(f"{path}: expected {_CLASSES} lines 'wnid number name'; get it again or remove it")
     ranks = {wnid: rank for rank, wnid in enumerate(sorted(wnids))}
     return np.array([ranks[wnid] for wnid in wnids], dtype=np.int64), tuple(sorted(wnids))
-
-
-def _numbered_lines(path: Path) -> list[str]:
-    lines = [line for line in path.read_text().splitlines() if line.strip()]
-    try:
-        lines.sort(key=lambda line: int(line.split()[1]))
-    except (ValueError, IndexError):
-        lines = []
-    if len(lines) != _CLASSES:
-        raise UserError(f"{path}: expected {_CLASSES} lines 'wnid number name'; get it again or remove it")
-    return lines
-
-
-def _numbers() -> tuple[str, ...]:
-    return tuple(str(number) for number in range(1, _CLASSES + 1))
 
 
 def _authors_layout(root: Path, split: str) -> Recipe:

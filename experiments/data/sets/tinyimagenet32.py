@@ -66,7 +66,7 @@ def _original(folder: Path, split: str) -> Recipe:
 
 
 def _validation(folder: Path, classes: dict[str, int]) -> Iterator[tuple[int, Path]]:
-    """``val_annotations.txt`` has a line an image: file, wnid, and a bounding box."""
+    """``val_annotations.txt`` has one line per image: file, wnid, and a bounding box."""
     listing = folder / "val_annotations.txt"
     if not listing.is_file():
         raise UserError(f"{listing} is missing; it labels the validation images")

@@ -39,7 +39,7 @@ class Extractor(Protocol):
 
 
 def accepts(name: str, channels: int, size: int) -> bool:
-    """Whether the extractor of this name can look at square images of ``size`` pixels with so many channels."""
+    """True for an extractor that takes square images of ``size`` pixels with so many channels."""
     if name == "digits":  # its own small network; the others resize, and repeat grey
         return (channels, size) == (1, 8)
     return channels in (1, 3)
@@ -50,14 +50,14 @@ def build(
     cache: Path,
     device: torch.device | str = "cpu",
     weights: str | Path | None = None,
-    sha256: str | None = None,
+    expected: str | None = None,
 ) -> Extractor:
     """The extractor of this name, ready on ``device``.
 
     Args:
         cache: folder of downloaded and trained weights.
         weights: a weight file or its folder, instead of the cache.
-        sha256: hash to demand of the weight file instead of the pinned one.
+        expected: SHA-256 to demand of the weight file, instead of the pinned one.
 
     Raises:
         UserError: for an unknown name, or weights that are missing or not the right ones.
@@ -70,11 +70,11 @@ def build(
     if name == "efficientnet-lite0":
         from experiments.metrics.extractors.efficientnet import EfficientNetLite0
 
-        return EfficientNetLite0(target, weights, sha256)
+        return EfficientNetLite0(target, weights, expected)
     if name in INCEPTION_MODES:
         from experiments.metrics.extractors.inception import Inception
 
-        return Inception(INCEPTION_MODES[name], cache, target, weights, sha256)
+        return Inception(INCEPTION_MODES[name], cache, target, weights, expected)
     raise UserError(f"unknown feature extractor '{name}'; there are {', '.join(NAMES)}")
 
 

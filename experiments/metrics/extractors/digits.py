@@ -9,23 +9,24 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors.torch
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from experiments.data import ImageSet, load
-from experiments.metrics.extractors.pixels import Extracted, Pixels, exact_inference, to_nchw
-from experiments.metrics.weights import file_sha256
+from experiments.files import sha256
+from experiments.metrics import weights
+from experiments.metrics.extractors.pixels import Extracted, Pixels, extract, to_nchw
+from experiments.progress import announce
 
 DIM, CLASSES = 64, 10
+_CPU_BATCH = 16
+"""CPU microseconds per image for 1, 4, 16, 64, 256 at once, on one thread: 181, 92, 33, 19, 14."""
 
 
 @dataclass(frozen=True)
@@ -74,44 +75,31 @@ class DigitsExtractor:
     def __init__(self, cache: Path, device: torch.device, recipe: Recipe = Recipe()) -> None:
         images = load("digits", "train")
         path = weight_path(cache, recipe, images.checksum)
+        state = weights.load_or_make(path, "the digits classifier", lambda: train(images, recipe).state_dict())
+        self.sha256 = sha256(path)
         self._device = device
         self._network = Classifier(recipe.width)
-        self._network.load_state_dict(_kept(path) or _train_and_keep(path, images, recipe))
+        self._network.load_state_dict(state)
         self._network.to(device).eval()
-        self.sha256 = file_sha256(path)
 
     def __call__(self, pixels: Pixels) -> Extracted:
         """Features (n, 64) and probabilities (n, 10) of ``pixels`` (n, 8, 8, 1)."""
-        with exact_inference():
-            features, logits = self._network(to_nchw(pixels, 1, self._device) / 127.5 - 1)
-            return Extracted(features, logits.softmax(dim=1))
+        return extract(self._features, to_nchw(pixels, 1, self._device) / 127.5 - 1, _CPU_BATCH)
+
+    def _features(self, images: Tensor) -> Extracted:
+        features, logits = self._network(images)
+        return Extracted(features, logits.softmax(dim=1))
 
 
 def weight_path(cache: Path, recipe: Recipe, checksum: str) -> Path:
-    """Where the weights trained by ``recipe`` on the pixels with this checksum are kept."""
+    """The file of the weights trained by ``recipe`` on the pixels with this checksum."""
     content = json.dumps([dataclasses.asdict(recipe), checksum], sort_keys=True)
     return cache / "weights" / f"digits-{hashlib.sha256(content.encode()).hexdigest()[:16]}.safetensors"
 
 
-def _kept(path: Path) -> dict[str, Tensor] | None:
-    """Weights kept earlier; None when there are none, or the file is damaged and has to be made again."""
-    try:
-        return safetensors.torch.load_file(path)
-    except (FileNotFoundError, SafetensorError):
-        return None
-
-
-def _train_and_keep(path: Path, images: ImageSet, recipe: Recipe) -> dict[str, Tensor]:
-    state = train(images, recipe).state_dict()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    safetensors.torch.save_file(state, temporary)
-    os.replace(temporary, path)
-    return state
-
-
 def train(images: ImageSet, recipe: Recipe) -> Classifier:
     """The classifier of labelled 8×8 digits; the same weights every time on one machine."""
+    announce("training the digits classifier")
     with _one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         network = Classifier(recipe.width)

@@ -1,8 +1,8 @@
-"""What goes into an extractor and what comes out."""
+"""Input and output of extractors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, TypeAlias
 
@@ -40,6 +40,24 @@ def to_nchw(pixels: Pixels, channels: int, device: torch.device | str) -> Tensor
     if images.shape[3] not in (1, channels):
         raise ValueError(f"images have {images.shape[3]} channels; this extractor takes {channels}")
     return images.to(device).permute(0, 3, 1, 2).float().expand(-1, channels, -1, -1).contiguous()
+
+
+def extract(network: Callable[[Tensor], Extracted], images: Tensor, cpu_batch: int) -> Extracted:
+    """``network`` on ``images`` (n, …): at once on a GPU, on the CPU in batches of exactly ``cpu_batch``.
+
+    On the CPU the last batch is filled up, because a sum's rounding depends on the size of the batch: so the features
+    are a function of the image alone.
+    """
+    with exact_inference():
+        if images.device.type != "cpu" or len(images) == 0:
+            return network(images)
+        missing = -len(images) % cpu_batch
+        filled = torch.cat([images, images[:1].expand(missing, *images.shape[1:])])
+        features, probabilities = zip(*map(network, filled.split(cpu_batch)), strict=True)
+        return Extracted(
+            torch.cat(features)[: len(images)],
+            None if probabilities[0] is None else torch.cat(probabilities)[: len(images)],
+        )
 
 
 @contextmanager

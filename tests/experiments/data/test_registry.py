@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import yaml
 
 from cdrl.errors import UserError
 from experiments.data import registry
-from experiments.data.registry import entry, load, load_config, names
+from experiments.data.registry import DataSettings, entry, load, names
 
 CONFIGS = Path(registry.__file__).parents[1] / "conf" / "data"
 FROM_FILES = sorted(name for name in names() if not entry(name).layout.startswith("nothing"))
@@ -61,11 +62,11 @@ def test_folder_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyP
         load("cifar10", "train")
 
 
-def test_config_that_disagrees_with_the_images() -> None:
-    config = {"name": "digits", "image_size": 8, "channels": 1, "classes": 10, "options": {}}
-    assert len(load_config(config, "test")) == 500
+def test_settings_that_disagree_with_the_images() -> None:
+    settings = DataSettings(name="digits", image_size=8, channels=1, classes=10)
+    assert len(settings.load("test")) == 500
     with pytest.raises(UserError, match=r"image_size 8.*32.*data\.image_size=8"):
-        load_config({**config, "image_size": 32}, "test")
+        replace(settings, image_size=32).load("test")
 
 
 def test_pinned_checksum_guards_sets_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -65,17 +68,69 @@ def test_changed_source_or_options_decode_anew(cache: Path, source: Path) -> Non
     assert decoder.calls == 3
 
 
-def test_damaged_entry_is_decoded_anew(cache: Path, source: Path) -> None:
+def _flip_last(data: bytes) -> bytes:
+    return data[:-1] + bytes([data[-1] ^ 1])
+
+
+def _flip_within(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+@pytest.mark.parametrize("name", ["images.npy", "labels.npy", "attributes.npy", "meta.json"])
+@pytest.mark.parametrize("damage", [_flip_last, _flip_within, lambda data: data[:-9], lambda data: b""])
+def test_damaged_entry_is_decoded_anew_and_said(
+    cache: Path, source: Path, name: str, damage: Callable[[bytes], bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
     decoder = Counting()
     recipe = Recipe(decoder, "", [source])
     materialise(recipe, cache, "set", "train")
-    path = entry_folder(recipe, cache, "set", "train") / "images.npy"
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
-    os.utime(path, (1, 1))
-    np.testing.assert_array_equal(materialise(recipe, cache, "set", "train").images, PIXELS)
+    folder = entry_folder(recipe, cache, "set", "train")
+    path = folder / name
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    path.write_bytes(damage(path.read_bytes()))
+    os.utime(path, ns=(1, 1) if name == "images.npy" else times)
+    images = materialise(recipe, cache, "set", "train")
+    np.testing.assert_array_equal(images.images, PIXELS)
+    assert images.labels is not None
+    assert images.attributes is not None
+    assert (images.labels.tolist(), images.attributes.tolist()) == ([1, 0], [[True], [False]])
     assert decoder.calls == 2
+    assert f"the decoded images in {folder} are damaged; they are decoded again" in capsys.readouterr().err
+
+
+def test_labels_of_no_class_are_refused(cache: Path, source: Path) -> None:
+    def decode(allocate: Allocate) -> Decoded:
+        allocate(2, 4, 3)
+        return Decoded(np.array([2, 0]), ("a", "b"))
+
+    with pytest.raises(UserError, match="cannot be read back"):
+        materialise(Recipe(decode, "", [source]), cache, "set", "train")
+
+
+def test_several_processes_decode_once(cache: Path, source: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    start, decoded = context.Barrier(4), context.Value("i", 0)
+
+    def decode(allocate: Allocate) -> Decoded:
+        with decoded.get_lock():
+            decoded.value += 1
+        time.sleep(0.7)
+        allocate(2, 4, 3)[:] = PIXELS
+        return Decoded()
+
+    def work() -> None:
+        start.wait()
+        images = materialise(Recipe(decode, "", [source]), cache, "set", "train")
+        np.testing.assert_array_equal(images.images, PIXELS)
+
+    processes = [context.Process(target=work) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert decoded.value == 1
 
 
 def test_copied_entry_is_trusted_after_hashing(cache: Path, source: Path) -> None:

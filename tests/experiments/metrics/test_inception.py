@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from cdrl.errors import UserError
 from experiments.data import ImageSet
+from experiments.files import sha256
 from experiments.metrics import Scorer, build, protocols, to_pixels
 from experiments.metrics.extractors.inception import PORT, TORCHSCRIPT
-from experiments.metrics.weights import file_sha256
 
 MODES = ["clean", "legacy_pytorch", "legacy_tensorflow"]
 
@@ -74,7 +74,7 @@ def _file(folder: Path, mode: str) -> Path:
 
 def _build(folder: Path, mode: str) -> Callable:
     path = _file(folder, mode)
-    return build("inception-" + mode.replace("_", "-"), folder, weights=folder, sha256=file_sha256(path))
+    return build("inception-" + mode.replace("_", "-"), folder, weights=folder, expected=sha256(path))
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -130,7 +130,7 @@ def test_a_protocol_end_to_end(folder: Path, pixels: np.ndarray, tmp_path: Path,
 
     protocol = protocols.load(name)
     path = _file(folder, "legacy_pytorch" if name == "fid-released-5k" else "clean")
-    small = replace(protocol, reference_samples=3, weights=str(path), weights_sha256=file_sha256(path))
+    small = replace(protocol, reference_samples=3, weights=str(path), weights_sha256=sha256(path))
     images = ImageSet(pixels, None, "noise", "train", "made up")
     scorer = Scorer(small, images, tmp_path)
     x = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1
@@ -147,7 +147,7 @@ def test_other_weights_than_the_pinned_are_refused(folder: Path, mode: str) -> N
     with pytest.raises(UserError, match=r"has SHA-256 .* not .*get https://"):
         build(name, folder, weights=_file(folder, mode))
     with pytest.raises(UserError, match="has SHA-256"):
-        build(name, folder, weights=folder, sha256="0" * 64)
+        build(name, folder, weights=folder, expected="0" * 64)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -174,7 +174,7 @@ def test_a_failed_download_names_the_remedy(tmp_path: Path, monkeypatch: pytest.
 def test_a_folder_named_by_the_variable_is_used(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CDRL_WEIGHTS", str(folder))
     assert TORCHSCRIPT.place(tmp_path) == folder / TORCHSCRIPT.name
-    assert TORCHSCRIPT.get(tmp_path, sha256=file_sha256(folder / TORCHSCRIPT.name)) == folder / TORCHSCRIPT.name
+    assert TORCHSCRIPT.get(tmp_path, expected=sha256(folder / TORCHSCRIPT.name)) == folder / TORCHSCRIPT.name
 
 
 def test_pinned_urls_are_clean_fids_own() -> None:

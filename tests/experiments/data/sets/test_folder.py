@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -80,6 +81,40 @@ def test_pictures_beside_class_folders_are_refused(
     write_images(tmp_path / "cats", pixels(2, 8), ["a.png", "b.png"])
     with pytest.raises(UserError, match=r"other\.png is in no class folder but .*cats.a\.png is"):
         load("folder", "train", tmp_path, image_size=8)
+
+
+def test_a_class_called_train_is_a_class(
+    tmp_path: Path, pixels: Callable[..., np.ndarray], write_images: Callable
+) -> None:
+    for name in ("bus", "train"):
+        write_images(tmp_path / name, pixels(3, 8), ["a.png", "b.png", "c.png"])
+    parts = [load("folder", split, tmp_path, image_size=8) for split in ("train", "test")]
+    assert sum(map(len, parts)) == 6
+    assert parts[0].class_names == ("bus", "train")
+    write_images(tmp_path / "train" / "slow", pixels(1, 8), ["a.png"])
+    with pytest.raises(UserError, match=r"train holds folders, and beside it bus/ holds images"):
+        load("folder", "train", tmp_path, image_size=8)
+
+
+def test_links_are_followed_and_broken_ones_named(
+    tmp_path: Path, pixels: Callable[..., np.ndarray], write_images: Callable
+) -> None:
+    write_images(tmp_path / "elsewhere", pixels(3, 8), ["a.png", "b.png", "c.png"])
+    write_images(tmp_path / "set" / "cats", pixels(2, 8), ["a.png", "b.png"])
+    (tmp_path / "set" / "cats" / "more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "set" / "cats" / "again").symlink_to(tmp_path / "set")
+    assert sum(len(load("folder", split, tmp_path / "set", image_size=8)) for split in ("train", "test")) == 5
+    for folder in (tmp_path / "set" / "cats", tmp_path / "elsewhere"):
+        (folder / "x.png").symlink_to(tmp_path / "nothing.png")
+        root = tmp_path / "set" if folder.name == "cats" else folder
+        with pytest.raises(UserError, match=rf"{folder}/x\.png is a link to a file that is not there"):
+            load("folder", "train", root, image_size=8)
+
+
+def test_a_name_of_another_alphabet(tmp_path: Path, pixels: Callable[..., np.ndarray], write_images: Callable) -> None:
+    write_images(tmp_path, pixels(2, 8), ["a.png", "b.png"])
+    (tmp_path / "b.png").rename(tmp_path / os.fsdecode(b"Mu\xf1oz.png"))
+    assert [len(load("folder", split, tmp_path, image_size=8)) for split in ("train", "test")] == [1, 1]
 
 
 def test_bad_folders_are_explained(tmp_path: Path, pixels: Callable[..., np.ndarray], write_images: Callable) -> None:
