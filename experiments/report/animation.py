@@ -1,7 +1,5 @@
 """From noise to image, step by step: a trace of the sampler, an animated PNG of it, and the energy along the way.
 
-    python -m experiments.report --animate FOLDER       (a run, or a model saved by `cdrl.checkpoint.save_model`)
-
 A trace has one frame for the noise, one for every proposal, one for every Langevin step, and one for the last denoise.
 Energies of different levels differ by unknown constants, so what is shown is the rise of f above the level's proposal.
 """
@@ -9,11 +7,9 @@ Energies of different levels differ by unknown constants, so what is shown is th
 from __future__ import annotations
 
 import io
-import json
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,24 +18,21 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-import cdrl
-from cdrl import checkpoint, langevin
-from cdrl.cooperative import Cooperative
-from cdrl.errors import UserError
+from cdrl import langevin
 from cdrl.langevin import Coefficients, Refined
 from cdrl.networks import FrozenEnergy
 from cdrl.sampler import Sampler
-from experiments import data, methods
+from experiments import data
+from experiments.pictures import tile
 from experiments.report import style
-from experiments.report.figures.common import show, tile
-from experiments.worker import label_count
+from experiments.report.figures.common import show
 
 _MILLISECONDS = {"noise": 900, "proposal": 350, "step": 110, "refined": 260, "sample": 2600}
 
 
 @dataclass(frozen=True)
 class Trace:
-    """The way of a few images.
+    """A few images on their way.
 
     Attributes:
         frames: uint8 ``(n, images, H, W, C)``.
@@ -61,51 +54,6 @@ class Trace:
     def save(self, path: Path) -> None:  # compressed: pixels repeat from step to step
         path.parent.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(path, **vars(self))
-
-
-def finished(run: Path) -> dict[str, Any]:
-    """What ``status.json`` says of a finished run.
-
-    Raises:
-        UserError: the run is not finished, or it diverged.
-    """
-    file = run / "status.json"
-    if not file.exists():
-        raise UserError(f"{run} is no finished run; train it first, or name another, e.g. runs/digits/cdrl/…/seed0")
-    status = json.loads(file.read_text())
-    if status["status"] != "finished":
-        raise UserError(f"{run} is a run that {status['status']}; name one that finished")
-    return status
-
-
-def trained_sampler(folder: Path) -> Sampler:
-    """The sampler of a saved model, or of a finished run, on the CPU.
-
-    Raises:
-        UserError: the folder holds neither, a run that diverged, or a method that is no series of energies.
-    """
-    if (folder / "model.json").exists():
-        return cdrl.load(folder).sampler
-    if not (folder / "status.json").exists():
-        raise UserError(
-            f"{folder} is neither a finished run nor a saved model; give one of runs/<data set>/cdrl/…/seed0"
-        )
-    finished(folder)
-    config = json.loads((folder / "config.json").read_text())
-    training = data.load_config(config["data"], "train")
-    method = methods.build(
-        config["method"],
-        image_size=training.image_size,
-        channels=training.channels,
-        classes=label_count(config, training),
-        seed=config["seed"],
-        iterations=config["iterations"],
-        device=torch.device("cpu"),
-    )
-    if not isinstance(method, Cooperative):
-        raise UserError(f"{folder} is a run of '{config['method']['kind']}'; only CDRL and DRL have levels to show")
-    method.load_state(checkpoint.load(folder)[0])
-    return method.sampler()
 
 
 def record(sampler: Sampler, images: int = 12, seed: int = 0) -> Trace:
@@ -160,13 +108,14 @@ def energy(trace: Trace) -> Figure:
     return figure
 
 
-def write(sampler: Sampler, folder: Path) -> None:
-    """``trajectory.png`` and ``.npz``, ``stages`` and ``energy`` as PNG and SVG, in ``folder``."""
+def write(sampler: Sampler, folder: Path) -> list[str]:
+    """``trajectory.png`` and ``.npz``, ``stages`` and ``energy`` as PNG and SVG, in ``folder``; returns their names."""
     trace = record(sampler)
     trace.save(folder / "trajectory.npz")
     (folder / "trajectory.png").write_bytes(animate(trace))
     style.save(stages(trace), folder, "stages")
     style.save(energy(trace), folder, "energy")
+    return ["trajectory", "stages", "energy"]
 
 
 class _Recorder:

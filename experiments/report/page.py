@@ -15,8 +15,8 @@ import pandas as pd
 from PIL import Image
 
 from experiments.files import write_text
+from experiments.metrics import metric
 from experiments.report import tables
-from experiments.report.figures.common import metric_name
 from experiments.report.study import Study, studies
 
 _TEMPLATES = Path(__file__).parent
@@ -118,7 +118,7 @@ def _scale(study: Study) -> dict[str, Any]:
 def command(study: Study) -> str:
     """The command that made, and makes again, the study's numbers."""
     kept = study.provenance.get("command")
-    return kept or f"python -m experiments experiment={study.name} scale={study.scale}"
+    return kept or f"cdrl run experiment={study.name} scale={study.scale}"
 
 
 def _picture(study: Study, name: str) -> Picture:
@@ -127,14 +127,16 @@ def _picture(study: Study, name: str) -> Picture:
 
 
 def _number(study: Study, cell: pd.Series) -> dict[str, str]:
+    known = {name: "" if pd.isna(cell[name]) else str(cell[name]) for name in ("against", "commit", "runs")}
+    level = "" if pd.isna(cell["level"]) else f", level {cell['level']:g}"
     return {
-        "row": str(cell["label"]),
-        "dataset": str(cell["dataset"]),
-        "metric": metric_name(str(cell["metric"])),
+        "row": f"{cell['name']}{level}",
+        "dataset": " vs ".join(filter(None, (str(cell["dataset"]), known["against"]))),
+        "metric": metric(str(cell["metric"])).title,
         "protocol": str(cell["protocol"]),
         "value": tables.with_interval(cell["value"], cell["low"], cell["high"]),
-        "commit": "" if pd.isna(cell["commit"]) else str(cell["commit"]),
-        "runs": "" if pd.isna(cell["runs"]) else str(cell["runs"]),
+        "commit": known["commit"],
+        "runs": known["runs"],
         "verdict": tables.verdict(cell),
     }
 
@@ -170,8 +172,8 @@ def _speed(folder: Path) -> dict[str, Any] | None:
         for case, variant, images, *numbers in lines[columns].itertuples(index=False)
     ]
     picture = folder / "bench.png"
-    alt = "Milliseconds an image for the plain, the fast and the released form of each hot loop"
-    return {"body": body, "picture": inlined(picture, alt, "Time an image") if picture.exists() else None}
+    alt = "Milliseconds per image for the plain, the fast and the released form of each hot loop"
+    return {"body": body, "picture": inlined(picture, alt, "Time per image") if picture.exists() else None}
 
 
 def _demonstration(results: Path) -> dict[str, Picture] | None:

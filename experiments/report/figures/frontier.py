@@ -11,7 +11,6 @@ from experiments.report.study import MissingArray, Study
 def draw(study: Study) -> dict[str, Figure]:
     """``budget`` and ``samples``, where at hand. Raises `MissingArray` when neither is."""
     drawn = {"budget": budget(study), "samples": samples(study)}
-    found = {name: figure for name, figure in drawn.items() if figure is not None}
-    if not found:
+    if not any(drawn.values()):
         raise MissingArray(f"{study.name}: nothing is measured yet")
-    return found
+    return {name: figure for name, figure in drawn.items() if figure is not None}

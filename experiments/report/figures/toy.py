@@ -30,7 +30,7 @@ def draw(study: Study) -> dict[str, Figure]:
 
 
 def levels(arrays: dict[str, NDArray[Any]], label: str) -> Figure:
-    """Log-densities in nats: truth above, learned below, one column a level, on one colour scale a column."""
+    """Log-densities in nats: truth above, learned below, one column per level, one colour scale per column."""
     count = len(arrays["half"])
     figure, axes = style.figure(count, 2, width=1.6 * count, height=3.7, squeeze=False)
     for level in range(count):
