@@ -26,6 +26,8 @@ _NAMED = 4
 """Changed settings that a caption names; provenance.json has all."""
 _COLUMN = ["dataset", "against", "metric", "protocol"]
 _ROW = ["row", "name"]
+_TASK = ("at", "mask", "image_size")
+"""What rivals have in common: no mask is better than another."""
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "×": r"$\times$", "↓": r"$\downarrow$",
@@ -137,13 +139,14 @@ def _table(study: Study, cells: pd.DataFrame) -> Table:
     facts = [name for name in _FACTS if any(_FACTS[name](cell) != _BLANK for _, cell in cells.iterrows())]
     body: list[tuple[str, ...]] = []
     values: list[list[float]] = []
-    rivals: list[Any] = []
+    rivals: list[str | None] = []
     for _, group in cells.groupby(row_keys, sort=False, dropna=False):
         by_column = {tuple(cell[key] for key in column_keys): cell for _, cell in group.iterrows()}
         chosen = [by_column.get(column) for column in columns]
         first = group.iloc[0]
         values.append([math.nan if cell is None else float(cell["value"]) for cell in chosen])
-        rivals.append(None if first["method"] in REFERENCES else str(first["at"]) if "at" in row_keys else "all")
+        task = " ".join(str(first[key]) for key in _TASK if key not in column_keys)
+        rivals.append(None if first["method"] in REFERENCES else task)
         body.append((str(first["name"]), *map(_measured, chosen), *(_joined(_FACTS[name], group) for name in facts)))
 
     several = cells["dataset"].nunique() > 1
@@ -197,15 +200,15 @@ def _best(
     Args:
         better: "lower", "higher" or "" for each column.
         values: by row and column.
-        rivals: rows with the same word (a level) are compared; None for reference rows, which no row is compared with.
+        rivals: rows with the same task are compared; None for reference rows, which no row is compared with.
     """
     best = set()
     for number, direction in enumerate(better):
         for group in set(rivals) - {None}:
             measured = [
                 (row[number], place)
-                for place, (row, word) in enumerate(zip(values, rivals, strict=True))
-                if word == group and math.isfinite(row[number])
+                for place, (row, task) in enumerate(zip(values, rivals, strict=True))
+                if task == group and math.isfinite(row[number])
             ]
             if direction and len(measured) > 1:
                 record = (min if direction == "lower" else max)(value for value, _ in measured)
