@@ -109,8 +109,8 @@ def _scale(study: Study) -> dict[str, Any]:
         "tables": tables.build(study),
         "pictures": [_picture(study, name) for name in names if name != "trajectory"],
         "command": command(study),
-        "commits": sorted(set(study.cells["commit"].dropna())),
-        "numbers": [_number(study, cell) for _, cell in study.cells.iterrows() if pd.notna(cell["value"])],
+        "commits": sorted(set(study.cells["commit"]) - {""}),
+        "numbers": [_number(cell) for _, cell in study.cells.iterrows() if pd.notna(cell["value"])],
         "facts": _facts(study),
     }
 
@@ -126,18 +126,14 @@ def _picture(study: Study, name: str) -> Picture:
     return inlined(study.folder / f"{name}.png", f"{words}: {study.title}, scale {study.scale}", words)
 
 
-def _number(study: Study, cell: pd.Series) -> dict[str, str]:
-    known = {name: "" if pd.isna(cell[name]) else str(cell[name]) for name in ("against", "commit", "runs")}
-    level = "" if pd.isna(cell["level"]) else f", level {cell['level']:g}"
+def _number(cell: pd.Series) -> dict[str, str]:
     return {
-        "row": f"{cell['name']}{level}",
-        "dataset": " vs ".join(filter(None, (str(cell["dataset"]), known["against"]))),
-        "metric": metric(str(cell["metric"])).title,
-        "protocol": str(cell["protocol"]),
+        "row": cell["name"] + ("" if pd.isna(cell["level"]) else f", level {cell['level']:g}"),
+        "dataset": " vs ".join(filter(None, (cell["dataset"], cell["against"]))),
+        "metric": metric(cell["metric"]).title,
         "value": tables.with_interval(cell["value"], cell["low"], cell["high"]),
-        "commit": known["commit"],
-        "runs": known["runs"],
         "verdict": tables.verdict(cell),
+        **{name: cell[name] for name in ("protocol", "commit", "runs")},
     }
 
 

@@ -20,6 +20,12 @@ _SCALES = ("nano", "micro", "mini", "paper")
 _WORDS = {"steps": "K = {:g}", "weight": "w = {:g}", "image_size": "{:g} pixels", "mask": "{}", "variant": "{}"}
 """How a column is said in a row's label; the level and what is compared with have other places."""
 
+_TEXTS = (
+    "row", "dataset", "metric", "protocol", "against", "mask", "variant", "published", "published_status", "verdict",
+    "device", "commit", "runs", "label", "method", "note",
+)  # fmt: skip
+"""Columns of words; the others hold numbers."""
+
 
 class MissingArray(Exception):
     """A figure wants something of a run that is not on this machine: results are committed, runs are not."""
@@ -172,19 +178,20 @@ def _cells(path: Path) -> pd.DataFrame:
     """cells.csv with the column ``name``: "CDRL, half"."""
     if not path.exists():
         raise UserError(f"there is no {path}; run the experiment first")
-    words = ("row", "dataset", "label", "method", "against", "mask", "variant", "published", "commit", "runs", "note")
-    cells = pd.read_csv(path, dtype=dict.fromkeys(words, str))
+    cells = pd.read_csv(path, dtype=dict.fromkeys(_TEXTS, str), keep_default_na=False, na_values=["", "nan"])
     if lost := [column for column in COLUMNS if column not in cells]:
         raise UserError(f"{path} lacks the columns {', '.join(lost)}; run the experiment again")
-    names = cells["label"].fillna(cells["row"])
+    cells = cells.fillna(dict.fromkeys(_TEXTS, ""))
+    names = cells["label"]
     for column, text in _WORDS.items():
-        said = cells[column].notna()
-        if column not in ("mask", "variant"):  # numbers that are a row's own are in its label
-            said &= cells.groupby("row")[column].transform(lambda values: values.nunique()) > 1
+        if column in _TEXTS:
+            said = cells[column] != ""
+        else:  # numbers that are a row's own are in its label
+            said = cells[column].notna() & (cells.groupby("row")[column].transform("nunique") > 1)
         names = names.where(~said, names + cells[column].map(lambda value, text=text: f", {text.format(value)}"))
     return cells.assign(name=names)
 
 
 def _same(value: Any, cell: Any) -> bool:
-    """Whether a measurement's column and a cell's, which is NaN where there is nothing, say the same."""
-    return pd.isna(cell) if value in (None, "") else value == cell
+    """Whether a measurement's column and a cell's, which is NaN where there is no number, say the same."""
+    return pd.isna(cell) if value is None else value == cell

@@ -10,7 +10,7 @@ digit, so that digits without meaning are not shown.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,19 @@ _LATEX = {
     "↑": r"$\uparrow$", "–": "--", "−": "$-$", "λ": r"$\lambda$", "σ": r"$\sigma$", "∅": r"$\emptyset$", "²": "$^2$",
     "\u00a0": "~", "<": r"\textless{}", ">": r"\textgreater{}", "†": r"\dag{}", "‡": r"\ddag{}",
 }  # fmt: skip
+_LATEX_TABLE = r"""%% needs \usepackage{booktabs}
+\begin{table}
+  \centering
+  \caption{%(caption)s}
+  \begin{tabular}{%(columns)s}
+    \toprule
+%(header)s
+    \midrule
+%(body)s
+    \bottomrule
+  \end{tabular}
+\end{table}
+"""
 _MARK = {"unconfirmed": "†", "conflicting": "‡"}
 _MEANING = {"unconfirmed": "† unconfirmed", "conflicting": "‡ sources disagree"}
 
@@ -67,36 +80,22 @@ class Table:
             bold = [rf"\textbf{{{text}}}" if (number, c) in self.best else text for c, text in enumerate(cells)]
             return "    " + " & ".join(bold) + r" \\"
 
-        body = [line(row, number) for number, row in enumerate(self.body)]
-        return "\n".join(
-            [
-                r"% needs \usepackage{booktabs}",
-                r"\begin{table}",
-                r"  \centering",
-                rf"  \caption{{{latex_escape(self.caption)}}}",
-                rf"  \begin{{tabular}}{{l{'r' * (len(self.header) - 1)}}}",
-                r"    \toprule",
-                line(self.header),
-                r"    \midrule",
-                *body,
-                r"    \bottomrule",
-                r"  \end{tabular}",
-                r"\end{table}",
-                "",
-            ]
-        )
+        parts = {
+            "caption": latex_escape(self.caption),
+            "columns": "l" + "r" * (len(self.header) - 1),
+            "header": line(self.header),
+            "body": "\n".join(line(row, number) for number, row in enumerate(self.body)),
+        }
+        return _LATEX_TABLE % parts
 
     def plain(self) -> str:
         """Columns aligned with spaces, for a terminal."""
         rows = [self.header, *self.body]
         widths = [max(len(row[column]) for row in rows) for column in range(len(self.header))]
-        first, *others = widths
-        lines = [
-            "  ".join([row[0].ljust(first), *(text.rjust(width) for text, width in zip(row[1:], others, strict=True))])
-            for row in rows
-        ]
-        rule = "  ".join("-" * width for width in widths)
-        return "\n".join([self.caption, "", lines[0].rstrip(), rule, *(line.rstrip() for line in lines[1:])])
+        rows.insert(1, tuple("-" * width for width in widths))
+        sides = ["<", *[">"] * (len(widths) - 1)]
+        lines = ["  ".join(map("{:{}{}}".format, row, sides, widths)).rstrip() for row in rows]
+        return "\n".join([self.caption, "", *lines])
 
 
 def write(study: Study) -> list[Table]:
@@ -109,7 +108,7 @@ def write(study: Study) -> list[Table]:
 
 def build(study: Study) -> list[Table]:
     """A study's cells as tables: rows that share no column, however indirectly, stand in tables of their own."""
-    cells = study.cells.fillna({"against": ""})
+    cells = study.cells
     parts: list[tuple[set[Any], set[Any]]] = []
     for row, group in cells.groupby(_ROW, sort=False):
         rows, columns = {row}, set(group[_COLUMN].itertuples(index=False, name=None))
@@ -217,81 +216,54 @@ def _best(
 
 
 def _caption(study: Study, cells: pd.DataFrame) -> str:
-    protocols = ", ".join(dict.fromkeys(cells["protocol"].astype(str)))
-    devices = ", ".join(dict.fromkeys(cells["device"].dropna().astype(str)))
-    data = ", ".join(dict.fromkeys(cells["dataset"].astype(str)))
+    data, protocols, devices = (", ".join(cells[name].unique()) for name in ("dataset", "protocol", "device"))
     title = study.title if study.title.endswith("?") else study.title.rstrip(".") + "."
+    changed = study.provenance.get("changed", [])
+    named = ", ".join(changed) if len(changed) <= _NAMED else f"{len(changed)} settings changed"
+    scale = f"{study.scale}, with {named}" if changed else study.scale
     text = (
-        f"{title} Scale {study.scale}{_changes(study)}; data {data}; protocol {protocols}; {devices}. "
+        f"{title} Scale {scale}; data {data}; protocol {protocols}; {devices}. "
         "Mean and 95 % interval over training seeds. Budget (training, × images) and NFE (per sample) count "
         "energy-gradient evaluations, or as much work of another network."
     )
     used = [meaning for status, meaning in _MEANING.items() if (cells["published_status"] == status).any()]
-    if cells["published"].notna().any():
+    if (cells["published"] != "").any():
         text += " Published numbers are the papers' own, at their scale" + "".join(f"; {item}" for item in used) + "."
     return text
 
 
-def _changes(study: Study) -> str:
-    """What makes this another experiment than the scale's own."""
-    changed = study.provenance.get("changed", [])
-    named = f"with {', '.join(changed)}" if len(changed) <= _NAMED else f"with {len(changed)} settings changed"
-    return f", {named}" if changed else ""
-
-
-def _count(column: str) -> Any:
-    def text(cell: Mapping[str, Any]) -> str:
-        value = cell.get(column)
-        return f"{round(value):,}" if value is not None and not pd.isna(value) and value != 0 else _BLANK
-
-    return text
-
-
-def _seconds(column: str) -> Any:
-    def text(cell: Mapping[str, Any]) -> str:
-        value = cell.get(column)
-        return significant(float(value), 3) if value is not None and not pd.isna(value) and value > 0 else _BLANK
-
-    return text
-
-
-def _published(cell: Mapping[str, Any]) -> str:
-    value, status = cell.get("published"), cell.get("published_status")
-    if value is None or pd.isna(value) or value == "":
-        return _BLANK
-    return f"{value}{_MARK.get(str(status), '')}"
-
-
-def verdict(cell: Any) -> str:
+def verdict(cell: pd.Series) -> str:
     """A cell's verdict; "–" where nothing was published that it could agree with."""
-    text = str(cell.get("verdict") or _BLANK)
-    return _BLANK if text == "different-scale" and _published(cell) == _BLANK else text
+    return _BLANK if cell["verdict"] == "different-scale" and not cell["published"] else cell["verdict"] or _BLANK
 
 
-def _note(cell: Mapping[str, Any]) -> str:
-    """What went wrong, if anything did: which seeds diverged, and when."""
-    text = cell.get("note")
-    return _BLANK if text is None or pd.isna(text) or not text else str(text)
+def _count(number: float) -> str:
+    return f"{round(number):,}" if number > 0 else _BLANK
 
 
-def _joined(fact: Any, group: pd.DataFrame) -> str:
+def _seconds(number: float) -> str:
+    return significant(number, 3) if number > 0 else _BLANK
+
+
+_FACTS: Mapping[str, Callable[[pd.Series], str]] = {
+    "Published": lambda cell: (
+        (cell["published"] and cell["published"] + _MARK.get(cell["published_status"], "")) or _BLANK
+    ),
+    "Verdict": verdict,
+    "Seeds": lambda cell: _count(cell["seeds"]),
+    "Samples": lambda cell: _count(cell["samples"]),
+    "Budget": lambda cell: _count(cell["budget"]),
+    "NFE": lambda cell: _count(cell["grad_evals"]),
+    "Training (s)": lambda cell: _seconds(cell["train_seconds"]),
+    "Sampling (s)": lambda cell: _seconds(cell["sample_seconds"]),
+    "Note": lambda cell: cell["note"] or _BLANK,
+}
+
+
+def _joined(fact: Callable[[pd.Series], str], group: pd.DataFrame) -> str:
     """A fact of a row's cells: one text where they agree."""
     texts = dict.fromkeys(fact(cell) for _, cell in group.iterrows())
-    known = [text for text in texts if text != _BLANK]
-    return ", ".join(known) or _BLANK
-
-
-_FACTS: Mapping[str, Any] = {
-    "Published": _published,
-    "Verdict": verdict,
-    "Seeds": _count("seeds"),
-    "Samples": _count("samples"),
-    "Budget": _count("budget"),
-    "NFE": _count("grad_evals"),
-    "Training (s)": _seconds("train_seconds"),
-    "Sampling (s)": _seconds("sample_seconds"),
-    "Note": _note,
-}
+    return ", ".join(text for text in texts if text != _BLANK) or _BLANK
 
 
 def _pipes(row: Sequence[str]) -> str:
