@@ -53,7 +53,7 @@ def check_writable(plan: Plan) -> None:
 
 
 def verdict(plan: Plan, measured: tuple[float, float, float], number: Number | None, protocol: str) -> str:
-    """What a measured number (mean, low, high; NaN for a run that diverged) says of the published one.
+    """The verdict of a measured number (mean, low, high; NaN for a run that diverged) on the published one.
 
     Nothing is reproduced or off unless all that determines the number, protocol and scale among it, is the published
     one's. An interval that holds the published number counts only where it is narrow enough to mean something.
@@ -130,7 +130,7 @@ def _row_cells(plan: Plan, row: Row) -> Iterator[dict[str, Any]]:
 def _shared_facts(
     plan: Plan, row: Row, statuses: Sequence[Status | None], results: Sequence[Result | None]
 ) -> dict[str, Any]:
-    """What all cells of a row share. A run and its evaluation may be of different commits and devices."""
+    """The columns that all cells of a row share. A run and its evaluation may be of different commits and devices."""
     ended = [status for status in statuses if status]
     sources = [source for source in (*statuses, *results) if source]
     devices, commits = {source.device for source in sources}, {source.commit for source in sources}
@@ -164,7 +164,7 @@ def _published(number: Number | None) -> dict[str, Any]:
 
 
 def _facts(plan: Plan) -> dict[str, Any]:
-    """What the report must know beside the cells: what the experiment is, and where its rows' runs are."""
+    """experiment.json: title, question, figures and order, and where each row's runs are."""
     return {
         "name": plan.name,
         "title": plan.title,

@@ -26,7 +26,7 @@ def tile(images: NDArray[np.uint8], columns: int, gap: int = 1, background: int 
 
 
 def mask_from_picture(path: Path, masked: tuple[int, int], size: int) -> NDArray[np.bool_]:
-    """Which pixels are known, ``(size, size)``: the white ones (at least half bright) of a picture's central square.
+    """The known pixels, ``(size, size)``: the white ones (at least half bright) of a picture's central square.
 
     Args:
         path: the picture.

@@ -58,7 +58,7 @@ class Number:
         return frozenset().union(*under)
 
     def about(self) -> tuple[Any, ...]:
-        """What it must share with a measurement that it stands beside."""
+        """Columns in which a measurement beside it must agree."""
         return self.against, self.level, self.steps, self.weight
 
 

@@ -51,7 +51,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Target:
-    """What a batch of chains samples: energies, anchors and step constants, image by image."""
+    """The conditional densities of a batch of chains: energies, anchors and step constants per image."""
 
     energy: FrozenEnergy
     anchor: Tensor
@@ -161,9 +161,9 @@ def conditional(sampler: Sampler, x0: Tensor, level: Tensor, seed: int, same: in
     start = upper
     with torch.no_grad():
         if sampler.initializer is not None:
-            own = randomness.normal(randomness.key(seed, "chains/proposal"), index, sampler.shape)
+            noise = randomness.normal(randomness.key(seed, "chains/proposal"), index, sampler.shape)
             mean = sampler.initializer(upper, schedule.logsnr[level])
-            start = mean + per_image(schedule.proposal_std[level]) * own
+            start = mean + per_image(schedule.proposal_std[level]) * noise
         energy = sampler.energy_net.frozen(sampler.energy_net.weights(), schedule.logsnr[level - 1])
     target = Target(
         energy=energy,

@@ -127,7 +127,7 @@ def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: OnP
 
 
 def classifier(run: TrainedRun, kind: Kind) -> Classifier:
-    """How a kind is decided for samples: by its rule, by the protocol's own classifier, or by a linear probe."""
+    """A kind's rule, or the protocol's own classifier, or a linear probe."""
     if kind.name in RULES and kind.name not in run.train.attribute_names:
         return RULES[kind.name].decide
     run.protocol.check_fits(run.train.channels, run.train.image_size)

@@ -61,9 +61,9 @@ class Grid(NamedTuple):
         return 2 * math.log(2 * self.half / self.cells)
 
     def cell(self, x: Array) -> NDArray[np.int64]:
-        """Which cell holds each of the points ``(n, 2)``; those outside go to the border."""
-        place = np.floor((x + self.half) * (self.cells / (2 * self.half))).astype(np.int64).clip(0, self.cells - 1)
-        return place[:, 0] + self.cells * place[:, 1]
+        """The cell of each of the points ``(n, 2)``; points outside go to the border."""
+        index = np.floor((x + self.half) * (self.cells / (2 * self.half))).astype(np.int64).clip(0, self.cells - 1)
+        return index[:, 0] + self.cells * index[:, 1]
 
 
 def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: OnProgress) -> list[Measurement]:

@@ -159,7 +159,7 @@ def measure(truth: Images, known: Mask, completions: Images, filling: NDArray[np
 
 
 def _agreement(run: TrainedRun, truth: Images, completions: Images) -> dict[str, float]:
-    """How often the protocol's classifier decides on a completion as on the truth; nothing where it has no classes."""
+    """Share of completions that the protocol's classifier takes for the truth's class; {} where it has no classes."""
     protocol = run.protocol
     extractor = build(protocol.extractor, run.cache, run.device, protocol.weights, protocol.weights_sha256)
 

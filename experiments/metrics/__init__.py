@@ -1,4 +1,4 @@
-"""How images are scored: extractors, metrics, protocols.
+"""Scoring images: extractors, metrics, protocols.
 
 A number is defined by its `Protocol`; a `Scorer` turns a stream of images into the protocol's metrics; `inventory` says
 which files the protocols need. Images are pixels 0 … 255, NHWC: uint8, or float32 where the protocol does not round.

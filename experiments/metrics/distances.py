@@ -1,7 +1,7 @@
-"""What samples are compared with a reference set by, besides the Fréchet distance.
+"""Comparisons of samples with a reference set; the Fréchet distance has a module of its own.
 
     kernel distance    Bińkowski et al., "Demystifying MMD GANs" (2018)
-    precision, recall  Kynkäänniemi et al., "Improved precision and recall metric for assessing generative models" (2019)
+    precision, recall  Kynkäänniemi et al., "Improved precision and recall metric" (2019)
     Inception Score    Salimans et al., "Improved techniques for training GANs" (2016)
     AUROC              how well a score separates two sets
 
@@ -162,17 +162,17 @@ def _class_accuracy(c: Comparison) -> float:
 
 
 _RATE, _POSITIVE = (0.0, 1.0), (0.0, math.inf)
-_THEN = frozenset({"fid-legacy-pytorch", "fid-legacy-tensorflow"})
-"""What papers report: 50,000 samples on 8 bits against the training set, in the weights of that time."""
+_LEGACY = frozenset({"fid-legacy-pytorch", "fid-legacy-tensorflow"})
+"""Protocols of published numbers: 50,000 samples on 8 bits against the training set, in the weights of that time."""
 
 register(
-    Metric("fd", "Fréchet distance", "lower", _POSITIVE, "moments", _frechet, "FID", _THEN),
+    Metric("fd", "Fréchet distance", "lower", _POSITIVE, "moments", _frechet, "FID", _LEGACY),
     Metric("kid", "KID", "lower", needs="features", compute=_kernel),
     Metric("precision", "Precision", "higher", _RATE, "features", lambda c: c.precision_recall[0]),
     Metric("recall", "Recall", "higher", _RATE, "features", lambda c: c.precision_recall[1]),
     Metric(
         "is", "Inception score", "higher", (1.0, math.inf), "probabilities",
-        lambda c: inception_score(c.probabilities), "Inception Score", _THEN,
+        lambda c: inception_score(c.probabilities), "Inception Score", _LEGACY,
     ),
     Metric("class_accuracy", "Class accuracy", "higher", _RATE, "labels", _class_accuracy),
 )  # fmt: skip

@@ -23,7 +23,7 @@ _FOLDER = Path(__file__).parents[1] / "conf" / "metrics"
 
 @dataclass(frozen=True)
 class Protocol:
-    """How images are compared with a reference set.
+    """A way to compare images with a reference set.
 
     Attributes:
         name: as in the tables.

@@ -71,7 +71,7 @@ def needs_features(names: Iterable[str]) -> bool:
 
 
 def needs_classes(names: Iterable[str]) -> list[str]:
-    """Those of these metrics that look at class probabilities."""
+    """The metrics among these that look at class probabilities."""
     return [name for name in names if METRICS[name].needs in ("probabilities", "labels")]
 
 

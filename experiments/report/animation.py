@@ -60,16 +60,20 @@ def record(sampler: Sampler, images: int = 12, seed: int = 0) -> Trace:
     """Sample ``images`` images and keep everything on the way."""
     recorder = _Recorder(sampler)
     engine = replace(sampler.engine, refine=partial(langevin.refine, stepper=recorder.step))
-    spied = replace(sampler, engine=engine)
-    spied(torch.arange(images), seed, observe=recorder.observe)
-    return recorder.trace()
+    replace(sampler, engine=engine)(torch.arange(images), seed, observe=recorder.observe)
+    names, levels, frames, rise = zip(*recorder.frames, strict=True)
+    return Trace(np.stack(frames), np.array(names), np.array(levels), np.stack(rise))
 
 
 def animate(trace: Trace, size: int = 384, columns: int = 4) -> bytes:
     """The trace as an animated PNG, about ``size`` pixels wide, each frame with its level and step below it."""
     zoom = max(1, size // (columns * (trace.frames.shape[3] + 1)))
-    captions = _captions(trace)
-    pages = [_page(tile(frame, columns), zoom, caption) for frame, caption in zip(trace.frames, captions, strict=True)]
+    pages, steps = [], 0
+    for frame, stage, level in zip(trace.frames, trace.stages, trace.levels, strict=True):
+        steps = steps + 1 if stage in ("step", "refined") else 0
+        moving = f"step {steps}" if steps else stage
+        caption = stage if stage in ("noise", "sample") else f"level {level}: {moving}"
+        pages.append(_page(tile(frame, columns), zoom, caption))
     buffer = io.BytesIO()
     durations = [_MILLISECONDS[stage] for stage in trace.stages]
     pages[0].save(buffer, "PNG", save_all=True, append_images=pages[1:], duration=durations, loop=0, optimize=True)
@@ -78,9 +82,9 @@ def animate(trace: Trace, size: int = 384, columns: int = 4) -> bytes:
 
 def stages(trace: Trace, images: int = 4) -> Figure:
     """The same way standing still: noise, every level's proposal and refined sample, and the result."""
-    kept = np.flatnonzero(trace.stages != "step")
-    figure, axes = style.figure(len(kept), 1, width=min(11.0, 0.78 * len(kept)), height=0.72 * images + 0.45)
-    for place, number in zip(np.atleast_1d(axes), kept, strict=True):
+    still = np.flatnonzero(trace.stages != "step")
+    figure, axes = style.figure(len(still), 1, width=min(11.0, 0.78 * len(still)), height=0.72 * images + 0.45)
+    for place, number in zip(np.atleast_1d(axes), still, strict=True):
         stage, level = trace.stages[number], trace.levels[number]
         title = stage if stage in ("noise", "sample") else f"{stage}\n{level}"
         show(place, tile(trace.frames[number][:images], 1), title)
@@ -125,19 +129,19 @@ class _Recorder:
         self.schedule = sampler.schedule
         self.scale = 1.0
         self.start: Tensor | None = None
-        self.kept: list[tuple[str, int, NDArray[np.uint8], NDArray[np.float64]]] = []
+        self.frames: list[tuple[str, int, NDArray[np.uint8], NDArray[np.float64]]] = []
 
     def observe(self, stage: str, level: int, images: Tensor) -> None:
         nothing = np.full(len(images), np.nan)
         if stage == "refined":  # the chain's last step is already there; DRL without steps has none
-            if self.kept[-1][0] == "step":
-                _, _, frame, rise = self.kept.pop()
-                self.kept.append(("refined", level, frame, rise))
+            if self.frames[-1][0] == "step":
+                _, _, frame, rise = self.frames.pop()
+                self.frames.append(("refined", level, frame, rise))
             return
         if stage == "proposal":
             self.scale, self.level, self.start = float(self.schedule.scale[level + 1]), level, None
             nothing = np.zeros(len(images))
-        self.kept.append((stage, level, _pixels(images), nothing))
+        self.frames.append((stage, level, _pixels(images), nothing))
 
     def step(
         self, energy: FrozenEnergy, y: Tensor, anchor: Tensor, constants: Coefficients, stream: Tensor, index: Tensor
@@ -146,25 +150,12 @@ class _Recorder:
             self.start = energy(y)
         state = langevin.step(energy, y, anchor, constants, stream, index)
         rise = (energy(state.y) - self.start).double().cpu().numpy()
-        self.kept.append(("step", self.level, _pixels(state.y / self.scale), rise))
+        self.frames.append(("step", self.level, _pixels(state.y / self.scale), rise))
         return state
-
-    def trace(self) -> Trace:
-        names, levels, frames, rise = zip(*self.kept, strict=True)
-        return Trace(np.stack(frames), np.array(names), np.array(levels), np.stack(rise))
 
 
 def _pixels(images: Tensor) -> NDArray[np.uint8]:
     return data.to_uint8(images).cpu().numpy()
-
-
-def _captions(trace: Trace) -> list[str]:
-    texts, steps = [], 0
-    for stage, level in zip(trace.stages, trace.levels, strict=True):
-        steps = steps + 1 if stage in ("step", "refined") else 0
-        moving = f"level {level}: step {steps}"
-        texts.append({"noise": "noise", "proposal": f"level {level}: proposal", "sample": "sample"}.get(stage, moving))
-    return texts
 
 
 def _page(picture: NDArray[np.uint8], zoom: int, caption: str) -> Image.Image:

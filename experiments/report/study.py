@@ -18,7 +18,7 @@ REFERENCES = ("real", "noise")
 """Methods that no training stands behind: the floor and the ceiling of a table."""
 _SCALES = ("nano", "micro", "mini", "paper")
 _WORDS = {"steps": "K = {:g}", "weight": "w = {:g}", "image_size": "{:g} pixels", "mask": "{}", "variant": "{}"}
-"""How a column is said in a row's label; the level and what is compared with have other places."""
+"""Columns in a row's name; tables place the level and what is compared with."""
 
 _TEXTS = (
     "row", "dataset", "metric", "protocol", "against", "mask", "variant", "published", "published_status", "verdict",
@@ -104,37 +104,14 @@ class Study:
         """A row's seeds, in the manifest's order."""
         return [evaluation["seed"] for evaluation in self._evaluations(row)]
 
-    def evaluation(self, row: str, seed: int) -> Path:
-        """The evaluation folder of a row's seed. Raises `MissingArray`."""
-        for evaluation in self._evaluations(row):
-            if evaluation["seed"] == seed:
-                return self.located(evaluation["folder"])
-        raise MissingArray(f"{self.name}: row '{row}' has no seed {seed}")
-
-    def array(self, row: str, seed: int, file: str) -> Any:
-        """An evaluation's file: an array for ``.npy``, a dict of arrays for ``.npz``.
-
-        Raises:
-            MissingArray: it is not on this machine.
-        """
-        path = self.evaluation(row, seed) / file
-        if not path.exists():
-            raise MissingArray(f"{path} is not here")
-        loaded = np.load(path, allow_pickle=False)
-        return dict(loaded) if path.suffix == ".npz" else loaded
-
-    def arrays(self, row: str, file: str) -> dict[int, Any]:
-        """``array`` of every seed that has it."""
-        arrays = {}
-        for seed in self.seeds(row):
-            try:
-                arrays[seed] = self.array(row, seed, file)
-            except MissingArray:
-                continue
-        return arrays
+    def arrays(self, row: str, file: str) -> list[Any]:
+        """A file of a row's evaluations, where it is at hand: an array for ``.npy``, a dict of arrays for ``.npz``."""
+        paths = [self.located(evaluation["folder"]) / file for evaluation in self._evaluations(row)]
+        loaded = [np.load(path, allow_pickle=False) for path in paths if path.exists()]
+        return [dict(arrays) if isinstance(arrays, np.lib.npyio.NpzFile) else arrays for arrays in loaded]
 
     def seed_values(self, cell: pd.Series) -> list[float]:
-        """What a cell is the mean of: the value of each seed that is at hand."""
+        """The values that a cell is the mean of, of each seed that is at hand."""
         values = []
         for evaluation in self._evaluations(str(cell["row"])):
             result = EvaluationFolder(self.located(evaluation["folder"])).result()
@@ -185,10 +162,10 @@ def _cells(path: Path) -> pd.DataFrame:
     names = cells["label"]
     for column, text in _WORDS.items():
         if column in _TEXTS:
-            said = cells[column] != ""
+            shown = cells[column] != ""
         else:  # numbers that are a row's own are in its label
-            said = cells[column].notna() & (cells.groupby("row")[column].transform("nunique") > 1)
-        names = names.where(~said, names + cells[column].map(lambda value, text=text: f", {text.format(value)}"))
+            shown = cells[column].notna() & (cells.groupby("row")[column].transform("nunique") > 1)
+        names = names.where(~shown, names + cells[column].map(lambda value, text=text: f", {text.format(value)}"))
     return cells.assign(name=names)
 
 

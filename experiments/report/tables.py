@@ -27,7 +27,7 @@ _NAMED = 4
 _COLUMN = ["dataset", "against", "metric", "protocol"]
 _ROW = ["row", "name"]
 _TASK = ("at", "mask", "image_size")
-"""What rivals have in common: no mask is better than another."""
+"""Columns that rivals share: no mask is better than another."""
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "×": r"$\times$", "↓": r"$\downarrow$",

@@ -23,7 +23,7 @@ def draw(study: Study) -> dict[str, Figure]:
     """``diagnostics``, ``energy`` and ``long-<row>``, each where at hand. Raises `MissingArray` when nothing is."""
     figures = {"diagnostics": diagnostics(study), "energy": energy(study)}
     for row in study.rows:
-        for pictures in list(study.arrays(row["row"], "long.npz").values())[:1]:
+        for pictures in study.arrays(row["row"], "long.npz")[:1]:
             panels = {f"{steps} steps per level": pictures[steps] for steps in sorted(pictures, key=int)}
             figures[f"long-{row['row']}"] = image_grid(panels, columns=4, rows=4, across=4)
     drawn = {name: figure for name, figure in figures.items() if figure is not None}
@@ -50,7 +50,7 @@ def diagnostics(study: Study) -> Figure | None:
 
 def energy(study: Study) -> Figure | None:
     """log π along 2,000 steps at the lowest and the middle level, relative to the end, one line per chain."""
-    rows = [(row, arrays) for row in study.rows for arrays in list(study.arrays(row["row"], "chains.npz").values())[:1]]
+    rows = [(row, arrays) for row in study.rows for arrays in study.arrays(row["row"], "chains.npz")[:1]]
     if not rows:
         return None
     figure, axes = style.figure(len(rows), 2, width=3.6 * len(rows), height=4.2, squeeze=False, sharex=True)

@@ -31,7 +31,7 @@ def draw(study: Study) -> dict[str, Figure]:
     drawn = {"success": success(study)}
     cells = study.measured("all_concepts")
     best = str(cells["row"].iloc[int(np.argmax(cells["value"]))])
-    kept = list(study.arrays(best, "compose.npz").values())
+    kept = study.arrays(best, "compose.npz")
     if kept:
         drawn["combinations"] = combinations(kept)
         drawn["samples"] = samples(kept[0])

@@ -31,7 +31,7 @@ def draw(study: Study) -> dict[str, Figure]:
     drawn = {"curve": figure}
     panels = {}
     for weight, row in zip(quality["weight"], quality["row"], strict=True):
-        if weight in _SHOWN and (grids := list(study.arrays(row, "grid.npy").values())):
+        if weight in _SHOWN and (grids := study.arrays(row, "grid.npy")):
             panels[f"w = {weight:g}"] = grids[0]
     return {**drawn, "samples": image_grid(panels)} if panels else drawn
 

@@ -29,7 +29,7 @@ def draw(study: Study) -> dict[str, Figure]:
     drawn = {"errors": errors(study)}
     first = study.rows[0]["row"]
     for mask in study.measured("hole_mse")["mask"].unique():
-        kept = list(study.arrays(first, f"inpaint-{mask}.npz").values())
+        kept = study.arrays(first, f"inpaint-{mask}.npz")
         if kept:
             drawn[f"completions-{mask}"] = completions(kept[0])
     return drawn

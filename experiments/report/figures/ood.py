@@ -15,10 +15,10 @@ def draw(study: Study) -> dict[str, Figure]:
     if study.measured("auroc").empty:
         raise MissingArray(f"{study.name}: nothing is measured yet")
     drawn = {"auroc": over_levels(study)}
-    kept = list(study.arrays(study.rows[0]["row"], "ood.npz").values())
+    kept = study.arrays(study.rows[0]["row"], "ood.npz")
     if kept:
         drawn["scores"] = scores(kept[0], study.rows[0]["method"])
-        examples = list(study.arrays(study.rows[0]["row"], "examples.npz").values())
+        examples = study.arrays(study.rows[0]["row"], "examples.npz")
         drawn["sets"] = image_grid(examples[0], columns=4, rows=4, across=5)
     return drawn
 

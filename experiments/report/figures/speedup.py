@@ -65,7 +65,7 @@ def verdict(cells: pd.DataFrame) -> str:
 
 
 def _outcome(best: pd.Series, other: pd.Series) -> str:
-    """What the values and their intervals say of ``best`` being lower than ``other``."""
+    """Whether ``best`` is lower than ``other``, by values and intervals."""
     if not best["value"] < other["value"]:
         return "no, worse"
     if math.isnan(best["high"]) or math.isnan(other["low"]):

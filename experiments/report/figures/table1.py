@@ -71,7 +71,7 @@ def _along(study: Study, xlabel: str, where: Callable[[str, NDArray[Any]], NDArr
     name, protocol = _first(study)
     figure, axes = style.figure(width=4.8, height=3.0)
     for row in study.rows:
-        curves = list(study.arrays(row["row"], "curve.npz").values())
+        curves = study.arrays(row["row"], "curve.npz")
         if not curves:
             continue
         length = min(len(curve["value"]) for curve in curves)
@@ -94,7 +94,7 @@ def samples(study: Study) -> Figure | None:
     rows = sorted(study.rows, key=lambda row: (row["method"] == "noise", row["method"] != "real"))
     panels = {}
     for row in rows:
-        grids = list(study.arrays(row["row"], "grid.npy").values())
+        grids = study.arrays(row["row"], "grid.npy")
         if grids:
             panels[row["label"]] = grids[0]
     return image_grid(panels, columns=8, rows=8, across=3 if len(panels) > 4 else 4) if panels else None

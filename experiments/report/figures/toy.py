@@ -21,7 +21,7 @@ def draw(study: Study) -> dict[str, Figure]:
     """``levels-<row>`` and ``samples-<row>`` for every row at hand. Raises `MissingArray` when there is none."""
     figures = {}
     for row in study.rows:
-        for arrays in list(study.arrays(row["row"], "density.npz").values())[:1]:
+        for arrays in study.arrays(row["row"], "density.npz")[:1]:
             figures[f"levels-{row['row']}"] = levels(arrays, row["label"])
             figures[f"samples-{row['row']}"] = samples(arrays, row["label"])
     if not figures:

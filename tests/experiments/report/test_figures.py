@@ -55,7 +55,7 @@ def test_runs_without_their_evaluations_leave_the_committed_pictures(results: Pa
     study = Study.load(results / "table1" / "nano")
     draw(study)
     before = (study.folder / "score.png").read_bytes()
-    lost = study.evaluation("cdrl", 0)
+    lost = study.located(study.rows[0]["evaluations"][0]["folder"])
     shutil.rmtree(lost)
     assert draw(study) == []
     assert (study.folder / "score.png").read_bytes() == before
@@ -149,13 +149,13 @@ def test_png_of_a_figure_has_its_size(tmp_path: Path) -> None:
 def test_study_reads_arrays_and_metrics(results: Path) -> None:
     study = Study.load(results / "table1" / "nano")
 
-    assert study.array("cdrl", 1, "grid.npy").shape == (70, 8, 8, 1)
-    assert set(study.arrays("cdrl", "curve.npz")) == {0, 1, 2}
+    assert [array.shape for array in study.arrays("cdrl", "grid.npy")] == [(70, 8, 8, 1)] * 3
+    assert [set(arrays) for arrays in study.arrays("cdrl", "curve.npz")] == [{"grad_evals", "value"}] * 3
+    assert study.arrays("cdrl", "other.npy") == []
     assert study.seed_values(study.measured("fd").iloc[0]) == [1.0, 1.1, 1.2]
     assert study.metrics("cdrl", 0)["iteration"].tolist() == [1]
-    for missing in (("cdrl", 7, "grid.npy"), ("cdrl", 0, "other.npy"), ("nothing", 0, "grid.npy")):
-        with pytest.raises(MissingArray):
-            study.array(*missing)
+    with pytest.raises(MissingArray):
+        study.arrays("nothing", "grid.npy")
 
 
 def test_nothing_measured_is_no_figure(results: Path) -> None:
