@@ -2,8 +2,8 @@
 
 The file is a table of quotations. ``status`` says what each is worth: "confirmed" by a public text, "unconfirmed"
 (commonly quoted, no text at hand), or "conflicting" (texts disagree). A value may be words ("does not converge").
-``dataset`` and ``metric`` are the papers' words; ``data``, ``against``, ``level``, ``steps`` and ``weight`` say the same
-in this suite's.
+``dataset`` and ``metric`` are the papers' words; ``data``, ``against``, ``level``, ``steps`` and ``weight`` are this
+suite's.
 """
 
 from __future__ import annotations
