@@ -79,8 +79,7 @@ def draw(study: Study) -> list[str]:
         except MissingArray:
             continue
         for name, figure in figures.items():
-            if (study.folder / f"{name}.png").exists() and not study.at_hand:
-                continue
-            style.save(figure, study.folder, name)
-            written.append(name)
+            if figure is not None and (study.at_hand or not (study.folder / f"{name}.png").exists()):
+                style.save(figure, study.folder, name)
+                written.append(name)
     return written

@@ -165,11 +165,16 @@ def _demonstration(results: Path) -> dict[str, Picture] | None:
     folder = next((folder for folder in folders if (folder / "trajectory.png").exists()), None)
     if folder is None:
         return None
-    pictures = {"animation": inlined(folder / "trajectory.png", "Animation: noise becomes images, level by level")}
-    if (folder / "stages.png").exists():
-        alt = "The same images at rest: noise, each level's proposal and refined sample, and the result"
-        pictures["stages"] = inlined(folder / "stages.png", alt, "Noise, proposal and refined sample of every level")
-    if (folder / "energy.png").exists():
-        alt = "The energy network's value along the chains of each level, above the proposal's"
-        pictures["energy"] = inlined(folder / "energy.png", alt, "The energy along the way")
-    return pictures
+    texts = {
+        "trajectory": ("Animation: noise becomes images, level by level", ""),
+        "stages": (
+            "The same images at rest: noise, each level's proposal and refined sample, and the result",
+            "Noise, proposal and refined sample of every level",
+        ),
+        "energy": (
+            "The energy network's value along the chains of each level, above the proposal's",
+            "The energy along the way",
+        ),
+    }
+    files = {name: folder / f"{name}.png" for name in texts}
+    return {name: inlined(file, *texts[name]) for name, file in files.items() if file.exists()}

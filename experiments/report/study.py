@@ -137,6 +137,12 @@ class Study:
             chosen &= self.cells["protocol"] == protocol
         return self.cells[chosen]
 
+    def required(self, metric: str) -> pd.DataFrame:
+        """`measured`. Raises `MissingArray` when nothing is."""
+        if (cells := self.measured(metric)).empty:
+            raise MissingArray(f"{self.name}: nothing is measured yet")
+        return cells
+
     def _evaluations(self, name: str) -> list[dict[str, Any]]:
         for row in self.rows:
             if row["row"] == name:

@@ -15,15 +15,13 @@ from experiments.statistics import interval
 SWITCHES = ("schedule", "shared", "initializer")
 
 
-def draw(study: Study) -> dict[str, Figure]:
+def draw(study: Study) -> dict[str, Figure | None]:
     """``scores``, and as far as they are at hand ``effects``, ``gradients`` and ``initializer``.
 
     Raises:
         MissingArray: nothing is measured.
     """
-    cells = study.measured("fd")
-    if cells.empty:
-        raise MissingArray(f"{study.name}: nothing is measured yet")
+    cells = study.required("fd")
     protocol = str(cells["protocol"].iloc[0])
     figure, axes = style.figure(width=6.6, height=0.8 + 0.34 * len(cells))
     style.logarithmic(axes, "x")
@@ -34,13 +32,8 @@ def draw(study: Study) -> dict[str, Figure]:
         dots=[study.seed_values(cell) for _, cell in cells.iterrows()], xlabel=metric("fd").axis(protocol),
     )  # fmt: skip
     axes.set_xlim(left=0.6 * cells["value"].min(), right=1.6 * cells["value"].max())
-    drawn = {
-        "scores": figure,
-        "effects": effects(study, protocol),
-        "gradients": gradients(study),
-        "initializer": initializer(study),
-    }
-    return {name: figure for name, figure in drawn.items() if figure is not None}
+    parts = {"effects": effects(study, protocol), "gradients": gradients(study), "initializer": initializer(study)}
+    return {"scores": figure, **parts}
 
 
 def effects(study: Study, protocol: str) -> Figure | None:

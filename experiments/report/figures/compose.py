@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from experiments.pictures import tile
 from experiments.report import style
 from experiments.report.figures.common import curve_with_band, show
-from experiments.report.study import MissingArray, Study
+from experiments.report.study import Study
 
 _SERIES = {
     "all_concepts": ("all concepts", "#0072B2", "o"),
@@ -26,10 +26,8 @@ def draw(study: Study) -> dict[str, Figure]:
     Raises:
         MissingArray: nothing is measured.
     """
-    if study.measured("all_concepts").empty:
-        raise MissingArray(f"{study.name}: nothing is measured yet")
+    cells = study.required("all_concepts")
     drawn = {"success": success(study)}
-    cells = study.measured("all_concepts")
     best = str(cells["row"].iloc[int(np.argmax(cells["value"]))])
     kept = study.arrays(best, "compose.npz")
     if kept:

@@ -10,7 +10,7 @@ from experiments import published
 from experiments.metrics import metric
 from experiments.report import style
 from experiments.report.figures.common import curve_with_band, image_grid
-from experiments.report.study import MissingArray, Study
+from experiments.report.study import Study
 
 _SHOWN = (0.0, 1.0, 3.0)
 _NAMED = (0.0, 0.5, 1.0, 2.0, 3.0)
@@ -19,11 +19,9 @@ _NAMED = (0.0, 0.5, 1.0, 2.0, 3.0)
 
 def draw(study: Study) -> dict[str, Figure]:
     """``curve`` and, where samples are at hand, ``samples``. Raises `MissingArray` when nothing is measured."""
-    quality = study.measured("fd").sort_values("weight")
+    quality = study.required("fd").sort_values("weight")
     agreement = study.measured("class_accuracy")
     agreement = agreement if not agreement.empty else study.measured("is")
-    if quality.empty:
-        raise MissingArray(f"{study.name}: nothing is measured yet")
     figure, (left, right) = style.figure(2, width=7.6, height=3.2)
     _over_weight(left, quality, study.scale == "paper")
     if not agreement.empty:

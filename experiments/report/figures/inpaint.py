@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from experiments.pictures import tile
 from experiments.report import style
 from experiments.report.figures.common import effect_plot, show
-from experiments.report.study import MissingArray, Study
+from experiments.report.study import Study
 
 _MEASURED = {
     "hole_mse": "Squared error in the hole, mean ↓",
@@ -24,11 +24,10 @@ _HOLE = np.array([86, 180, 233], np.uint8)
 
 def draw(study: Study) -> dict[str, Figure]:
     """``errors``, and ``completions-<mask>`` where arrays are at hand. Raises `MissingArray` without a measurement."""
-    if study.measured("hole_mse").empty:
-        raise MissingArray(f"{study.name}: nothing is measured yet")
+    masks = study.required("hole_mse")["mask"].unique()
     drawn = {"errors": errors(study)}
     first = study.rows[0]["row"]
-    for mask in study.measured("hole_mse")["mask"].unique():
+    for mask in masks:
         kept = study.arrays(first, f"inpaint-{mask}.npz")
         if kept:
             drawn[f"completions-{mask}"] = completions(kept[0])

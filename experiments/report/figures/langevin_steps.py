@@ -7,15 +7,13 @@ from matplotlib.figure import Figure
 from experiments.metrics import metric
 from experiments.report import style
 from experiments.report.figures.common import curve_with_band
-from experiments.report.study import MissingArray, Study
+from experiments.report.study import Study
 
 
 def draw(study: Study) -> dict[str, Figure]:
     """``steps``. Raises `MissingArray` when nothing is measured."""
-    quality = study.measured("fd").sort_values(["method", "steps"])
+    quality = study.required("fd").sort_values(["method", "steps"])
     multiplier = study.measured("step_multiplier").sort_values(["method", "steps"])
-    if quality.empty:
-        raise MissingArray(f"{study.name}: nothing is measured yet")
     figure, (left, right) = style.figure(2, width=7.4, height=3.1)
     # Without a step there is nothing to search.
     for axes, cells in ((left, quality), (right, multiplier[multiplier["steps"] > 0])):

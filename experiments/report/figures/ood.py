@@ -7,13 +7,11 @@ from matplotlib.figure import Figure
 
 from experiments.report import style
 from experiments.report.figures.common import curve_with_band, image_grid
-from experiments.report.study import MissingArray, Study
+from experiments.report.study import Study
 
 
 def draw(study: Study) -> dict[str, Figure]:
     """``auroc``; where arrays are at hand ``scores`` and ``sets``. Raises `MissingArray` without a measurement."""
-    if study.measured("auroc").empty:
-        raise MissingArray(f"{study.name}: nothing is measured yet")
     drawn = {"auroc": over_levels(study)}
     kept = study.arrays(study.rows[0]["row"], "ood.npz")
     if kept:
@@ -25,7 +23,7 @@ def draw(study: Study) -> dict[str, Figure]:
 
 def over_levels(study: Study) -> Figure:
     """One panel per set, one line per method: AUROC over the level that scores; dashed = chance."""
-    cells = study.measured("auroc").sort_values("level")
+    cells = study.required("auroc").sort_values("level")
     sets = study.measured("auroc")["against"].unique()
     figure, axes = style.figure(len(sets), width=2.0 * len(sets) + 0.6, height=2.7, sharey=True, squeeze=False)
     for place, name in zip(axes[0], sets, strict=True):

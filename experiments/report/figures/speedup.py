@@ -9,16 +9,14 @@ from matplotlib.figure import Figure
 
 from experiments.metrics import metric
 from experiments.report import style
-from experiments.report.study import MissingArray, Study
+from experiments.report.study import Study
 
 _COSTS = {"grad_evals": "Energy-gradient evaluations per sample", "milliseconds": "Milliseconds per sample"}
 
 
 def draw(study: Study) -> dict[str, Figure]:
     """``cost``, with the verdict as its title. Raises `MissingArray` when nothing is measured."""
-    cells = study.measured("fd").sort_values(["method", "steps"])
-    if cells.empty:
-        raise MissingArray(f"{study.name}: nothing is measured yet")
+    cells = study.required("fd").sort_values(["method", "steps"])
     cells = cells.assign(milliseconds=1000 * cells["sample_seconds"] / cells["samples"])
     figure, panels = style.figure(2, width=7.4, height=3.4, sharey=True)
     for axes, (cost, label) in zip(panels, _COSTS.items(), strict=True):
