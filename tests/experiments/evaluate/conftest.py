@@ -34,8 +34,14 @@ class Brightness:
         return Extracted(flat, torch.nn.functional.one_hot(decided, 10).float())
 
 
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The digits classifier, trained once, and reference statistics."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
-def make_run(tmp_path: Path) -> Runs:
+def make_run(tmp_path: Path, weights: Path) -> Runs:
     """Makes an untrained run; ``classes`` labels, ``steps`` Langevin steps."""
 
     def make(classes: int = 0, steps: int = 2) -> TrainedRun:
@@ -57,7 +63,7 @@ def make_run(tmp_path: Path) -> Runs:
             train=data.load("digits", "train"),
             test=data.load("digits", "test").subset(slice(0, 60)),
             protocol=Protocol("fd-digits", "digits", 40, metrics=("fd",)),
-            cache=tmp_path,
+            cache=weights,
         )
 
     return make
