@@ -16,8 +16,9 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,10 +27,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from cdrl import randomness
 from cdrl.conditions import Condition
 from cdrl.errors import UserError
+from cdrl.fast import Engine
 from cdrl.learner import Learner, Optimisation
 from cdrl.method import Meters, Method
 from cdrl.networks import EnergyNet, Initializer
 from cdrl.noise import per_image
+from cdrl.recipe import ImageShape, Recipe, network_arguments
 from cdrl.sampler import index_batches
 
 Predictor = Callable[[Tensor, Tensor], Tensor]
@@ -188,3 +191,24 @@ def flops(network: nn.Module, shape: tuple[int, int, int]) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         shadow(torch.empty(2, *shape, device="meta"), torch.empty(2, device="meta"))  # GroupNorm refuses single values
     return counter.get_total_flops() // 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDPMRecipe(Recipe, DDPMSettings):
+    """The settings with the network and how it is trained; see `cdrl.recipe`. It has no chains for an engine to run.
+
+    Attributes:
+        network: sizes of the U-Net, arguments of `cdrl.networks.Initializer`.
+        energy: sizes of the energy network whose gradient evaluation is the unit of cost; it is never trained.
+        optimisation: how the U-Net is trained.
+    """
+
+    network: Mapping[str, Any] = field(default_factory=dict)
+    energy: Mapping[str, Any] = field(default_factory=dict)
+    optimisation: Optimisation = field(default_factory=Optimisation)
+
+    def _build(self, shape: ImageShape, seed: int, iterations: int, device: torch.device, engine: Engine) -> DDPM:
+        network = Initializer(**network_arguments(shape, self.network)).to(device)
+        reference = EnergyNet(**network_arguments(shape, self.energy))
+        images = (shape.channels, shape.size, shape.size)
+        return DDPM(network, reference, self, self.optimisation, images, seed, iterations)

@@ -9,8 +9,9 @@ is the same chain as training.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from cdrl.method import Meters, Method, rms
 from cdrl.networks import EnergyNet, FrozenEnergy
 from cdrl.networks.energy import evaluate, freeze
 from cdrl.networks.spectral import iterate_all
+from cdrl.recipe import ImageShape, Recipe, network_arguments
 from cdrl.sampler import index_batches
 
 
@@ -132,3 +134,20 @@ class ShortRun(Method):
             image_index=index,
         )
         return self.engine.refine(chain)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShortRunRecipe(Recipe, ShortRunSettings):
+    """The settings with the network and how it is trained; see `cdrl.recipe`.
+
+    Attributes:
+        energy: sizes of the energy network, arguments of `cdrl.networks.EnergyNet`.
+        optimisation: how it is trained.
+    """
+
+    energy: Mapping[str, Any] = field(default_factory=dict)
+    optimisation: Optimisation = field(default_factory=Optimisation)
+
+    def _build(self, shape: ImageShape, seed: int, iterations: int, device: torch.device, engine: Engine) -> ShortRun:
+        energy_net = EnergyNet(**network_arguments(shape, self.energy)).to(device)
+        return ShortRun(energy_net, self, self.optimisation, seed, iterations, engine)

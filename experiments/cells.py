@@ -16,9 +16,10 @@ from experiments import published
 from experiments.files import write_json, write_text
 from experiments.measurement import COLUMNS, Measurement
 from experiments.metrics import metric
-from experiments.provenance import commit, device_name, provenance, resolve_device
+from experiments.provenance import provenance
 from experiments.published import Number
 from experiments.runs.folder import Result, Status
+from experiments.runs.machine import commit, device_name, resolve_device
 from experiments.statistics import interval
 
 if TYPE_CHECKING:

@@ -11,7 +11,6 @@ from typing import Any
 
 from cdrl.errors import UserError
 
-_COUNTS = ("reports", "milestone_samples", "samples", "sample_batch")
 _WORDS = {
     bool: "true or false",
     int: "a whole number",
@@ -22,18 +21,34 @@ _WORDS = {
 }
 
 
-def machinery(scale: Mapping[str, Any], launcher: Mapping[str, Any]) -> None:
-    """Everything in the scale, and how the launcher divides the machine."""
-    for name in _COUNTS:
-        count(f"scale.{name}", scale[name])
-    positive("scale.budget", scale["budget"])
-    seeds("scale.seeds", scale["seeds"])
-    shares = scale["milestones"]
+def scale(settings: Mapping[str, Any]) -> None:
+    """Everything in the scale."""
+    for name in ("reports", "milestone_samples", "samples", "sample_batch"):
+        count(f"scale.{name}", settings[name])
+    budget("scale.budget", settings["budget"])
+    seeds("scale.seeds", settings["seeds"])
+    shares = settings["milestones"]
     if not isinstance(shares, list) or not all(_is_number(share) and 0 < share <= 1 for share in shares):
         raise UserError(f"scale.milestones must be shares of the budget between 0 and 1 such as [0.5], not {shares}")
+
+
+def launcher(settings: Mapping[str, Any]) -> None:
+    """How runs are spread over machines."""
     for name in ("workers", "threads"):
-        if launcher[name] != "auto":
-            count(f"launcher.{name}", launcher[name], "auto or ")
+        if settings[name] != "auto":
+            count(f"launcher.{name}", settings[name], "auto or ")
+    if settings["seconds"] is not None:
+        positive("launcher.seconds", settings["seconds"])
+
+
+def budget(name: str, value: Any) -> None:
+    """A cost, or ``{seconds: s}``."""
+    if isinstance(value, Mapping):
+        if set(value) != {"seconds"}:
+            raise UserError(f"{name} must be a number or {{seconds: s}}, not {dict(value)}")
+        positive(f"{name}.seconds", value["seconds"])
+    else:
+        positive(name, value)
 
 
 def count(name: str, value: Any, instead: str = "") -> None:

@@ -1,43 +1,66 @@
-"""The resolved configuration: Hydra's compose API, with errors a person can read."""
+"""The resolved configuration: Hydra's compose API, with errors a person can read.
+
+A file of ``conf/method`` or ``conf/experiment`` says under ``scales`` what is different at a scale, and an experiment
+under ``choose`` which data or protocol it takes there. Both are handed to Hydra as overrides before the user's own,
+which so have the last word. (Hydra's own pattern for this, one optional file per experiment and scale named by an
+interpolation, cannot choose other groups, and would spread a method over several files.)
+"""
 
 from __future__ import annotations
 
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException, HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from cdrl.errors import UserError
 
 CONF = Path(__file__).parent / "conf"
-_GROUPS = ("experiment", "scale", "data", "metrics")
+_GROUPS = ("experiment", "scale", "data", "metrics", "launcher")
 """The groups whose choice decides which settings there are."""
+_PATHS = frozenset({"runs", "results", "cache", "checkpoint", "data.root", "data.data_cache", "metrics.weights"})
+"""Settings that hold a path, which need not be spelt as Hydra's grammar wants it."""
 
 
 def resolve(overrides: Sequence[str]) -> DictConfig:
     """The configuration of one command line, e.g. ``["experiment=table1", "scale=nano"]``.
 
-    The manifest's own changes for the scale (``experiment.scales.<scale>``) are merged in.
-
     Raises:
         UserError: an unknown group, choice or key, named with its nearest neighbours.
     """
     _check_choices(overrides)
+    chosen = _assignments(overrides)
     try:
+        methods = f"method=[{','.join(choices('method'))}]"
+        changes = _specialisation(chosen.get("experiment", "table1"), chosen.get("scale", "nano"), chosen)
         with initialize_config_dir(config_dir=str(CONF.resolve()), version_base="1.3"):
-            said = [_addable(override, overrides) for override in overrides]
-            config = compose("config", overrides=[*said, *_chosen_by_experiment(overrides)])
-        return _merged_for_scale(config, overrides)
+            config = compose("config", overrides=[methods, *changes, *map(_quoted_path, overrides)])
     except (HydraException, ConfigCompositionException, OmegaConfBaseException) as error:
         raise UserError(_one_line(error, overrides)) from error
+    for name in choices("method"):
+        if not OmegaConf.is_dict((config.methods or {}).get(name)):
+            raise UserError(f"methods.{name} cannot be left out; leave out its rows: experiment.rows.<row>=null")
+    with open_dict(config):
+        for node in (config.experiment, *config.methods.values()):
+            node.pop("scales", None)
+            node.pop("choose", None)
+    return config
+
+
+def text(config: DictConfig) -> str:
+    """The configuration as YAML, interpolations resolved. Raises `UserError` where one leads nowhere."""
+    try:
+        return OmegaConf.to_yaml(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(_one_line(error, ())) from error
 
 
 def plain(config: Any) -> Any:
@@ -45,15 +68,14 @@ def plain(config: Any) -> Any:
     return OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
 
 
-def merged(base: Mapping[str, Any], changes: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """``base`` with ``changes`` laid over it. Raises `UserError` for a key that ``base`` does not have."""
-    target = OmegaConf.create(dict(base))
+def merged(base: DictConfig, changes: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """``base`` with ``changes`` laid over it, resolved. Raises `UserError` for a key that ``base`` does not have."""
+    target = base.copy()
     OmegaConf.set_struct(target, True)
     try:
-        result = OmegaConf.merge(target, OmegaConf.create(dict(changes)))
+        return plain(OmegaConf.merge(target, OmegaConf.create(dict(changes))))
     except OmegaConfBaseException as error:
         raise UserError(f"{where}: {str(error).splitlines()[0]}") from error
-    return plain(result)
 
 
 def digest(value: Any) -> str:
@@ -67,53 +89,84 @@ def choices(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-def _chosen_by_experiment(overrides: Sequence[str]) -> list[str]:
-    """The manifest's own picks of other groups at this scale (``experiment.choose``), where the user picks none."""
-    picks = _of_manifest("choose", overrides)
-    return [f"{group}={choice}" for group, choice in picks.items() if group not in _named(overrides)]
+@lru_cache
+def manifest(name: str) -> DictConfig:
+    """An experiment's file as it is, without anything composed or resolved."""
+    return OmegaConf.load(CONF / "experiment" / f"{name}.yaml")  # type: ignore[return-value]
 
 
-def _addable(override: str, overrides: Sequence[str]) -> str:
-    """An override of what the manifest has at this scale alone (``experiment.scales``) must add it, for Hydra."""
-    where, _, key = override.partition("=")[0].partition(".")
-    changes = OmegaConf.create(_of_manifest("scales", overrides))
-    known = where == "experiment" and key and OmegaConf.select(changes, key) is not None
-    return f"++{override}" if known else override
+def experiments(scale: str) -> list[str]:
+    """The experiments of ``experiment=all`` at a scale, by their ``order``; one may say where it does not belong."""
+    names = [name for name in choices("experiment") if scale in manifest(name).experiment.get("all", _all_scales())]
+    return sorted(names, key=lambda name: (manifest(name).experiment.order, name))
 
 
-def _of_manifest(key: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """What the chosen manifest says under ``key`` for the chosen scale."""
-    named = _named(overrides)
-    manifest = yaml.safe_load((CONF / "experiment" / f"{named.get('experiment', 'table1')}.yaml").read_text())
-    return (manifest["experiment"].get(key) or {}).get(named.get("scale", "nano")) or {}
+def expand(overrides: Sequence[str]) -> list[list[str]]:
+    """The overrides of each experiment that a command line asks for."""
+    every = "experiment=all"
+    if every not in overrides:
+        return [list(overrides)]
+    scale = _assignments(overrides).get("scale", "nano")
+    return [[f"experiment={name}" if word == every else word for word in overrides] for name in experiments(scale)]
 
 
-def _named(overrides: Sequence[str]) -> dict[str, str]:
+def _all_scales() -> list[str]:
+    return choices("scale")
+
+
+def _specialisation(experiment: str, scale: str, chosen: Mapping[str, str]) -> list[str]:
+    """What the files of methods and the experiment say of the scale, as overrides; later ones win."""
+    picks = manifest(experiment).experiment.get("choose", {}).get(scale) or {}
+    changes = [f"{group}={choice}" for group, choice in picks.items() if group not in chosen]
+    for name in choices("method"):
+        scales = OmegaConf.select(OmegaConf.load(CONF / "method" / f"{name}.yaml"), f"scales.{scale}")
+        changes += _as_overrides(f"methods.{name}", scales or {})
+    changes += _as_overrides("methods", manifest(experiment).get("methods") or {})
+    scales = OmegaConf.select(manifest(experiment), f"experiment.scales.{scale}")
+    return changes + list(_as_overrides("experiment", scales or {}))
+
+
+def _as_overrides(key: str, node: Any) -> Iterator[str]:
+    """A configuration node as Hydra overrides, one for each leaf; interpolations stay what they are."""
+    value: Any = OmegaConf.to_container(node) if OmegaConf.is_config(node) else node
+    if isinstance(value, dict) and value:
+        for name, item in value.items():
+            yield from _as_overrides(f"{key}.{name}", item)
+    else:
+        yield f"++{key}={_literal(value)}"
+
+
+def _literal(value: Any) -> str:
+    """A value in Hydra's grammar."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{name}:{_literal(item)}" for name, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(_literal, value)) + "]"
+    if isinstance(value, str):
+        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def _quoted_path(override: str) -> str:
+    key, _, value = override.partition("=")
+    plain_word = value in ("", "null") or value[0] in "'\"$"
+    return override if plain_word or key.lstrip("+") not in _PATHS else f"{key}={_literal(value)}"
+
+
+def _assignments(overrides: Sequence[str]) -> dict[str, str]:
     """Each override's value by its key."""
     return dict(override.lstrip("+").split("=", 1) for override in overrides)
 
 
-def _merged_for_scale(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """The manifest's changes for the scale laid over it; what the command line says of it still has the last word."""
-    changes = (config.experiment.get("scales") or {}).get(config.scale.name)
-    if changes:
-        keys = [override.lstrip("+").partition("=")[0] for override in overrides]
-        said = {key: OmegaConf.select(config, key) for key in keys if key.startswith("experiment.")}
-        OmegaConf.set_struct(config, False)
-        config.experiment = OmegaConf.merge(config.experiment, changes)
-        for key, value in said.items():
-            OmegaConf.update(config, key, value, merge=False)
-        OmegaConf.set_struct(config, True)
-    return config
-
-
 def _check_choices(overrides: Sequence[str]) -> None:
     for override in overrides:
-        name, found, value = override.lstrip("+").partition("=")
+        name, equals, value = override.lstrip("+").partition("=")
         if name.startswith("~"):
             raise UserError(f"'{override}' cannot be taken away; write {name.lstrip('~')}=null to leave it out")
-        if not found:
+        if not equals:
             raise UserError(f"'{override}' is not an override; write key=value, e.g. experiment=table1 scale=nano")
+        if name == "method":
+            raise UserError(f"unknown setting 'method'; set methods.{value}.<key>=… (--cfg job shows all settings)")
         if (CONF / name).is_dir() and value not in choices(name):
             raise UserError(
                 f"unknown {name} '{value}'{_nearest(value, choices(name))}; there are {', '.join(choices(name))}"
@@ -122,16 +175,15 @@ def _check_choices(overrides: Sequence[str]) -> None:
 
 def _one_line(error: Exception, overrides: Sequence[str]) -> str:
     cause = error.__cause__ or error
-    for override in overrides:
-        key = override.lstrip("+").partition("=")[0]
-        if f"'{key}'" in str(error) or (hasattr(cause, "full_key") and str(getattr(cause, "full_key", "")) == key):
+    for key in _assignments(overrides):
+        if f"'{key}'" in str(error) or str(getattr(cause, "full_key", "")) == key:
             return f"unknown setting '{key}'{_nearest(key, _all_keys(overrides))}; --cfg job shows all settings"
     return " ".join(line.strip() for line in str(error).splitlines()[:2]) + " (--cfg job shows all settings)"
 
 
 def _all_keys(overrides: Sequence[str]) -> list[str]:
     """The settings there are with the chosen experiment, scale, data and protocol."""
-    config = resolve([f"{name}={value}" for name, value in _named(overrides).items() if name in _GROUPS])
+    config = resolve([f"{name}={value}" for name, value in _assignments(overrides).items() if name in _GROUPS])
 
     def walk(node: Any, prefix: str) -> list[str]:
         if not isinstance(node, dict):
@@ -143,5 +195,6 @@ def _all_keys(overrides: Sequence[str]) -> list[str]:
 
 
 def _nearest(word: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
+    """A hint: what ends in the word, else what is spelt most like it."""
+    close = [name for name in known if name.endswith(f".{word}")] or difflib.get_close_matches(word, known, n=1)
     return f" (did you mean '{close[0]}'?)" if close else ""

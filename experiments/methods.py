@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, is_dataclass
+from pydoc import ErrorDuringImport, locate
 from typing import Any, ClassVar
 
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import get_class, instantiate
+from hydra.utils import instantiate
 from torch import Tensor
 
 from cdrl import conditions, randomness, released
@@ -31,7 +32,7 @@ def recipe(config: Mapping[str, Any]) -> Recipe:
     try:
         _check_targets(config)
         found = instantiate(config, _convert_="all")
-    except (InstantiationException, ImportError, AttributeError, ValueError, TypeError) as error:
+    except (InstantiationException, ErrorDuringImport, TypeError) as error:
         cause = error.__cause__ or error
         if isinstance(cause, UserError):
             raise cause from None
@@ -43,8 +44,8 @@ def recipe(config: Mapping[str, Any]) -> Recipe:
 
 def _check_targets(node: Any) -> None:
     if isinstance(node, Mapping):
-        if "_target_" in node and not is_dataclass(get_class(node["_target_"])):
-            raise TypeError(f"_target_ {node['_target_']} is no dataclass")
+        if "_target_" in node and not is_dataclass(locate(str(node["_target_"]))):
+            raise TypeError(f"_target_ '{node['_target_']}' names no dataclass")
         for value in node.values():
             _check_targets(value)
 

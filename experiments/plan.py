@@ -1,8 +1,8 @@
-"""From a manifest to what has to be done: rows, training runs, evaluations, and what of it is missing.
+"""From a manifest to what has to be done: rows, runs and evaluations, what of it is missing, and what it costs.
 
-A training run is a pure function of (data, method, budget, seed), and an evaluation of (run, its settings, protocol):
-both live in folders named by the hash of exactly that. So experiments share what they can, and the same command finds
-its own work.
+A run is a pure function of (data, method, budget, seed), and an evaluation of (run, its settings, protocol): both live
+in folders named by the hash of exactly that. So experiments share what they can, and the same command finds its own
+work.
 """
 
 from __future__ import annotations
@@ -20,56 +20,42 @@ from omegaconf import DictConfig, OmegaConf
 from cdrl.errors import UserError
 from experiments import checks
 from experiments.configuration import digest, merged, plain, resolve
-from experiments.data import at_hand, place
-from experiments.files import read_json
-from experiments.methods import UNTRAINED
-
-
-@dataclass(frozen=True)
-class Run:
-    """One method trained once: its folder and everything that determines it."""
-
-    folder: Path
-    config: dict[str, Any]
-    seed: int
-
-    @property
-    def status(self) -> str:
-        """``missing``, ``started``, ``finished`` or ``diverged``."""
-        if self.config["method"]["kind"] in UNTRAINED:
-            return "finished"
-        path = self.folder / "status.json"
-        if path.exists():
-            return read_json(path)["status"]
-        return "started" if (self.folder / "config.json").exists() else "missing"
-
-    @property
-    def done(self) -> bool:
-        return self.status in ("finished", "diverged")
+from experiments.data import DataSettings, at_hand
+from experiments.evaluate import scores_samples
+from experiments.metrics import Protocol, Statistics
+from experiments.runs.folder import EvaluationFolder, RunFolder, RunSettings
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """One way of looking at a run."""
 
-    run: Run
+    run: RunFolder
+    run_settings: RunSettings
     settings: dict[str, Any]
 
     @property
-    def folder(self) -> Path:
-        return self.run.folder / "eval" / f"{self.settings['kind']}-{digest(self.settings)}"
+    def folder(self) -> EvaluationFolder:
+        return self.run.evaluation(self.settings)
 
     @property
-    def done(self) -> bool:
-        return (self.folder / "result.json").exists()
+    def seed(self) -> int:
+        return self.run_settings.seed
 
 
 @dataclass(frozen=True)
 class Job:
-    """What one process does: finish a run, then look at it."""
+    """What one process does: finish a run, then evaluate it."""
 
-    run: Run
+    run: RunFolder
+    settings: RunSettings
     evaluations: tuple[Evaluation, ...]
+
+    def want(self) -> None:
+        """Write what is wanted into the run's folder. Raises `UserError` where it cannot be written."""
+        self.run.want(self.settings)
+        for evaluation in self.evaluations:
+            evaluation.folder.want(evaluation.settings)
 
 
 @dataclass(frozen=True)
@@ -85,43 +71,69 @@ class Row:
 
 @dataclass(frozen=True)
 class Plan:
-    """An experiment at a scale."""
+    """An experiment at a scale.
+
+    Attributes:
+        name, scale: of the experiment.
+        title, question, figures, order: as in its manifest.
+        rows: of its table.
+        results: where tables and figures go.
+        config: the resolved configuration.
+        changed: settings that are not the experiment's own at this scale, as ``key=value``.
+    """
 
     name: str
     scale: str
     title: str
     question: str
     figures: tuple[str, ...]
+    order: int
     rows: tuple[Row, ...]
     results: Path
     config: dict[str, Any]
     changed: tuple[str, ...] = ()
-    """Settings that are not the experiment's own at this scale, as ``key=value``."""
 
     def jobs(self) -> list[Job]:
         """Every run with its distinct evaluations, in the manifest's order, seeds interleaved."""
         depth = max((len(row.evaluations) for row in self.rows), default=0)
-        return one_a_run(
-            Job(evaluation.run, (evaluation,))
+        return one_per_run(
+            Job(evaluation.run, evaluation.run_settings, (evaluation,))
             for position in range(depth)
             for row in self.rows
             for evaluation in row.evaluations[position : position + 1]
         )
 
     def missing(self) -> list[Job]:
-        """What is left to do; a run that diverged stays as it is, and nothing is measured on it."""
-        left = [Job(job.run, tuple(e for e in job.evaluations if not e.done)) for job in self.jobs()]
-        return [job for job in left if not job.run.done or (job.evaluations and job.run.status == "finished")]
+        """The jobs that are not done; a run that diverged stays as it is, and nothing is measured on it."""
+        pending = []
+        for job in self.jobs():
+            state = job.run.state if job.settings.recipe.trains else "finished"
+            evaluations = tuple(one for one in job.evaluations if not one.folder.done)
+            if state != "diverged" and (state != "finished" or evaluations):
+                pending.append(Job(job.run, job.settings, evaluations))
+        return pending
+
+    def statistics(self) -> list[Statistics]:
+        """The reference statistics that evaluations need and nobody has made."""
+        needed: dict[Path, Statistics] = {}
+        for job in self.missing():
+            for evaluation in job.evaluations:
+                if scores_samples(evaluation.settings["kind"]):
+                    protocol = Protocol.from_config(evaluation.settings["metrics"])
+                    made = Statistics(protocol, job.settings.data, Path(self.config["cache"]))
+                    needed.setdefault(made.folder.path, made)
+        return [made for made in needed.values() if not made.done]
 
 
-def one_a_run(jobs: Iterable[Job]) -> list[Job]:
-    """The same work in their order, one job a run with its distinct evaluations."""
-    found: dict[Path, tuple[Run, dict[Path, Evaluation]]] = {}
+def one_per_run(jobs: Iterable[Job]) -> list[Job]:
+    """The same work in its order, one job per run with its distinct evaluations."""
+    merged_jobs: dict[Path, Job] = {}
     for job in jobs:
-        _, known = found.setdefault(job.run.folder, (job.run, {}))
-        for evaluation in job.evaluations:
-            known.setdefault(evaluation.folder, evaluation)
-    return [Job(run, tuple(known.values())) for run, known in found.values()]
+        known = merged_jobs.setdefault(job.run.path, Job(job.run, job.settings, ()))
+        folders = {evaluation.folder for evaluation in known.evaluations}
+        new = tuple(evaluation for evaluation in job.evaluations if evaluation.folder not in folders)
+        merged_jobs[job.run.path] = Job(job.run, job.settings, known.evaluations + new)
+    return list(merged_jobs.values())
 
 
 def make_plan(config: DictConfig) -> Plan:
@@ -130,21 +142,25 @@ def make_plan(config: DictConfig) -> Plan:
     Raises:
         UserError: a row names an unknown method or setting, or a setting does not fit.
     """
-    checks.machinery(plain(config.scale), plain(config.launcher))  # before what is interpolated from the scale
+    # The scale comes first: the rest may be interpolated from it.
+    checks.scale(plain(config.scale))
+    checks.launcher(plain(config.launcher))
     everything = plain(config)
     experiment = everything["experiment"]
     own = _own(experiment["name"], everything["scale"]["name"])
     for group in ("experiment", "data", "metrics"):
         checks.like(group, everything[group], own[group])
+
     changed = changes(everything)
-    rows = [row for name, row in experiment["rows"].items() if row for row in _expanded(name, row)]
+    rows = [row for name, row in experiment["rows"].items() if row for row in _swept(name, row)]
     return Plan(
         name=experiment["name"],
         scale=everything["scale"]["name"],
         title=experiment["title"],
         question=experiment["question"],
         figures=tuple(experiment["figures"]),
-        rows=tuple(_row(everything, name, row) for name, row in rows),
+        order=experiment["order"],
+        rows=tuple(_row(config, everything, name, row) for name, row in rows),
         results=_results(everything, changed),
         config=everything,
         changed=changed,
@@ -152,15 +168,16 @@ def make_plan(config: DictConfig) -> Plan:
 
 
 def changes(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """What of a configuration is not its experiment's own at its scale, as ``key=value``; null is "none".
+    """The settings that are not the experiment's own at its scale, as ``key=value``; null is "none".
 
     Where data, runs and results are, and what they are computed on, does not count.
     """
     own = _determining(_own(config["experiment"]["name"], config["scale"]["name"]))
     asked = _determining(config)
-    gone = tuple(f"{key}." for key, value in asked.items() if value is None and key not in own)
-    keys = [key for key in {**asked, **own} if (key in own, own.get(key)) != (key in asked, asked.get(key))]
-    return tuple(f"{key}={json.dumps(asked.get(key))}" for key in keys if not key.startswith(gone))
+    nulls = tuple(f"{key}." for key, value in asked.items() if value is None and key not in own)
+    absent = object()
+    different = [key for key in {**asked, **own} if own.get(key, absent) != asked.get(key, absent)]
+    return tuple(f"{key}={json.dumps(asked.get(key))}" for key in different if not key.startswith(nulls))
 
 
 @lru_cache
@@ -194,46 +211,68 @@ def _results(config: Mapping[str, Any], changed: tuple[str, ...]) -> Path:
     return Path("results") / name / (f"{scale}-{digest(changed)[:6]}" if changed else scale)
 
 
-def _expanded(name: str, row: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+def _swept(name: str, row: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """A row, or one per value of its sweep."""
-    sweep = row.get("sweep")
-    if not sweep:
+    if not (sweep := row.get("sweep")):
         return [(name, row)]
     rows = []
     for value in sweep["values"]:
-        single = copy.deepcopy({key: item for key, item in row.items() if key != "sweep"})
-        node = OmegaConf.create(single)
+        node = OmegaConf.create(copy.deepcopy({key: item for key, item in row.items() if key != "sweep"}))
         OmegaConf.update(node, sweep["key"], value, force_add=True)
         single = plain(node)
         single["label"] = sweep.get("label", "{}").format(value)
         if single.get("published"):
-            single["published"] = {key: text.format(value) for key, text in single["published"].items()}
+            single["published"] = {
+                key: text.format(value) if isinstance(text, str) else text for key, text in single["published"].items()
+            }
         rows.append((f"{name}-{value}", single))
     return rows
 
 
-def _row(config: Mapping[str, Any], name: str, row: dict[str, Any]) -> Row:
-    if row["method"] not in config["methods"]:
-        raise UserError(f"row '{name}': unknown method '{row['method']}'; there are {', '.join(config['methods'])}")
-    scale, own = config["scale"], _own(config["experiment"]["name"], config["scale"]["name"])["methods"]
-    method = merged(config["methods"][row["method"]], row.get("train") or {}, f"row '{name}'")
+def _row(config: DictConfig, everything: Mapping[str, Any], name: str, row: dict[str, Any]) -> Row:
+    if row["method"] not in config.methods:
+        raise UserError(f"row '{name}': unknown method '{row['method']}'; there are {', '.join(config.methods)}")
+
+    # What the row trains, and on what.
+    own = _own(config.experiment.name, config.scale.name)["methods"]
+    method = merged(config.methods[row["method"]], row.get("train") or {}, f"row '{name}'")
     checks.like(f"methods.{row['method']}", method, own.get(row["method"]))
-    data = merged(config["data"], row.get("data") or {}, f"row '{name}'")
-    checks.positive(f"row '{name}': budget", row.get("budget", 1.0))
-    budget = round(scale["budget"] * row.get("budget", 1.0))
-    checks.count(f"row '{name}': scale.budget", budget)
     checks.count(f"row '{name}': batch_size", method.get("batch_size", 1))
-    settings = _evaluation(config, row["evaluate"])
-    seeds = row.get("seeds") or scale["seeds"]
+    data = DataSettings(**merged(config.data, row.get("data") or {}, f"row '{name}'"))
+    budget = _budget(f"row '{name}'", everything["scale"]["budget"], row.get("budget", 1.0))
+
+    # How it is evaluated, once per seed.
+    evaluation = _evaluation(everything, row["evaluate"])
+    seeds = row.get("seeds") or everything["scale"]["seeds"]
     checks.seeds(f"row '{name}': seeds", seeds)
-    runs = [_run(config, row["method"], method, data, budget, seed) for seed in seeds]
+    evaluations = []
+    for seed in seeds:
+        settings = RunSettings(
+            data=data,
+            method=method,
+            budget=budget,
+            reports=everything["scale"]["reports"],
+            milestones=tuple(everything["scale"]["milestones"]),
+            seed=seed,
+        )
+        folder = settings.folder(Path(everything["runs"]), row["method"])
+        evaluations.append(Evaluation(folder, settings, evaluation))
     return Row(
         id=name,
         label=row.get("label") or method["label"],
         method=row["method"],
         published=row.get("published"),
-        evaluations=tuple(Evaluation(run, settings) for run in runs),
+        evaluations=tuple(evaluations),
     )
+
+
+def _budget(where: str, whole: Any, share: Any) -> int | dict[str, float]:
+    """A row's share of the scale's budget."""
+    checks.positive(f"{where}: budget", share)
+    if isinstance(whole, Mapping):
+        return {"seconds": whole["seconds"] * share}
+    checks.count(f"{where}: scale.budget", round(whole * share))
+    return round(whole * share)
 
 
 def _evaluation(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -241,24 +280,9 @@ def _evaluation(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[
     scale = config["scale"]
     shared = {"samples": scale["samples"], "batch": scale["sample_batch"], "metrics": config["metrics"]}
     if "optional" in settings:  # what is at hand now, by name: an evaluation without them is another one
-        cache = config["data"]["data_cache"]
-        settings = {**settings, "outside": [*settings["outside"], *at_hand(settings["optional"], cache)]}
-        settings.pop("optional")
+        others = at_hand(settings["optional"], config["data"]["data_cache"])
+        settings = {key: value for key, value in settings.items() if key != "optional"}
+        settings["outside"] = [*settings["outside"], *others]
     if settings.get("curve"):
         shared["milestone_samples"] = scale["milestone_samples"]
     return {**shared, **settings}
-
-
-def _run(
-    config: Mapping[str, Any], name: str, method: dict[str, Any], data: dict[str, Any], budget: int, seed: int
-) -> Run:
-    location = {key: value for key, value in data.items() if key not in ("root", "data_cache")}
-    if data["name"] == "folder":  # any other name is one known data set, wherever it lies
-        location["root"] = str(place("folder", data["root"]).root.absolute())
-    scale = {key: config["scale"][key] for key in ("reports", "milestones")}
-    settings = {key: value for key, value in method.items() if key != "label"}
-    identity = {"data": location, "method": settings, "budget": budget, "scale": scale}
-    if method["kind"] in UNTRAINED:
-        identity = {"data": location, "method": settings}
-    folder = Path(config["runs"]) / data["name"] / name / digest(identity) / f"seed{seed}"
-    return Run(folder, {"data": data, "method": method, "budget": budget, "scale": scale}, seed)

@@ -1,354 +1,204 @@
-"""Carry out plans: start what is missing, a few processes at a time, show progress, survive interruption."""
+"""Carry out plans: write what is wanted into folders, hand them to an engine, write results as folders fill."""
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import threading
+import math
 import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from cdrl.errors import UserError
-from experiments.plan import Job, Plan, one_a_run
-from experiments.provenance import commit, resolve_device
+from experiments import configuration
+from experiments.cells import check_writable, write_results
+from experiments.estimate import print_plan
+from experiments.plan import Job, Plan, make_plan, one_per_run
+from experiments.report import build_experiment
+from experiments.runs.engines import Handle, engine
+from experiments.runs.machine import commit
+from experiments.runs.progress import Board, Item
+from experiments.runs.work import Order
 
-EVALUATION_SHARE = 0.1
-"""What an evaluation is taken to cost, as a share of the longest training."""
-_PLAIN_EVERY = 15.0
-_PATIENCE = 60.0
-"""Seconds that a worker has to keep a checkpoint."""
+UNFINISHED = 75
+"""The exit code of a command whose ``launcher.seconds`` are over before its work is."""
+_SECONDS_BETWEEN_LOOKS = 0.2
 
 
-@dataclass
-class _Active:
-    """A job that a worker is doing."""
+def run(overrides: Sequence[str], *, show_config: bool = False, detach: bool = False) -> int:
+    """``cdrl run``: everything from a command line to tables and figures.
 
-    job: Job
-    task: TaskID
-    training: float
-    """Work to train, see `_training`; ``size``, ``done`` and ``started_at`` are in its units."""
-    size: float
-    """All work to do."""
-    done: float = 0.0
-    started_at: float | None = None
-    """What was done when the worker first reported: work of an earlier call."""
-    text: str = ""
-    over: bool = False
-    error: str | None = None
+    Args:
+        overrides: e.g. ``["experiment=table1", "scale=nano"]``.
+        show_config: print the resolved configuration and stop.
+        detach: hand the work to a queue and leave.
+
+    Returns:
+        The exit code: 0 done (or submitted), `UNFINISHED` when time was over.
+
+    Raises:
+        UserError: a mistake in the command line, or a run that failed.
+    """
+    detached = ["launcher.detach=true"] if detach else []
+    commands = configuration.expand([*overrides, *detached])
+    configs = [configuration.resolve(command) for command in commands]
+    if show_config:
+        for config in configs:
+            print(configuration.text(config))
+        return 0
+    plans = [make_plan(config) for config in configs]
+    if plans[0].config["plan"]:
+        for one in plans:
+            print_plan(one)
+        return 0
+
+    for one in plans:
+        check_writable(one)
+    written: list[str] = []
+
+    def write(one: Plan) -> None:
+        command = ["cdrl", "run", *commands[plans.index(one)]]
+        folder = write_results(one, command)
+        written.append(f"{build_experiment(folder)}\nwritten to {folder}")
+
+    try:
+        finished = carry_out(plans, write)
+    finally:  # not while progress is on the screen
+        for text in written:
+            Console().print(text, markup=False, highlight=False, soft_wrap=True)
+    return 0 if finished else UNFINISHED
+
+
+def plan(overrides: Sequence[str]) -> int:
+    """``cdrl plan``: what there is to do and what it costs; nothing is written."""
+    return run([*overrides, "plan=true"])
 
 
 @dataclass(eq=False)
-class _Worker:
-    """A process that does one job after another: starting one takes as long as a small evaluation."""
+class _Ordered:
+    """Something handed to the engine."""
 
-    process: subprocess.Popen[str]
-    active: _Active | None = None
-    errors: list[str] = field(default_factory=list)
-    """The last lines of its standard error."""
-    listeners: list[threading.Thread] = field(default_factory=list)
-
-    @property
-    def idle(self) -> bool:
-        return self.active is None and self.process.poll() is None
+    handle: Handle
+    item: Item
 
 
-def carry_out(plans: Sequence[Plan], complete: Callable[[Plan], None]) -> None:
-    """Run every missing job of plans that share everything but their experiment.
+def carry_out(plans: Sequence[Plan], complete: Callable[[Plan], None]) -> bool:
+    """Do what is missing of plans that share everything but their experiment.
 
     Args:
-        complete: called for each plan as soon as nothing of it is left to do.
+        complete: called for each plan as soon as it is complete.
+
+    Returns:
+        Whether all is done; else time was over, or the work was left to a queue.
 
     Raises:
-        UserError: a job failed. After a mistake that the user can mend no other is started; after a crash all are.
+        UserError: a job failed. After a mistake that the user can mend no other is begun; after a crash all are.
         KeyboardInterrupt: after the running jobs have kept their checkpoints.
     """
-    left = list(plans)
+    incomplete = list(plans)
 
-    def look() -> None:
-        for plan in [plan for plan in left if not plan.missing()]:
-            left.remove(plan)
-            complete(plan)
+    def write_complete_ones() -> None:
+        for one in [one for one in incomplete if not one.missing()]:
+            incomplete.remove(one)
+            complete(one)
 
-    look()
-    if not left:
-        return
-    jobs, config = one_a_run(job for plan in left for job in plan.missing()), plans[0].config
-    device = resolve_device(config["device"])
-    workers, threads = parallelism(config["launcher"], device, len(jobs))
-    title = f"{plans[0].name if len(plans) == 1 else 'all'} ({plans[0].scale})"
-    _Pool(title, jobs, config, device, workers, threads, look).run()
-    look()
-    if left:
-        raise UserError(f"{left[0].name} is not complete: something took its results away; the same command goes on")
+    write_complete_ones()
+    if not incomplete:
+        return True
 
-
-def parallelism(launcher: dict[str, Any], device: str, jobs: int) -> tuple[int, int]:
-    """(runs at a time, CPU threads each)."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = launcher["workers"]
-    if workers == "auto":
-        workers = 1 if device.startswith("cuda") else cores
-    workers = max(1, min(int(workers), jobs))
-    threads = launcher["threads"]
-    return workers, max(1, cores // workers) if threads == "auto" else int(threads)
-
-
-class _Pool:
-    """The jobs, at most ``workers`` of them alive; ``look`` is called after each."""
-
-    def __init__(
-        self,
-        title: str,
-        jobs: Sequence[Job],
-        config: Mapping[str, Any],
-        device: str,
-        workers: int,
-        threads: int,
-        look: Callable[[], None],
-    ) -> None:
-        self.title, self.config, self.device, self.look = title, config, device, look
-        self.most, self.threads, self.commit = workers, threads, commit()
-        self.total, self.finished = len(jobs), 0
-        self.waiting = deque(zip(jobs, _training(jobs), strict=True))
-        self.workers: list[_Worker] = []
-        self.mistakes: list[str] = []
-        self.crashes: list[str] = []
-        self.begin = time.monotonic()
-        self.first_heard: float | None = None
-        """When work began: starting the first processes says nothing of the time that is left."""
-        self.work_done = 0.0
-        self.console = Console(stderr=True)
-        self.bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[text]}"),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
-        self.overall = self.bars.add_task(self.title, total=self.total, text="")
-
-    @property
-    def active(self) -> list[_Active]:
-        return [worker.active for worker in self.workers if worker.active is not None]
-
-    def run(self) -> None:
-        self.console.print(
-            f"{self.title}: {self.total} runs to do on {self.device}, "
-            f"{self.most} at a time, {self.threads} CPU threads each; Ctrl-C keeps everything",
-            highlight=False,
-        )
-        printed = time.monotonic()
-        with self.bars:
-            try:
-                while self.waiting or self.active:
-                    self._start_some()
-                    self._collect()
-                    if not self.console.is_terminal and time.monotonic() - printed > _PLAIN_EVERY:
-                        printed = time.monotonic()
-                        self._print_plain()
-                    time.sleep(0.1)
-            except KeyboardInterrupt:
-                self.console.print("stopping: the running jobs keep a checkpoint …", highlight=False)
-                raise
-            finally:
-                self._dismiss(self.workers)
-        if failed := self.mistakes + self.crashes:
-            raise UserError(failed[0] + (f" ({len(failed)} runs failed)" if len(failed) > 1 else ""))
-
-    def _start_some(self) -> None:
-        if self.mistakes:
-            self.waiting.clear()
-        while self.waiting and len(self.active) < self.most:
-            worker = next((worker for worker in self.workers if worker.idle), None) or self._hire()
-            self._give(worker, *self.waiting.popleft())
-        if not self.waiting:
-            self._dismiss([worker for worker in self.workers if worker.idle])
-
-    def _hire(self) -> _Worker:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "experiments.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=self._environment(),
-            start_new_session=True,  # Ctrl-C reaches the parent alone, which then stops its children in order
-        )
-        worker = _Worker(process)
-        for listen in (self._listen, self._listen_errors):
-            worker.listeners.append(threading.Thread(target=listen, args=(worker,), daemon=True))
-            worker.listeners[-1].start()
-        self.workers.append(worker)
-        return worker
-
-    def _give(self, worker: _Worker, job: Job, training: float) -> None:
-        description = described(job, self.config, self.commit, self.device, self.threads)
-        try:
-            job.run.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"cannot write to {job.run.folder} ({error.strerror}); choose another folder: runs=…"
-            ) from error
-        name, size = f"  {job.run.folder.parts[-3]} seed {job.run.seed}", _size(job, training)
-        worker.active = _Active(job, self.bars.add_task(name, total=size, text="starting"), training, size)
-        worker.errors.clear()
-        assert worker.process.stdin is not None
-        worker.process.stdin.write(json.dumps(description) + "\n")
-        worker.process.stdin.flush()
-
-    def _environment(self) -> dict[str, str]:
-        cache = Path(self.config["cache"]).absolute() / "inductor"
-        threads = str(self.threads)
-        return {
-            "TORCHINDUCTOR_CACHE_DIR": str(cache),
-            **os.environ,
-            "OMP_NUM_THREADS": threads,
-            "MKL_NUM_THREADS": threads,
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")])),
-        }
-
-    def _listen(self, worker: _Worker) -> None:
-        assert worker.process.stdout is not None
-        for line in worker.process.stdout:
-            try:
-                facts = json.loads(line)
-            except json.JSONDecodeError:
-                worker.errors.append(line.rstrip())
-                continue
-            if worker.active is not None:
-                self._hear(worker.active, facts)
-
-    def _listen_errors(self, worker: _Worker) -> None:
-        assert worker.process.stderr is not None
-        for line in worker.process.stderr:
-            worker.errors.append(line.rstrip())
-            del worker.errors[:-200]
-
-    def _hear(self, active: _Active, facts: dict[str, Any]) -> None:
-        if "error" in facts:
-            active.error = facts["error"]
-            return
-        if "over" in facts:
-            active.over = True
-            return
-        if "iteration" in facts:
-            active.done = active.training * facts["iteration"] / facts["iterations"]
-            active.text = f"iteration {facts['iteration']} of {facts['iterations']}"
-        elif "evaluating" in facts:
-            left = len(active.job.evaluations) - facts["number"] - facts["done"]
-            active.done = active.size - EVALUATION_SHARE * left
-            active.text = f"{facts['evaluating']}: {facts['text']}"
-        if active.started_at is None:
-            active.started_at = active.done
-        self.first_heard = self.first_heard or time.monotonic()
-        self.bars.update(active.task, completed=active.done, text=active.text)
-
-    def _collect(self) -> None:
-        for worker in list(self.workers):
-            active = worker.active
-            if active is None or not (active.over or worker.process.poll() is not None):
-                continue
-            self.bars.remove_task(active.task)
-            if active.over:
-                worker.active = None
-                self.finished += 1
-                self.work_done += active.size - (active.started_at or 0.0)
-                self.look()
-            else:
-                self._dismiss([worker])  # and hear all that it said
-                if active.error is not None:
-                    self.mistakes.append(active.error)
-                else:
-                    self.crashes.append(self._crash(worker, active.job))
-                    self.console.print(self.crashes[-1], style="red", markup=False, highlight=False, soft_wrap=True)
-        completed = self.finished + sum(one.done / one.size for one in self.active)
-        title = f"{self.title} {self.finished}/{self.total}"
-        self.bars.update(self.overall, completed=completed, description=title, text=self._eta())
-
-    def _crash(self, worker: _Worker, job: Job) -> str:
-        log = job.run.folder / "error.log"
-        log.write_text("\n".join(worker.errors) + "\n")
-        last = next((line for line in reversed(worker.errors) if line.strip()), "no message")
-        return f"a run stopped unexpectedly ({last.strip()}); details in {log}; the same command tries again"
-
-    def _eta(self) -> str:
-        done = self.work_done + sum(one.done - (one.started_at or 0.0) for one in self.active)
-        left = sum(_size(*one) for one in self.waiting) + sum(one.size - one.done for one in self.active)
-        if self.first_heard is None or done < 0.02:
-            return "time left: measuring"
-        seconds = left * (time.monotonic() - self.first_heard) / done
-        return f"time left: about {_clock(seconds)}"
-
-    def _print_plain(self) -> None:
-        running = "; ".join(
-            f"{one.job.run.folder.parts[-3]} seed {one.job.run.seed}: {one.text}" for one in self.active
-        )
-        self.console.print(
-            f"[{_clock(time.monotonic() - self.begin)}] {self.finished} of {self.total} done, "
-            f"{self._eta()} ({running})",
-            highlight=False,
-            soft_wrap=True,
-            markup=False,
-        )
-
-    def _dismiss(self, workers: Sequence[_Worker]) -> None:
-        """Tell workers to keep what they have and leave, and wait until they have left."""
-        for worker in workers:
-            assert worker.process.stdin is not None
-            with suppress(BrokenPipeError):
-                worker.process.stdin.close()
-        deadline = time.monotonic() + _PATIENCE
-        for worker in workers:
-            try:
-                worker.process.wait(max(0.1, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                worker.process.send_signal(signal.SIGKILL)
-            for listener in worker.listeners:
-                listener.join(1.0)
-        self.workers = [worker for worker in self.workers if worker not in workers]
-
-
-def described(job: Job, config: Mapping[str, Any], commit: str, device: str, threads: int) -> dict[str, Any]:
-    """What a worker is told of a job; ``config`` is its plan's."""
-    return {
-        "folder": str(job.run.folder),
-        "config": job.run.config,
-        "seed": job.run.seed,
-        "commit": commit,
-        "device": device,
-        "engine": config["engine"],
-        "threads": threads,
-        "cache": config["cache"],
-        "evaluations": [{"folder": str(e.folder), "settings": e.settings} for e in job.evaluations],
-    }
-
-
-def _training(jobs: Sequence[Job]) -> list[float]:
-    """How long each job will train, in units of the largest budget on its data set."""
-    budgets: list[tuple[str, float]] = [
-        (job.run.config["data"]["name"], 0.0 if job.run.done else job.run.config["budget"]) for job in jobs
+    # What is wanted goes into the folders; reference statistics come first, for all runs need them.
+    config = plans[0].config
+    launcher = config["launcher"]
+    jobs = one_per_run(job for one in incomplete for job in one.missing())
+    statistics = {made.folder.path: made for one in incomplete for made in one.statistics()}
+    for made in statistics.values():
+        made.want()
+    for job in jobs:
+        job.want()
+    deadline = time.time() + launcher["seconds"] if launcher["seconds"] else math.inf
+    common = Order(
+        folder="",
+        device=config["device"],
+        engine=config["engine"],
+        cache=config["cache"],
+        commit=commit(),
+        checkpoint_seconds=config["checkpoint_seconds"],
+        deadline=deadline,
+    )
+    orders = [replace(common, folder=str(path)) for path in statistics]
+    for job in jobs:
+        names = tuple(evaluation.folder.name for evaluation in job.evaluations)
+        orders.append(replace(common, folder=str(job.run.path), evaluations=names))
+    items = [Item(made.name, made.folder) for made in statistics.values()]
+    items += [
+        Item(job.run.name, job.run, training, len(job.evaluations))
+        for job, training in zip(jobs, _training_shares(jobs), strict=True)
     ]
-    return [budget and budget / max(other for data, other in budgets if data == name) for name, budget in budgets]
+
+    # An engine does it; what happens is read from the folders.
+    name = plans[0].name if len(plans) == 1 else "all"
+    board = Board(f"{name} ({plans[0].scale})", items)
+    place = engine(launcher, config["device"], len(orders))
+    board.say(f"{board.title}: {len(jobs)} runs to do {place.description}; Ctrl-C keeps everything")
+    pending = [_Ordered(*pair) for pair in zip(place.submit(orders), items, strict=True)]
+    if launcher.get("detach"):
+        board.say(f"{len(orders)} jobs are submitted and go on by themselves; the same command later collects")
+        return False
+    mistakes: list[str] = []
+    crashes: list[str] = []
+    try:
+        with board:
+            while pending:
+                for ordered in [one for one in pending if one.handle.done()]:
+                    pending.remove(ordered)
+                    ended = ordered.handle.result()
+                    board.end(ordered.item)
+                    if ended.outcome == "done":
+                        write_complete_ones()
+                    elif ended.outcome == "mistake":
+                        mistakes.append(ended.message)
+                    elif ended.outcome == "crash":
+                        crashes.append(_crash(ordered.item, ended.message))
+                        board.say(crashes[-1], style="red")
+                if mistakes or time.time() > deadline:
+                    pending = [one for one in pending if not one.handle.cancel()]
+                    if place.stays and time.time() > deadline:
+                        break
+                board.refresh()
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
+    except KeyboardInterrupt:
+        board.say(
+            "leaving; the jobs stay in their queue" if place.stays else "stopping: the running jobs keep a checkpoint …"
+        )
+        raise
+    finally:
+        place.close()
+
+    if failed := mistakes + crashes:
+        raise UserError(failed[0] + (f" ({len(failed)} runs failed)" if len(failed) > 1 else ""))
+    write_complete_ones()
+    if incomplete and deadline == math.inf:
+        raise UserError(
+            f"{incomplete[0].name} is not complete: something took its results away; the same command goes on"
+        )
+    if incomplete:
+        board.say(f"{launcher['seconds']} seconds are over; the same command goes on")
+    return not incomplete
 
 
-def _size(job: Job, training: float) -> float:
-    return training + EVALUATION_SHARE * len(job.evaluations)
+def _crash(item: Item, message: str) -> str:
+    log = item.folder.path / "error.log"
+    details = f"details in {log}; " if log.exists() else ""
+    return f"{item.name} stopped unexpectedly ({message}); {details}the same command tries again"
 
 
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
+def _training_shares(jobs: Sequence[Job]) -> list[float]:
+    """How long each job will train, as a share of the longest training on its data set."""
+    budgets = []
+    for job in jobs:
+        budget = job.settings.budget
+        cost = float(budget if isinstance(budget, int) else budget["seconds"])
+        trains = job.settings.recipe.trains and job.run.state not in ("finished", "diverged")
+        budgets.append((job.settings.data.name, cost if trains else 0.0))
+    longest = {name: max(cost for other, cost in budgets if other == name) for name, _ in budgets}
+    return [cost / longest[name] if cost else 0.0 for name, cost in budgets]

@@ -1,16 +1,16 @@
 """Scoring images: extractors, metrics, protocols.
 
-A number is defined by its `Protocol`; a `Scorer` turns a stream of images into the protocol's metrics; `inventory` says
-which files the protocols need. Images are pixels 0 … 255, NHWC: uint8, or float32 where the protocol does not round.
+A number is defined by its `Protocol`; a `Scorer` turns a stream of images into the protocol's metrics. Images are
+pixels 0 … 255, NHWC: uint8, or float32 where the protocol does not round.
 """
 
 from __future__ import annotations
 
 from experiments.metrics.distances import Comparison, auroc, inception_score, kernel_distance, precision_recall
-from experiments.metrics.doctor import inventory
 from experiments.metrics.extractors import Extracted, Extractor, build
 from experiments.metrics.frechet import Moments, frechet_distance
 from experiments.metrics.protocols import Protocol
+from experiments.metrics.reference import Statistics
 from experiments.metrics.registry import METRICS, Metric, metric, register
 from experiments.metrics.score import Scorer, to_pixels
 
@@ -23,11 +23,11 @@ __all__ = [
     "Moments",
     "Protocol",
     "Scorer",
+    "Statistics",
     "auroc",
     "build",
     "frechet_distance",
     "inception_score",
-    "inventory",
     "kernel_distance",
     "metric",
     "precision_recall",

@@ -10,6 +10,7 @@
         status.json      how training ended: `Status`
         progress.json    what is being done at the moment: `Progress`
         failure.json     why the last attempt stopped: `Failure`; error.log has the traceback of a crash
+        submission.json  the job of a queue that works here
         lock, stop       held by whoever works here; asks whoever works here to stop
         eval/<kind>-<hash>/
             settings.json    what is wanted of the evaluation, written by the plan
@@ -25,9 +26,10 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -69,14 +71,12 @@ class RunSettings:
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> RunSettings:
         """The inverse of `to_json`."""
-        return cls(
-            **{**record, "data": DataSettings(**record["data"]), "milestones": tuple(record["milestones"])}
-        )
+        return cls(**{**record, "data": DataSettings(**record["data"]), "milestones": tuple(record["milestones"])})
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
-    @property
+    @cached_property
     def recipe(self) -> Recipe:
         """The method's settings, typed. Raises `UserError` where they do not fit."""
         return methods.recipe(self.method)
@@ -172,18 +172,24 @@ class WorkFolder:
         return hash(self.path)
 
     @contextmanager
-    def lock(self, wait: float = 0.0) -> Iterator[None]:
+    def lock(self, wait: float = 0.0, on_lost: Callable[[], None] = lambda: None) -> Iterator[None]:
         """Keeps others from working here; works on file systems without flock.
+
+        A dead owner is taken over at once on the same machine, and after `_LEASE` seconds from another.
 
         Args:
             wait: seconds to wait for the present owner; negative for as long as it takes.
+            on_lost: called from another thread when somebody has taken over, because no sign of life got through.
 
         Raises:
             UserError: another process works here, or the folder cannot be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            with SoftFileLease(self.path / "lock", lease_duration=_LEASE, timeout=wait):
+            lease = SoftFileLease(
+                self.path / "lock", lease_duration=_LEASE, timeout=wait, on_compromise=lambda _: on_lost()
+            )
+            with lease:
                 yield
         except Timeout:
             raise UserError(f"another process is working on {self.path}; wait for it or stop it") from None
@@ -222,6 +228,15 @@ class WorkFolder:
         """Forgets what an earlier attempt left behind."""
         for name in ("failure.json", "stop", "progress.json"):
             (self.path / name).unlink(missing_ok=True)
+
+    def keep_submission(self, facts: Mapping[str, str]) -> None:
+        """Notes the job of a queue that will work here."""
+        write_json(self.path / "submission.json", dict(facts))
+
+    def submission(self) -> dict[str, str] | None:
+        """The job of a queue that was last submitted for this folder."""
+        path = self.path / "submission.json"
+        return read_json(path) if path.exists() else None
 
     def ask_to_stop(self) -> None:
         """Whoever works here keeps a checkpoint and leaves, within a second or two."""
@@ -268,7 +283,7 @@ class RunFolder(WorkFolder):
         try:
             return RunSettings.from_json(read_json(path))
         except (KeyError, TypeError) as error:
-            raise UserError(f"{path} does not describe a run ({error}); delete it; its command makes it again") from None
+            raise UserError(f"{path} describes no run ({error}); delete it; its command makes it again") from None
 
     def evaluation(self, settings: Mapping[str, Any]) -> EvaluationFolder:
         """The folder of an evaluation of this run."""

@@ -1,4 +1,4 @@
-"""`Scorer`, reference statistics and the doctor's list."""
+"""`Scorer` and the statistics it compares with."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from cdrl.errors import UserError
 from experiments.data import load
 from experiments.measurement import COLUMNS
-from experiments.metrics import METRICS, Extracted, Extractor, Metric, Scorer, inventory, metric, protocols, to_pixels
+from experiments.metrics import METRICS, Extracted, Extractor, Metric, Scorer, metric, protocols, to_pixels
 from experiments.metrics.extractors import Pixels
 from experiments.metrics.registry import needs_features
 from experiments.report import tables
@@ -150,22 +150,6 @@ def test_class_metrics_need_classes(digits: Extractor, cache: Path) -> None:
     extractor.classes = 0
     with pytest.raises(UserError, match="knows no classes"):
         Scorer(PROTOCOL, load("digits", "train"), cache, extractor=extractor)
-
-
-def test_the_doctor_lists_every_file(digits: Extractor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CDRL_WEIGHTS", raising=False)
-    items = {item.name: item for item in inventory(tmp_path)}
-    assert items["EfficientNet-Lite0"].state == "ready"
-    assert items["digits classifier"].state == "missing"
-    inception = items["inception-2015-12-05.pt"]
-    assert not inception.present
-    assert inception.needed_for == "fid-clean, fid-legacy-tensorflow"
-    assert "https://" in inception.remedy
-    (tmp_path / "weights").mkdir()
-    (tmp_path / "weights" / inception.name).write_bytes(b"not it")
-    assert {item.name: item.state for item in inventory(tmp_path)}[inception.name] == "wrong"
-    Scorer(PROTOCOL, load("digits", "train"), tmp_path, extractor=digits)
-    assert inventory(tmp_path)[-1].name == "reference statistics"
 
 
 def test_a_new_metric_needs_its_one_entry(

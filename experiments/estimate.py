@@ -1,0 +1,150 @@
+"""``cdrl plan``: what there is to do, what it costs in time and disk, and what is missing for it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from baselines.ddpm import flops
+from cdrl.errors import UserError
+from cdrl.networks import EnergyNet
+from cdrl.recipe import ImageShape, network_arguments
+from experiments import doctor, methods
+from experiments.metrics import Protocol
+from experiments.plan import Job, Plan
+from experiments.runs.folder import RunFolder, RunSettings
+from experiments.runs.machine import cpu_cores, device_name, resolve_device
+from experiments.runs.progress import EVALUATION_SHARE, clock
+
+ASSUMED_FLOPS = {"cpu": 4e10, "cuda": 2e13}
+"""Floating-point operations per second and run where nothing like it has been trained: a CPU thread, a large GPU."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds per unit of cost, and where that is known from."""
+
+    seconds: float
+    source: str
+
+
+def print_plan(plan: Plan) -> None:
+    """The rows, then the sums."""
+    console = Console(highlight=False)
+    table = Table(title=f"{plan.title} ({plan.scale})")
+    for name in ("row", "seed", "budget (gradient evaluations × images)", "run", "evaluation"):
+        table.add_column(name, overflow="fold")
+    for row in plan.rows:
+        for evaluation in row.evaluations:
+            settings = evaluation.run_settings
+            done = "done" if evaluation.folder.done else "missing"
+            trains = settings.recipe.trains
+            table.add_row(
+                row.label,
+                str(evaluation.seed),
+                _budget(settings) if trains else "–",
+                evaluation.run.state if trains else "–",
+                f"{evaluation.settings['kind']}: {done}",
+            )
+    console.print(table)
+    for line in summary(plan):
+        console.print(line, soft_wrap=True, markup=False)
+
+
+def summary(plan: Plan) -> list[str]:
+    """Work, time, disk, and missing data or weights, a line each."""
+    missing = plan.missing()
+    training = [job for job in missing if job.settings.recipe.trains and job.run.state not in ("finished", "diverged")]
+    cost = sum(job.settings.budget for job in training if isinstance(job.settings.budget, int))
+    evaluations = sum(len(job.evaluations) for job in missing)
+    lines = [
+        f"{len(plan.rows)} rows; {len(training)} runs to train ({cost:,} energy-gradient evaluations × images), "
+        f"{evaluations} evaluations to do"
+    ]
+    if missing:
+        lines += [_time(plan, missing, training), _disk(training)]
+    needs: dict[str, None] = {}
+    for job in missing:
+        for evaluation in job.evaluations:
+            protocol = Protocol.from_config(evaluation.settings["metrics"])
+            needs |= dict.fromkeys(doctor.missing_for(job.settings.data, protocol, Path(plan.config["cache"])))
+    return lines + [f"missing: {need}" for need in needs]
+
+
+def _time(plan: Plan, missing: list[Job], training: list[Job]) -> str:
+    """Hours on this machine, from measured paces where there are any."""
+    config = plan.config
+    try:
+        device = resolve_device(config["device"])
+    except UserError as error:
+        return f"time: unknown ({error})"
+    seconds = longest = 0.0
+    sources: dict[str, None] = {}
+    for job in training:
+        budget = job.settings.budget
+        if isinstance(budget, int):
+            pace = _pace(job, Path(config["runs"]), device)
+            spent = pace.seconds * budget
+            sources[pace.source] = None
+        else:
+            spent = budget["seconds"]
+            sources["the budget is in seconds"] = None
+        seconds += spent
+        longest = max(longest, spent)
+    seconds += EVALUATION_SHARE * longest * sum(len(job.evaluations) for job in missing)
+    workers = config["launcher"]["workers"]
+    if workers == "auto":
+        workers = 1 if device.startswith("cuda") else cpu_cores()
+    wall = max(longest, seconds / max(1, min(workers, len(missing))))
+    known = "; ".join(sources) or "nothing to train: evaluations are not estimated"
+    return f"time: about {clock(wall)} on {device_name(device)}, {workers} at a time ({known})"
+
+
+def _pace(job: Job, runs: Path, device: str) -> Pace:
+    """From a finished run of the same settings, else of the same method on the same data, else assumed."""
+    name = device_name(device)
+    folders = sorted(job.run.path.parent.glob("seed*")) + sorted(job.run.path.parent.parent.glob("*/seed*"))
+    for folder in folders:
+        status = RunFolder(folder).status() if (folder / "config.json").exists() else None
+        if status is None or status.device != name or not status.grad_evals:
+            continue
+        other = RunFolder(folder).settings
+        if {**other.method, "label": ""} == {**job.settings.method, "label": ""}:
+            return Pace(status.seconds / status.grad_evals, f"pace measured in {folder}")
+    kind = "cuda" if device.startswith("cuda") else "cpu"
+    _, operations = _size(job.settings)
+    return Pace(operations / ASSUMED_FLOPS[kind], f"assuming {ASSUMED_FLOPS[kind]:.0e} FLOP/s per run, not measured")
+
+
+def _disk(training: list[Job]) -> str:
+    """Two checkpoints while one replaces the other, and the milestones."""
+    total = 0
+    for job in training:
+        parameters, _ = _size(job.settings)
+        total += 4 * parameters * (2 * 4 + len(job.settings.milestones))  # weights, averages and Adam's two moments
+    return f"disk: about {total / 1e9:.2g} GB for checkpoints and milestones" if total else "disk: nothing to train"
+
+
+def _size(settings: RunSettings) -> tuple[int, float]:
+    """Trained parameters, and floating-point operations per unit of cost; runs that differ in their seed share it."""
+    data = settings.data
+    shape = ImageShape(data.image_size, data.channels, data.classes or 0)
+    return _size_of(json.dumps(settings.method, sort_keys=True), shape)
+
+
+@lru_cache
+def _size_of(method: str, shape: ImageShape) -> tuple[int, float]:
+    recipe = methods.recipe(json.loads(method))
+    networks = [learner.network for learner in recipe.build(shape, device="meta").learners.values()]
+    parameters = sum(parameter.numel() for network in networks for parameter in network.parameters())
+    sizes = network_arguments(shape._replace(classes=0), getattr(recipe, "energy", {}))
+    return parameters, 2.0 * flops(EnergyNet(**sizes), (shape.channels, shape.size, shape.size))
+
+
+def _budget(settings: RunSettings) -> str:
+    return f"{settings.budget:,}" if isinstance(settings.budget, int) else f"{settings.budget['seconds']:g} s"

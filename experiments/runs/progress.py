@@ -1,0 +1,186 @@
+"""How far work is, read from the folders it is done in: for the command that ordered it, and for a second terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from cdrl.errors import UserError
+from experiments.runs.folder import RunFolder, WorkFolder
+
+EVALUATION_SHARE = 0.1
+"""What an evaluation is taken to cost, as a share of the longest training."""
+_SECONDS_BETWEEN_LINES = 15.0
+
+
+@dataclass(eq=False)
+class Item:
+    """One order on the board.
+
+    Attributes:
+        name: for people.
+        folder: where the work is done.
+        training: how long it will train, as a share of the longest training.
+        evaluations: how many it will do.
+    """
+
+    name: str
+    folder: WorkFolder
+    training: float = 0.0
+    evaluations: int = 1
+    text: str = ""
+    done: float = 0.0
+    begun_at: float | None = field(default=None, init=False)
+    """What was done when it first reported: work of an earlier command."""
+    task: TaskID | None = field(default=None, init=False)
+
+    @property
+    def size(self) -> float:
+        return self.training + EVALUATION_SHARE * self.evaluations
+
+    def read(self, since: float) -> None:
+        """Look at the folder's progress, unless it is older than ``since``."""
+        progress = self.folder.progress()
+        if progress is None or progress.updated < since:
+            return
+        share = progress.done / max(progress.total, 1e-9)
+        training = progress.phase == "training"
+        self.text = progress.text
+        self.done = share * self.training if training else self.training + share * EVALUATION_SHARE * self.evaluations
+        if progress.phase in ("data", "measuring"):
+            self.done = 0.0
+        elif self.begun_at is None:
+            self.begun_at = self.done
+
+
+class Board:
+    """Bars on a terminal, a plain line now and then elsewhere; with the time left."""
+
+    def __init__(self, title: str, items: Sequence[Item]) -> None:
+        self.title, self.items = title, list(items)
+        self.console = Console(stderr=True)
+        self._waiting = list(items)
+        self._finished = 0
+        self._work_done = 0.0
+        self._started = time.time()
+        self._first_heard: float | None = None
+        """When work began: starting the first processes says nothing of the time that is left."""
+        self._printed = time.monotonic()
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[text]}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self._overall = self._bars.add_task(title, total=len(items), text="")
+
+    def __enter__(self) -> Board:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def say(self, text: str, style: str | None = None) -> None:
+        self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+    def refresh(self) -> None:
+        """Read every folder that somebody works in, and show it."""
+        for item in self._active():
+            item.read(self._started)
+            if item.text and item.task is None:
+                item.task = self._bars.add_task(f"  {item.name}", total=item.size, text="")
+            if item.begun_at is not None:
+                self._first_heard = self._first_heard or time.monotonic()
+            if item.task is not None:
+                self._bars.update(item.task, completed=item.done, text=item.text)
+        completed = self._finished + sum(item.done / item.size for item in self._active())
+        title = f"{self.title} {self._finished}/{len(self.items)}"
+        self._bars.update(self._overall, completed=completed, description=title, text=self._time_left())
+        if not self.console.is_terminal and time.monotonic() - self._printed > _SECONDS_BETWEEN_LINES:
+            self._printed = time.monotonic()
+            running = "; ".join(f"{item.name}: {item.text}" for item in self._active() if item.text)
+            elapsed = clock(time.time() - self._started)
+            self.say(f"[{elapsed}] {self._finished} of {len(self.items)} done, {self._time_left()} ({running})")
+
+    def end(self, item: Item) -> None:
+        """An item's work has ended, well or not."""
+        self._waiting.remove(item)
+        self._finished += 1
+        self._work_done += item.size - (item.begun_at or 0.0)
+        if item.task is not None:
+            self._bars.remove_task(item.task)
+
+    def _active(self) -> list[Item]:
+        return self._waiting
+
+    def _time_left(self) -> str:
+        done = self._work_done + sum(item.done - (item.begun_at or 0.0) for item in self._active())
+        left = sum(item.size - item.done for item in self._active())
+        if self._first_heard is None or done < 0.02:
+            return "time left: measuring"
+        return f"time left: about {clock(left * (time.monotonic() - self._first_heard) / done)}"
+
+
+def watch(paths: Sequence[Path], *, once: bool = False, every: float = 2.0) -> int:
+    """Show the state of every run below the paths, from any terminal or machine that sees them, until Ctrl-C.
+
+    Args:
+        paths: run folders, or folders above them such as ``runs``.
+        once: show it once and return; so does output that is no terminal.
+        every: seconds between looks.
+
+    Returns:
+        The exit code, 0.
+
+    Raises:
+        UserError: there is no run there.
+    """
+    console = Console()
+    table = _table(paths)
+    if once or not console.is_terminal:
+        console.print(table)
+        return 0
+    with Live(table, console=console, auto_refresh=False) as live:
+        while True:
+            live.update(_table(paths), refresh=True)
+            time.sleep(every)
+
+
+def _table(paths: Sequence[Path]) -> Table:
+    folders = [path.parent for start in paths for path in sorted(Path(start).glob("**/config.json"))]
+    if not folders:
+        raise UserError(f"there are no runs in {', '.join(map(str, paths))}; name a folder such as runs")
+    table = Table()
+    for title in ("run", "state", "evaluations", "now", "seen", "where"):
+        table.add_column(title, overflow="fold")
+    for path in folders:
+        run = RunFolder(path)
+        evaluations, progress, failure = run.evaluations(), run.progress(), run.failure()
+        done = sum(evaluation.done for evaluation in evaluations)
+        state = run.state if failure is None else f"{run.state}, stopped"
+        now = seen = where = ""
+        if failure is not None:
+            now = failure.message
+        elif progress is not None and (run.state not in ("finished", "diverged") or done < len(evaluations)):
+            now, where = progress.text, f"{progress.host}, process {progress.pid}"
+            seen = f"{clock(time.time() - progress.updated)} ago"
+        table.add_row("/".join(path.parts[-4:]), state, f"{done}/{len(evaluations)}", now, seen, where)
+    return table
+
+
+def clock(seconds: float) -> str:
+    """``"1 h 05 min"``, ``"3 min 20 s"``, ``"12 s"``."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"

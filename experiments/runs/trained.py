@@ -1,0 +1,67 @@
+"""Trained runs and what training them takes: shapes, lengths, batches; for the work on runs and for commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+import cdrl
+from cdrl import checkpoint
+from cdrl.cooperative import Cooperative
+from cdrl.errors import UserError
+from cdrl.recipe import ImageShape
+from cdrl.sampler import Sampler
+from experiments.data import DeviceBatches, ImageSet, attributes
+from experiments.data.points import PointBatches, PointSet
+from experiments.runs.folder import RunFolder, RunSettings
+
+
+def image_shape(settings: RunSettings, training: ImageSet) -> ImageShape:
+    """What the networks must know of the images; the classes are the labels that a conditional one distinguishes."""
+    if settings.data.concepts:
+        classes = attributes.count(training, settings.data.concepts)
+    else:
+        classes = 2 if settings.data.label_from else training.classes
+    return ImageShape(training.image_size, training.channels, classes)
+
+
+def planned_iterations(settings: RunSettings, shape: ImageShape) -> int:
+    """The iterations that a budget in energy-gradient evaluations pays for; at least one."""
+    assert isinstance(settings.budget, int)
+    probe = settings.recipe.build(shape, device="meta")
+    return max(1, int(settings.budget // (probe.training_cost * settings.recipe.batch_size)))
+
+
+def training_batches(
+    settings: RunSettings, training: ImageSet, device: torch.device
+) -> DeviceBatches | attributes.ConceptBatches | PointBatches:
+    """The batches of a run: points, or images labelled by class, by one attribute, or by concepts."""
+    data, size = settings.data, settings.recipe.batch_size
+    if isinstance(training, PointSet):
+        return PointBatches(training, size, settings.seed, device)
+    label_from = None if data.concepts else data.label_from
+    batches = DeviceBatches(training, size, settings.seed, device, flip=data.flip, label_from=label_from)
+    return attributes.ConceptBatches(batches, data.concepts) if data.concepts else batches
+
+
+def trained_sampler(folder: Path) -> Sampler:
+    """The sampler of a saved model, or of a finished run, on the CPU.
+
+    Raises:
+        UserError: the folder holds neither, a run that diverged, or a method that is no series of energies.
+    """
+    if (folder / "model.json").exists():
+        return cdrl.load(folder).sampler
+    if not (folder / "status.json").exists():
+        raise UserError(
+            f"{folder} is neither a finished run nor a saved model; give one of runs/<data set>/cdrl/…/seed0"
+        )
+    run = RunFolder.open(folder)
+    run.finished()
+    settings = run.settings
+    method = settings.recipe.build(image_shape(settings, settings.data.load("train")), seed=settings.seed)
+    if not isinstance(method, Cooperative):
+        raise UserError(f"{folder} is a run of '{settings.recipe.label}'; only CDRL and DRL have levels to show")
+    method.load_state(checkpoint.load(folder)[0])
+    return method.sampler()
