@@ -5,38 +5,38 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cdrl.errors import UserError
-from experiments.evaluate import Measurement
-from experiments.files import read_json, write_json, write_text
-from experiments.plan import Evaluation, Plan, Row
-from experiments.provenance import commit, device_name, provenance, resolve_device
-from experiments.report import published
+from experiments import published
+from experiments.files import write_json, write_text
+from experiments.measurement import COLUMNS, Measurement
+from experiments.metrics import metric
+from experiments.provenance import provenance
+from experiments.published import Number
+from experiments.runs.folder import Result, Status
+from experiments.runs.machine import commit, device_name, resolve_device
 from experiments.statistics import interval
 
-COLUMNS = (
-    "experiment", "scale", "row", "dataset", "metric", "protocol", "value", "low", "high", "seeds", "samples",
-    "published", "published_status", "verdict", "grad_evals", "train_seconds", "sample_seconds", "device", "commit",
-    "runs", "label", "method", "budget", "note",
-)  # fmt: skip
+if TYPE_CHECKING:
+    from experiments.plan import Plan, Row
+
 _TOLERANCE = 0.05
 """A number within this share of the published one reproduces it; so does an interval no wider that holds it."""
 
 
 def write_results(plan: Plan, command: Sequence[str]) -> Path:
-    """Write cells.csv, rows.json and provenance.json of a plan; returns their folder."""
-    cells = [cell for row in plan.rows for cell in _row_cells(plan, row)]
+    """Write cells.csv, experiment.json and provenance.json of a plan; returns their folder."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(cells)
+    writer.writerows(cell for row in plan.rows for cell in _row_cells(plan, row))
     write_text(plan.results / "cells.csv", text.getvalue())
-    write_json(plan.results / "rows.json", [_row_facts(row) for row in plan.rows])
+    write_json(plan.results / "experiment.json", _facts(plan))
     write_json(plan.results / "provenance.json", provenance(plan, command))
     return plan.results
 
@@ -53,59 +53,96 @@ def check_writable(plan: Plan) -> None:
         ) from error
 
 
-def _row_cells(plan: Plan, row: Row) -> Iterable[dict[str, Any]]:
-    found: dict[tuple[str, str, str, str], list[tuple[Evaluation, Measurement]]] = {}
-    results = [_facts(evaluation.folder / "result.json") for evaluation in row.evaluations]
-    for evaluation, result in zip(row.evaluations, results, strict=True):
-        for measurement in result.get("measurements", ()):
-            dataset = measurement.get("dataset", evaluation.run.config["data"]["name"])
-            key = (measurement.get("row", ""), dataset, measurement["metric"], measurement["protocol"])
-            found.setdefault(key, []).append((evaluation, measurement))
-    shared = _shared_facts(plan, row, results)
-    if not found:
-        yield {**shared, **_nothing_measured(plan, row, diverged=bool(shared["note"]))}
-    for (suffix, dataset, metric, protocol), pairs in found.items():
-        value, low, high = map(float, interval([measurement["value"] for _, measurement in pairs]))
-        named = published.find(row.published, dataset, metric) if row.published else None
+def verdict(plan: Plan, measured: tuple[float, float, float], number: Number | None, protocol: str) -> str:
+    """The verdict of a measured number (mean, low, high; NaN for a run that diverged) on the published one.
+
+    Nothing is reproduced or off unless all that determines the number, protocol and scale among it, is the published
+    one's. An interval that holds the published number counts only where it is narrow enough to mean something.
+    """
+    same = plan.scale == "paper" and not plan.changed
+    if number is None or not number.comparable or not same or protocol not in number.protocols:
+        return "different-scale"
+    value, low, high = measured
+    if number.value is None or math.isnan(value):  # "does not converge"
+        return "reproduced" if number.value is None and math.isnan(value) else "off"
+    allowed = _TOLERANCE * abs(number.value)
+    inside = low <= number.value <= high and high - low <= 2 * allowed
+    return "reproduced" if inside or abs(value - number.value) <= allowed else "off"
+
+
+def _row_cells(plan: Plan, row: Row) -> Iterator[dict[str, Any]]:
+    # What is there: training, evaluations, and their numbers by what they are about.
+    statuses = [evaluation.run.status() for evaluation in row.evaluations]
+    results = [evaluation.folder.result() for evaluation in row.evaluations]
+    data = row.evaluations[0].run_settings.data
+    groups: dict[tuple[Any, ...], list[Measurement]] = {}
+    for measurement in (measurement for result in results if result for measurement in result.measurements):
+        key = (measurement.dataset, measurement.metric, measurement.protocol, *measurement.about().values())
+        groups.setdefault(key, []).append(measurement)
+    shared = _shared_facts(plan, row, statuses, results)
+
+    # One cell for each.
+    for measurements in groups.values():
+        first = measurements[0]
+        dataset = first.dataset or data.name
+        value, low, high = map(float, interval([measurement.value for measurement in measurements]))
+        smallest, largest = metric(first.metric).bounds
+        number = published.find(row.published, dataset, first) if row.published else None
+        seconds = [math.nan if m.seconds is None else m.seconds for m in measurements]
         yield {
             **shared,
-            "row": f"{row.id} {suffix}".strip(),
-            "label": f"{row.label} {suffix}".strip(),
+            **first.about(),
+            "image_size": first.image_size or data.image_size,
             "dataset": dataset,
-            "metric": metric,
-            "protocol": protocol,
+            "metric": first.metric,
+            "protocol": first.protocol,
             "value": value,
-            "low": low,
-            "high": high,
-            "seeds": len(pairs),
-            "samples": pairs[0][1]["samples"],
-            **_beside(named),
-            "verdict": verdict(plan, (value, low, high), named, protocol),
-            "grad_evals": round(pairs[0][1]["grad_evals"], 1) if "grad_evals" in pairs[0][1] else "",
-            "sample_seconds": round(float(np.mean([m.get("seconds", math.nan) for _, m in pairs])), 3),
+            "low": max(low, smallest) if math.isfinite(low) else low,
+            "high": min(high, largest) if math.isfinite(high) else high,
+            "seeds": len(measurements),
+            "samples": first.samples,
+            **_published(number),
+            "verdict": verdict(plan, (value, low, high), number, first.protocol),
+            "grad_evals": "" if first.grad_evals is None else round(first.grad_evals, 1),
+            "sample_seconds": round(float(np.mean(seconds)), 3),
         }
+    if groups:
+        return
+
+    # Nothing is measured: not run yet, or diverged, which is an outcome too.
+    protocol, settings = plan.config["metrics"], row.evaluations[0].settings
+    nothing = Measurement(
+        metric=protocol.get("metrics", ["fd"])[0],
+        protocol=protocol["name"],
+        value=math.nan,
+        samples=0,
+        steps=settings.get("steps"),
+        weight=settings.get("guidance", settings.get("weight")),
+        image_size=data.image_size,
+    )
+    cell = {**shared, **nothing.about(), "dataset": data.name, "metric": nothing.metric, "protocol": nothing.protocol}
+    if shared["note"]:
+        number = published.find(row.published, data.name, nothing) if row.published else None
+        judged = verdict(plan, (math.nan, math.nan, math.nan), number, nothing.protocol)
+        cell |= {**_published(number), "verdict": judged}
+    yield {**cell, "value": math.nan}
 
 
-def _nothing_measured(plan: Plan, row: Row, diverged: bool) -> dict[str, Any]:
-    """The one cell of a row without a number: not run yet, or diverged, which is an outcome too."""
-    dataset, protocol = row.evaluations[0].run.config["data"]["name"], plan.config["metrics"]["name"]
-    named = published.find(row.published, dataset, "fd") if row.published else None
-    about = {"dataset": dataset, "metric": "fd", "protocol": protocol, "value": math.nan}
-    if not diverged:
-        return about
-    return {**about, **_beside(named), "verdict": verdict(plan, (math.nan, math.nan, math.nan), named, protocol)}
-
-
-def _beside(named: published.Number | None) -> dict[str, Any]:
-    return {"published": named.text if named else "", "published_status": named.status if named else ""}
-
-
-def _shared_facts(plan: Plan, row: Row, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    statuses = [_facts(evaluation.run.folder / "status.json") for evaluation in row.evaluations]
-    diverged = [f"seed {e.run.seed} diverged at iteration {s['iterations']}"
-                for e, s in zip(row.evaluations, statuses, strict=True) if s.get("status") == "diverged"]  # fmt: skip
-    seconds = [status["seconds"] for status in statuses if "seconds" in status]
-    made = [*statuses, *results]  # a run and a look at it may be of different commits
+def _shared_facts(
+    plan: Plan, row: Row, statuses: Sequence[Status | None], results: Sequence[Result | None]
+) -> dict[str, Any]:
+    """The columns that all cells of a row share. A run and its evaluation may be of different commits and devices."""
+    ended = [status for status in statuses if status]
+    sources = [source for source in (*statuses, *results) if source]
+    devices, commits = {source.device for source in sources}, {source.commit for source in sources}
+    diverged = [
+        f"seed {evaluation.seed} diverged at iteration {status.iterations}"
+        for evaluation, status in zip(row.evaluations, statuses, strict=True)
+        if status and status.status == "diverged"
+    ]
+    budget = row.evaluations[0].run_settings.budget if ended else 0
+    if not isinstance(budget, int):  # seconds: what they paid for
+        budget = round(float(np.mean([status.grad_evals for status in ended])))
     return {
         "experiment": plan.name,
         "scale": plan.scale,
@@ -114,47 +151,38 @@ def _shared_facts(plan: Plan, row: Row, results: Sequence[dict[str, Any]]) -> di
         "method": row.method,
         "seeds": 0,
         "verdict": "not-run",
-        "budget": row.evaluations[0].run.config["budget"] if seconds else 0,
-        "train_seconds": round(float(np.mean(seconds)), 1) if seconds else 0.0,
-        "device": _all_of("device", made) or device_name(resolve_device(plan.config["device"])),
-        "commit": _all_of("commit", made, " ") or commit(),
-        "runs": " ".join(str(evaluation.run.folder) for evaluation in row.evaluations),
+        "budget": budget,
+        "train_seconds": round(float(np.mean([status.seconds for status in ended])), 1) if ended else 0.0,
+        "device": ", ".join(sorted(devices)) or device_name(resolve_device(plan.config["device"])),
+        "commit": " ".join(sorted(commits)) or commit(),
+        "runs": " ".join(str(evaluation.run.path) for evaluation in row.evaluations),
         "note": "; ".join(diverged),
     }
 
 
-def _all_of(name: str, made: Sequence[dict[str, Any]], between: str = ", ") -> str:
-    return between.join(sorted({facts[name] for facts in made if name in facts}))
+def _published(number: Number | None) -> dict[str, Any]:
+    return {"published": number.text if number else "", "published_status": number.status if number else ""}
 
 
-def verdict(plan: Plan, measured: tuple[float, float, float], named: published.Number | None, protocol: str) -> str:
-    """What a number (mean, low, high; NaN for a run that diverged) says of the published one.
-
-    Nothing is reproduced or off unless all that determines the number, protocol and scale among it, is the published
-    one's. An interval that holds the published number counts only where it is narrow enough to mean something.
-    """
-    same = plan.scale == "paper" and not plan.changed
-    if named is None or not named.comparable or not same or protocol not in named.protocols:
-        return "different-scale"
-    value, low, high = measured
-    if named.value is None or math.isnan(value):  # "does not converge"
-        return "reproduced" if named.value is None and math.isnan(value) else "off"
-    allowed = _TOLERANCE * abs(named.value)
-    held = low <= named.value <= high and high - low <= 2 * allowed
-    return "reproduced" if held or abs(value - named.value) <= allowed else "off"
-
-
-def _facts(path: Path) -> dict[str, Any]:
-    """What a run or an evaluation left; nothing where it has not ended."""
-    return read_json(path) if path.exists() else {}
-
-
-def _row_facts(row: Row) -> dict[str, Any]:
+def _facts(plan: Plan) -> dict[str, Any]:
+    """experiment.json: title, question, figures and order, and where each row's runs are."""
     return {
-        "row": row.id,
-        "label": row.label,
-        "method": row.method,
-        "evaluations": [
-            {"seed": e.run.seed, "folder": str(e.folder), "run": str(e.run.folder)} for e in row.evaluations
+        "name": plan.name,
+        "title": plan.title,
+        "question": plan.question,
+        "figures": list(plan.figures),
+        "order": plan.order,
+        "rows": [
+            {
+                "row": row.id,
+                "label": row.label,
+                "method": row.method,
+                "method_label": row.evaluations[0].run_settings.method.get("label") or row.method,
+                "evaluations": [
+                    {"seed": one.seed, "folder": str(one.folder.path), "run": str(one.run.path)}
+                    for one in row.evaluations
+                ],
+            }
+            for row in plan.rows
         ],
     }

@@ -1,4 +1,7 @@
-"""One measured number with everything it is about, in columns of its own: nothing is ever encoded in a name."""
+"""One measured number with everything it is about, in columns of its own: nothing is ever encoded in a name.
+
+Also the columns of cells.csv, in which numbers of several seeds become one.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,12 @@ from typing import Any
 
 ABOUT = ("level", "steps", "weight", "against", "mask", "image_size", "variant")
 """Columns that tell apart the numbers of one row and metric."""
+COLUMNS = (
+    "experiment", "scale", "row", "dataset", "metric", "protocol", *ABOUT, "value", "low", "high", "seeds", "samples",
+    "published", "published_status", "verdict", "grad_evals", "train_seconds", "sample_seconds", "device", "commit",
+    "runs", "label", "method", "budget", "note",
+)  # fmt: skip
+"""Of cells.csv."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,7 +23,7 @@ class Measurement:
     """A number that an evaluation measured on one run.
 
     Attributes:
-        metric: one of `experiments.metrics.METRICS`.
+        metric: its name, one of `experiments.metrics.METRICS` for a title and a direction.
         protocol: how it was measured; two protocols never share a column.
         value: the number; NaN where it is undefined.
         samples: how many images (or draws, or points) it rests on.
@@ -44,6 +53,10 @@ class Measurement:
     variant: str = ""
     grad_evals: float | None = None
     seconds: float | None = None
+
+    def about(self) -> dict[str, Any]:
+        """The columns `ABOUT`."""
+        return {name: getattr(self, name) for name in ABOUT}
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Measurement:

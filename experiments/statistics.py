@@ -1,4 +1,4 @@
-"""What several training seeds say together."""
+"""Mean and 95 % confidence interval over seeds."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ x_t, and run ``steps`` steps, all levels at once. Measured per level, chains of 
     acceptance      mean acceptance probability
     rhat            split-R̂, the worst over log π and ``pixels`` fixed pixels
     ess             effective sample size per 1,000 steps of one chain, the smallest over the same quantities
-    energy-drift    mean log π of the last tenth minus that of the tenth after the first K steps, in standard deviations
+    energy_drift    mean log π of the last tenth minus that of the tenth after the first K steps, in standard deviations
                     within a chain
 
 Then whole samples with chains of other lengths: the protocol's first metric for the usual length and those in
@@ -38,17 +38,20 @@ from cdrl.networks import FrozenEnergy
 from cdrl.noise import marginal, per_image
 from cdrl.sampler import Sampler
 from experiments import data
-from experiments.evaluate import Measurement, Progress, TrainedRun
-from experiments.metrics import Scorer, to_pixels
+from experiments.evaluate import OnProgress, TrainedRun, samples
+from experiments.measurement import Measurement
+from experiments.metrics import to_pixels
 from experiments.metrics.mixing import effective_sample_size, split_rhat
 
-_LONG_SHARE = 0.5
+SCORES = True
+_CHAINS_SHARE = 0.4
+_PICTURES_SHARE = 0.7
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a batch of chains samples: energies, anchors and step constants, image by image."""
+    """The conditional densities of a batch of chains: energies, anchors and step constants per image."""
 
     energy: FrozenEnergy
     anchor: Tensor
@@ -59,7 +62,7 @@ class Target:
     """1/β_t ``(B,)``, 0 at the top."""
 
     @torch.no_grad()
-    def look(self, y: Tensor) -> tuple[Tensor, Tensor]:
+    def density_and_move(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """log π up to a constant ``(B,)``, and the mean of the next move, like ``y``."""
         with torch.enable_grad():
             y = y.detach().requires_grad_(True)
@@ -72,7 +75,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Trace:
+class Walk:
     """Along chains: ``(steps, B)`` acceptance probabilities and log π, ``(steps, B, pixels)`` pixels."""
 
     acceptance: Array
@@ -80,36 +83,65 @@ class Trace:
     pixels: Array
 
 
-def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: Progress) -> list[Measurement]:
+def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: OnProgress) -> list[Measurement]:
     """See the module's docstring."""
     sampler = run.sampler()
     images, chains, levels = settings["images"], settings["chains"], sampler.schedule.levels
+
+    # Long chains, all levels at once.
     x0 = data.to_float(run.test.images[:images]).to(run.device).repeat_interleave(chains, dim=0).repeat(levels, 1, 1, 1)
     level = torch.arange(1, levels + 1, device=run.device).repeat_interleave(images * chains)
     target, start = conditional(sampler, x0, level, run.seed, same=chains)
-    trace = walk(target, start, settings["steps"], settings["pixels"], run.seed, progress)
-    by_level = {name: _grouped(getattr(trace, name), levels, images, chains) for name in vars(trace)}
+    walked = walk(target, start, settings["steps"], settings["pixels"], run.seed, progress)
+    by_level = {
+        name: np.moveaxis(values.reshape(len(values), levels, images, chains, *values.shape[2:]), 1, 0)
+        for name, values in vars(walked).items()
+    }
     np.savez_compressed(
         out / "chains.npz",
         acceptance=by_level["acceptance"].mean(axis=(2, 3)).astype(np.float32),
         log_density=by_level["log_density"].astype(np.float32),
     )
-    measurements = []
-    for number in range(levels):
-        found = diagnose(
+    measurements = [
+        Measurement(metric=metric, protocol="chains", level=number, value=value, samples=images * chains)
+        for number in range(levels)
+        for metric, value in diagnose(
             by_level["acceptance"][number],
             by_level["log_density"][number],
             by_level["pixels"][number],
             warm_up=sampler.chain.steps,
-        )
-        measurements += [
-            _measurement(name, f"chains-level{number}", value, images * chains) for name, value in found.items()
-        ]
+        ).items()
+    ]
+
+    # Pictures from longer and longer chains.
     if run.seed == settings["pictured"]:
-        np.savez_compressed(out / "long.npz", **_pictures(run, sampler, settings, progress))
-    for steps in (sampler.chain.steps, *settings["scored"]):
-        progress(1.0, f"scoring samples with {steps} steps a level")
-        measurements.append(_scored(run, _longer(sampler, steps), settings))
+        pictures: dict[str, Any] = {}
+        lengths = [sampler.chain.steps, *settings["long"]]
+        for number, steps in enumerate(lengths):
+            share = _CHAINS_SHARE + (_PICTURES_SHARE - _CHAINS_SHARE) * number / len(lengths)
+            progress(share, f"pictures with {steps} steps per level")
+            drawn = _longer(sampler, steps)(torch.arange(settings["pictures"]), run.seed)
+            pictures[str(steps)] = data.to_uint8(drawn).cpu().numpy()
+        np.savez_compressed(out / "long.npz", **pictures)
+
+    # Scores of whole samples.
+    scored = (sampler.chain.steps, *settings["scored"])
+    for number, steps in enumerate(scored):
+        share = _PICTURES_SHARE + (1 - _PICTURES_SHARE) * number / len(scored)
+        progress(share, f"scoring samples with {steps} steps per level")
+        longer = _longer(sampler, steps)
+        batches = longer.batches(settings["samples"], run.seed, None, settings["batch"])
+        value = samples.headline(run, (to_pixels(batch, run.protocol.rounding) for batch in batches))
+        measurements.append(
+            Measurement(
+                metric=run.protocol.metrics[0],
+                protocol=run.protocol.name,
+                value=value,
+                samples=settings["samples"],
+                steps=steps,
+                grad_evals=longer.gradient_evaluations,
+            )
+        )
     return measurements
 
 
@@ -121,7 +153,7 @@ def conditional(sampler: Sampler, x0: Tensor, level: Tensor, seed: int, same: in
         x0: clean images ``(B, C, H, W)``, ``same`` in a row alike.
         level: t in 1 … T, int64 ``(B,)``.
         seed: any integer.
-        same: so many neighbours share their x_t, and differ in their proposals.
+        same: this many consecutive images share one x_t, and differ in their proposals.
     """
     schedule, index = sampler.schedule.to(sampler.device), torch.arange(len(x0), device=sampler.device)
     upper_noise = randomness.normal(randomness.key(seed, "chains/upper"), index // same, sampler.shape)
@@ -129,9 +161,9 @@ def conditional(sampler: Sampler, x0: Tensor, level: Tensor, seed: int, same: in
     start = upper
     with torch.no_grad():
         if sampler.initializer is not None:
-            own = randomness.normal(randomness.key(seed, "chains/proposal"), index, sampler.shape)
+            noise = randomness.normal(randomness.key(seed, "chains/proposal"), index, sampler.shape)
             mean = sampler.initializer(upper, schedule.logsnr[level])
-            start = mean + per_image(schedule.proposal_std[level]) * own
+            start = mean + per_image(schedule.proposal_std[level]) * noise
         energy = sampler.energy_net.frozen(sampler.energy_net.weights(), schedule.logsnr[level - 1])
     target = Target(
         energy=energy,
@@ -143,22 +175,22 @@ def conditional(sampler: Sampler, x0: Tensor, level: Tensor, seed: int, same: in
     return target, start
 
 
-def walk(target: Target, start: Tensor, steps: int, pixels: int, seed: int, progress: Progress) -> Trace:
+def walk(target: Target, start: Tensor, steps: int, pixels: int, seed: int, progress: OnProgress) -> Walk:
     """Uncorrected Langevin steps from ``start``, with the acceptance each would have had."""
     index = torch.arange(len(start), device=start.device)
     streams = randomness.keys(seed, "chains/step", count=steps, device=start.device)
     watched = torch.linspace(0, start[0].numel() - 1, pixels).round().long().to(start.device)
-    y, (value, mean) = start, target.look(start)
+    y, (value, mean) = start, target.density_and_move(start)
     rows: list[tuple[Tensor, Tensor, Tensor]] = []
     for number, stream in enumerate(streams.unbind()):
         moved = mean + target.constants.noise * randomness.normal(stream, index, tuple(y.shape[1:]))
-        new_value, new_mean = target.look(moved)
+        new_value, new_mean = target.density_and_move(moved)
         ratio = new_value - value + _log_move(target, y, new_mean) - _log_move(target, moved, mean)
         rows.append((ratio.clamp(max=0).exp(), new_value, moved.flatten(1)[:, watched].double()))
         y, value, mean = moved, new_value, new_mean
         if number % 100 == 0:
-            progress(_LONG_SHARE * number / steps, f"step {number} of {steps}")
-    return Trace(*(torch.stack(column).cpu().numpy() for column in zip(*rows, strict=True)))
+            progress(_CHAINS_SHARE * number / steps, f"step {number} of {steps}")
+    return Walk(*(torch.stack(column).cpu().numpy() for column in zip(*rows, strict=True)))
 
 
 def diagnose(acceptance: Array, log_density: Array, pixels: Array, warm_up: int) -> dict[str, float]:
@@ -177,7 +209,7 @@ def diagnose(acceptance: Array, log_density: Array, pixels: Array, warm_up: int)
         "acceptance": float(acceptance.mean()),
         "rhat": float(np.mean(rhat)),
         "ess": float(np.mean(size)) * 1000 / (len(tail) * log_density.shape[2]),
-        "energy-drift": float(drift.mean()),
+        "energy_drift": float(drift.mean()),
     }
 
 
@@ -186,35 +218,5 @@ def _log_move(target: Target, to: Tensor, mean: Tensor) -> Tensor:
     return -0.5 * ((to - mean).double() / target.constants.noise).square().sum(dim=(1, 2, 3))
 
 
-def _grouped(values: Array, levels: int, images: int, chains: int) -> Array:
-    """``(steps, B, …)`` → ``(levels, steps, images, chains, …)``."""
-    return np.moveaxis(values.reshape(len(values), levels, images, chains, *values.shape[2:]), 1, 0)
-
-
-def _pictures(run: TrainedRun, sampler: Sampler, settings: dict[str, Any], progress: Progress) -> dict[str, Any]:
-    """uint8 images ``(n, H, W, C)`` by length."""
-    pictures: dict[str, Any] = {}
-    lengths = [sampler.chain.steps, *settings["long"]]
-    for number, steps in enumerate(lengths):
-        progress(_LONG_SHARE + (1 - _LONG_SHARE) * number / len(lengths), f"pictures with {steps} steps a level")
-        images = _longer(sampler, steps)(torch.arange(settings["pictures"]), run.seed)
-        pictures[str(steps)] = data.to_uint8(images).cpu().numpy()
-    return pictures
-
-
 def _longer(sampler: Sampler, steps: int) -> Sampler:
     return replace(sampler, chain=replace(sampler.chain, steps=steps))
-
-
-def _scored(run: TrainedRun, sampler: Sampler, settings: dict[str, Any]) -> Measurement:
-    scorer = Scorer(run.protocol.headline, run.train, run.cache, run.device)
-    for images in sampler.batches(settings["samples"], run.seed, None, settings["batch"]):
-        scorer.update(to_pixels(images, run.protocol.rounding))
-    metric, value = next(iter(scorer.result().items()))
-    found = _measurement(metric, run.protocol.name, value, settings["samples"])
-    found["row"], found["grad_evals"] = f"K = {sampler.chain.steps}", sampler.gradient_evaluations
-    return found
-
-
-def _measurement(metric: str, protocol: str, value: float, samples: int) -> Measurement:
-    return {"metric": metric, "protocol": protocol, "value": value, "samples": samples}

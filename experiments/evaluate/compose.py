@@ -1,11 +1,14 @@
 """Products of concepts: sample every combination, and decide by classifiers whether each concept is there.
 
+Measured on samples: ``all_concepts``, also of the ``all_concepts_rare``; ``concept_shown`` per concept; and
+``one_without_other``. Of every classifier, ``classifier_accuracy`` on held-out real images.
+
 Settings: ``concepts``, the kinds the run was trained on (see `experiments.data.attributes`); ``weight``, w of every
 concept in ``f(y, ∅) + Σ w (f(y, c) − f(y, ∅))``: at 0 nothing is asked for, which gives the rate without composition;
 ``negative_weight``, of the concept to avoid; ``samples``, of each combination; ``batch``; ``rare``: combinations that
-a smaller share of the training images has are also scored by themselves.
+a smaller share of the training images has are rare.
 
-Written to ``compose.npz``: ``images`` (combinations, samples, H, W, C), ``success`` and ``joint`` (one rate a
+Written to ``compose.npz``: ``images`` (combinations, samples, H, W, C), ``success`` and ``joint`` (one rate per
 combination: every concept right), ``share`` of the training images, ``combinations`` (labels), ``names``; the same
 with ``avoid_`` for "this, and not that".
 """
@@ -25,20 +28,21 @@ from numpy.typing import NDArray
 from cdrl import conditions
 from experiments import data
 from experiments.data.attributes import CLASS, RULES, Kind, kinds
-from experiments.evaluate import Measurement, Progress, TrainedRun
+from experiments.evaluate import OnProgress, TrainedRun
+from experiments.measurement import Measurement
 from experiments.metrics import Extractor, build
 
-Judge = Callable[[NDArray[np.uint8]], NDArray[np.int64]]
-"""Images ``(n, H, W, C)`` → which value of a kind each shows, ``(n,)``."""
+Classifier = Callable[[NDArray[np.uint8]], NDArray[np.int64]]
+"""Images ``(n, H, W, C)`` → the value of a kind that each shows, ``(n,)``."""
 _PROBE_IMAGES = 20_000
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is asked of a number of samples.
+    """Combinations of concepts to sample.
 
     Attributes:
-        combinations: which value of each kind, ``(m, J)``.
+        combinations: a value of each kind, ``(m, J)``.
         signs: 1 for a concept to show, −1 for one to avoid, ``(J,)``.
         kinds: J kinds.
     """
@@ -57,64 +61,90 @@ class Task:
         size = {1: settings["weight"], -1: -settings["negative_weight"] if settings["weight"] else 0.0}
         return conditions.composed(self.labels(settings["samples"]), [size[sign] for sign in self.signs])
 
-    def met(self, shown: NDArray[np.int64]) -> NDArray[np.bool_]:
+    def correct(self, shown: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether each concept is as asked, for values ``(m, samples, J)``."""
         return np.equal(shown == self.combinations[:, None], np.array(self.signs) > 0)
 
     def share(self) -> NDArray[np.float64]:
-        """The share of the training images that meet each combination, ``(m,)``."""
-        of = np.stack([kind.of for kind in self.kinds], axis=1)
-        asked = np.broadcast_to(of, (len(self.combinations), *of.shape))
-        return self.met(asked).all(axis=2).mean(axis=1)
+        """The share of the training images that are as each combination asks, ``(m,)``."""
+        values = np.stack([kind.of for kind in self.kinds], axis=1)
+        return self.correct(np.broadcast_to(values, (len(self.combinations), *values.shape))).all(axis=2).mean(axis=1)
 
 
-def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: Progress) -> list[Measurement]:
+def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: OnProgress) -> list[Measurement]:
     """See the module's docstring."""
-    found = kinds(run.train, settings["concepts"])
-    judges = [judge(run, kind) for kind in found]
-    every = np.array(list(itertools.product(*(range(len(kind.values)) for kind in found))))
+    concepts = kinds(run.train, settings["concepts"])
+    classifiers = [classifier(run, kind) for kind in concepts]
+
+    # Every combination; and, of the first and the last kind, one value without the other.
+    every = np.array(list(itertools.product(*(range(len(kind.values)) for kind in concepts))))
     pairs = np.unique(every[:, [0, -1]], axis=0)
-    together = Task(every, (1,) * len(found), found)
-    avoiding = Task(pairs, (1, -1), (found[0], found[-1]))
-    images, met = _carried_out(run, together, judges, settings, lambda done: progress(0.7 * done, "combinations"))
-    avoided, kept = _carried_out(
-        run, avoiding, [judges[0], judges[-1]], settings, lambda done: progress(0.7 + 0.3 * done, "negations")
+    together = Task(every, (1,) * len(concepts), concepts)
+    avoiding = Task(pairs, (1, -1), (concepts[0], concepts[-1]))
+    images, correct = _sampled(run, together, classifiers, settings, lambda done: progress(0.7 * done, "combinations"))
+    avoided, without = _sampled(
+        run, avoiding, [classifiers[0], classifiers[-1]], settings, lambda done: progress(0.7 + 0.3 * done, "negations")
     )
+    everything, alone = np.asarray(correct.all(axis=2)), np.asarray(without.all(axis=2))
     np.savez(
         out / "compose.npz",
         images=images,
-        success=met.mean(axis=1),
-        joint=met.all(axis=2).mean(axis=1),
+        success=correct.mean(axis=1),
+        joint=everything.mean(axis=1),
         share=together.share(),
         combinations=every,
-        names=np.array([[found[k].values[v] for k, v in enumerate(row)] for row in every]),
+        names=np.array([[concepts[k].values[v] for k, v in enumerate(row)] for row in every]),
         avoid_images=avoided,
-        avoid_joint=kept.all(axis=2).mean(axis=1),
+        avoid_joint=alone.mean(axis=1),
         avoid_share=avoiding.share(),
         avoid_combinations=pairs,
     )
-    return _measurements(run, judges, together, met, avoiding, kept, settings)
+
+    # Measure.
+    cost = run.sampler().gradient_evaluations
+
+    def measured(metric: str, hits: NDArray[np.bool_], task: Task | None = None, variant: str = "") -> Measurement:
+        return Measurement(
+            metric=metric,
+            protocol=f"classifiers-{run.protocol.extractor}",
+            value=float(hits.mean()),
+            samples=hits.size,
+            weight=settings["weight"],
+            variant=variant,
+            grad_evals=None if task is None else cost * len(task.condition(settings).weights),
+        )
+
+    rare = together.share() < settings["rare"]
+    measurements = [measured("all_concepts", everything, together)]
+    if rare.any():
+        measurements.append(measured("all_concepts_rare", everything[rare], together))
+    measurements.append(measured("one_without_other", alone, avoiding))
+    for number, (kind, decide) in enumerate(zip(concepts, classifiers, strict=True)):
+        (held_out,) = kinds(run.test, [kind.name])
+        measurements.append(measured("concept_shown", correct[..., number], together, kind.name))
+        measurements.append(measured("classifier_accuracy", decide(run.test.images) == held_out.of, variant=kind.name))
+    return measurements
 
 
-def judge(run: TrainedRun, kind: Kind) -> Judge:
-    """How a kind is decided for samples: by its rule, by the protocol's own classifier, or by a linear probe."""
+def classifier(run: TrainedRun, kind: Kind) -> Classifier:
+    """A kind's rule, or the protocol's own classifier, or a linear probe."""
     if kind.name in RULES and kind.name not in run.train.attribute_names:
         return RULES[kind.name].decide
     run.protocol.check_fits(run.train.channels, run.train.image_size)
     extractor = build(run.protocol.extractor, run.cache, run.device, run.protocol.weights, run.protocol.weights_sha256)
     if kind.name == CLASS and getattr(extractor, "classes", None) == len(kind.values):
         return lambda images: _extracted(extractor, images, "probabilities").argmax(axis=1)
-    return _probe(extractor, run.train.images[:_PROBE_IMAGES], kind.of[:_PROBE_IMAGES])
+    return linear_probe(extractor, run.train.images[:_PROBE_IMAGES], kind.of[:_PROBE_IMAGES])
 
 
-def _probe(extractor: Extractor, images: NDArray[np.uint8], of: NDArray[np.int64]) -> Judge:
-    """Logistic regression on the protocol's features of training images."""
+def linear_probe(extractor: Extractor, images: NDArray[np.uint8], values: NDArray[np.int64]) -> Classifier:
+    """Logistic regression on the extractor's features of images."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-    model.fit(_extracted(extractor, images, "features"), of)
+    model.fit(_extracted(extractor, images, "features"), values)
     return lambda shown: model.predict(_extracted(extractor, shown, "features")).astype(np.int64)
 
 
@@ -123,8 +153,12 @@ def _extracted(extractor: Extractor, images: NDArray[np.uint8], what: str, batch
     return np.concatenate([getattr(part, what).cpu().numpy() for part in parts])
 
 
-def _carried_out(
-    run: TrainedRun, task: Task, judges: Sequence[Judge], settings: dict[str, Any], progress: Callable[[float], None]
+def _sampled(
+    run: TrainedRun,
+    task: Task,
+    classifiers: Sequence[Classifier],
+    settings: dict[str, Any],
+    progress: Callable[[float], None],
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """Images ``(m, samples, H, W, C)`` of a task and whether each concept is as asked ``(m, samples, J)``."""
     samples = settings["samples"]
@@ -134,45 +168,6 @@ def _carried_out(
         drawn.append(data.to_uint8(batch).cpu().numpy())
         progress(sum(map(len, drawn)) / total)
     images = np.concatenate(drawn)
-    shown = np.stack([decide(images) for decide in judges], axis=1)
+    shown = np.stack([decide(images) for decide in classifiers], axis=1)
     rows = (len(task.combinations), samples)
-    return images.reshape(*rows, *images.shape[1:]), task.met(shown.reshape(*rows, -1))
-
-
-def _measurements(
-    run: TrainedRun,
-    judges: Sequence[Judge],
-    together: Task,
-    met: NDArray[np.bool_],
-    avoiding: Task,
-    kept: NDArray[np.bool_],
-    settings: dict[str, Any],
-) -> list[Measurement]:
-    everything = np.asarray(met.all(axis=2))
-    rare = together.share() < settings["rare"]
-    cost = run.sampler().gradient_evaluations
-
-    def one(metric: str, task: Task, hits: NDArray[np.bool_]) -> Measurement:
-        return {
-            "metric": metric,
-            "protocol": f"classifiers-{run.protocol.extractor}",
-            "value": float(hits.mean()),
-            "samples": hits.size,
-            "grad_evals": cost * len(task.condition(settings).weights),
-        }
-
-    rows = [one("all_concepts", together, everything)]
-    rows += [one(f"{kind.name}_shown", together, met[..., number]) for number, kind in enumerate(together.kinds)]
-    if rare.any():
-        rows.append(one("all_concepts_rare", together, everything[rare]))
-    rows.append(one("one_without_other", avoiding, np.asarray(kept.all(axis=2))))
-    rows += [_reliability(run, kind, decide) for kind, decide in zip(together.kinds, judges, strict=True)]
-    return rows
-
-
-def _reliability(run: TrainedRun, kind: Kind, decide: Judge) -> Measurement:
-    """How often the judge is right about held-out real images."""
-    (held_out,) = kinds(run.test, [kind.name])
-    hits = decide(run.test.images) == held_out.of
-    protocol = f"classifiers-{run.protocol.extractor}"
-    return {"metric": f"{kind.name}_judge", "protocol": protocol, "value": float(hits.mean()), "samples": len(hits)}
+    return images.reshape(*rows, *images.shape[1:]), task.correct(shown.reshape(*rows, -1))

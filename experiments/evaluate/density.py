@@ -8,16 +8,19 @@ in the coordinates of x_{t−1} (the change of variables adds 2 ln scale_t, a co
 with Z_t summed on the grid: log-densities are in nats, and so are their differences to the truth
 ``p_{t−1} = law of α_{t−1} x_0 + σ_{t−1} ε``:
 
-    kl               Σ_cells p (log p − log p̂) · area
-    log-likelihood   mean of log p̂ (nearest cell) over held-out points noised to the level; "truth" is the same of p
+    kl                    Σ_cells p (log p − log p̂) · area
+    log_likelihood        mean of log p̂ (nearest cell) over held-out points noised to the level
+    true_log_likelihood   the same of p
+    sample_log_density    mean of log p_0 over samples
 
-Settings: ``grid`` (cells a side), ``samples``, ``batch``. Written to ``density.npz``: ``half`` (levels), ``learned``
+Settings: ``grid`` (cells per side), ``samples``, ``batch``. Written to ``density.npz``: ``half`` (levels), ``learned``
 and ``truth`` (levels, grid, grid; rows are the second coordinate), ``samples``, ``data`` (n, 2).
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,12 +35,12 @@ from cdrl.model import Model
 from cdrl.noise import NoiseSchedule
 from cdrl.sampler import Sampler
 from experiments.data.points import PointSet
-from experiments.data.sets.toy import Density, density
-from experiments.evaluate import Measurement, Progress, TrainedRun
+from experiments.data.sets.toy import density
+from experiments.evaluate import OnProgress, TrainedRun
+from experiments.measurement import Measurement
 
 _REACH = 4.0
-"""The grid reaches so many noise standard deviations beyond the data's square."""
-_PROTOCOL = "grid-level{}"
+"""Noise standard deviations that the grid reaches beyond the data's square."""
 Array = NDArray[np.float64]
 
 
@@ -58,34 +61,53 @@ class Grid(NamedTuple):
         return 2 * math.log(2 * self.half / self.cells)
 
     def cell(self, x: Array) -> NDArray[np.int64]:
-        """Which cell holds each of the points ``(n, 2)``; those outside go to the border."""
-        place = np.floor((x + self.half) * (self.cells / (2 * self.half))).astype(np.int64).clip(0, self.cells - 1)
-        return place[:, 0] + self.cells * place[:, 1]
+        """The cell of each of the points ``(n, 2)``; points outside go to the border."""
+        index = np.floor((x + self.half) * (self.cells / (2 * self.half))).astype(np.int64).clip(0, self.cells - 1)
+        return index[:, 0] + self.cells * index[:, 1]
 
 
-def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: Progress) -> list[Measurement]:
+def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: OnProgress) -> list[Measurement]:
     """See the module's docstring."""
     if not isinstance(run.test, PointSet):
         raise UserError(f"the density of {run.test.name} is not known; choose a set of points, such as data=rings")
     known, sampler, measurements = density(run.train.name), run.sampler(), []
-    grids, learned, truth = [], [], []
-    points = run.test.points[: settings["samples"]].astype(np.float64)
-    for level in range(sampler.schedule.levels):
-        grid = level_grid(sampler.schedule, level, settings["grid"])
-        estimate = learned_log_density(sampler, level, grid)
-        exact = _at(known, sampler.schedule, level, grid.centres)
-        measurements += _compared(sampler.schedule, run.seed, level, grid, estimate, exact, points)
-        grids.append(grid.half)
-        learned.append(estimate.reshape(grid.cells, grid.cells))
-        truth.append(exact.reshape(grid.cells, grid.cells))
-        progress((level + 1) / (sampler.schedule.levels + 1), f"level {level}")
-    drawn = torch.cat(list(sampler.batches(settings["samples"], run.seed, None, settings["batch"]))).flatten(1)
-    samples = drawn.cpu().numpy().astype(np.float64)
-    score = float(np.mean(_at(known, sampler.schedule, 0, samples)))
-    measurements.append(_measurement("sample log-density under the truth (nats)", _PROTOCOL.format(0), score, samples))
-    arrays: dict[str, Any] = {"half": np.array(grids), "learned": np.array(learned), "truth": np.array(truth)}
-    np.savez_compressed(out / "density.npz", samples=samples, data=points, **arrays)
-    return measurements
+    schedule, points = sampler.schedule, run.test.points[: settings["samples"]].astype(np.float64)
+
+    def measured(metric: str, level: int, value: float) -> Measurement:
+        return Measurement(metric=metric, protocol="grid", level=level, value=value, samples=len(points))
+
+    def truth(level: int, x: Array) -> Array:
+        return known.log_density(x, float(schedule.alpha[level]), float(schedule.sigma[level]))
+
+    # Every level on a grid of its own.
+    arrays: dict[str, list[Any]] = {"half": [], "learned": [], "truth": []}
+    for level in range(schedule.levels):
+        grid = level_grid(schedule, level, settings["grid"])
+        estimate, exact = learned_log_density(sampler, level, grid), truth(level, grid.centres)
+        stream = randomness.key(run.seed, "density/noise", level)
+        noise = randomness.normal(stream, torch.arange(len(points)), (2,)).double().numpy()
+        cell = grid.cell(float(schedule.alpha[level]) * points + float(schedule.sigma[level]) * noise)
+        measurements += [
+            measured("kl", level, divergence(estimate, exact)),
+            measured("log_likelihood", level, float(estimate[cell].mean())),
+            measured("true_log_likelihood", level, float(exact[cell].mean())),
+        ]
+        square = (grid.cells, grid.cells)
+        for name, value in (
+            ("half", grid.half),
+            ("learned", estimate.reshape(square)),
+            ("truth", exact.reshape(square)),
+        ):
+            arrays[name].append(value)
+        progress((level + 1) / (schedule.levels + 1), f"level {level}")
+
+    # Samples under the truth.
+    batches = sampler.batches(settings["samples"], run.seed, None, settings["batch"])
+    samples = torch.cat(list(batches)).flatten(1).cpu().numpy().astype(np.float64)
+    score = measured("sample_log_density", 0, float(np.mean(truth(0, samples))))
+    kept: dict[str, Any] = {name: np.array(values) for name, values in arrays.items()}
+    np.savez_compressed(out / "density.npz", samples=samples, data=points, **kept)
+    return [*measurements, replace(score, samples=len(samples))]
 
 
 def level_grid(schedule: NoiseSchedule, level: int, cells: int) -> Grid:
@@ -107,25 +129,3 @@ def divergence(estimate: Array, exact: Array) -> float:
     difference = (exact - logsumexp(exact)) - (estimate - logsumexp(estimate))
     share = np.exp(exact - logsumexp(exact))
     return float(np.sum(share[share > 0] * difference[share > 0]))
-
-
-def _compared(
-    schedule: NoiseSchedule, seed: int, level: int, grid: Grid, estimate: Array, exact: Array, points: Array
-) -> list[Measurement]:
-    stream = randomness.key(seed, "density/noise", level)
-    noise = randomness.normal(stream, torch.arange(len(points)), (2,)).double().numpy()
-    noised = float(schedule.alpha[level]) * points + float(schedule.sigma[level]) * noise
-    cell, protocol = grid.cell(noised), _PROTOCOL.format(level)
-    return [
-        _measurement("kl (nats)", protocol, divergence(estimate, exact), points),
-        _measurement("log-likelihood (nats)", protocol, float(estimate[cell].mean()), points),
-        _measurement("log-likelihood of the truth (nats)", protocol, float(exact[cell].mean()), points),
-    ]
-
-
-def _at(known: Density, schedule: NoiseSchedule, level: int, x: Array) -> Array:
-    return known.log_density(x, float(schedule.alpha[level]), float(schedule.sigma[level]))
-
-
-def _measurement(metric: str, protocol: str, value: float, points: Array) -> Measurement:
-    return {"metric": metric, "protocol": protocol, "value": value, "samples": len(points)}

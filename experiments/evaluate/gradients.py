@@ -3,9 +3,9 @@
 The energy network's gradient ``g = ∇_θ mean_i w_t (f(ỹ_i) − f(y⁺_i))`` of one batch at one level is a random vector
 through the pair's noise, the proposal's and the chain's. Measured per level, over ``draws`` draws g_k with mean ḡ:
 
-    gradient-variance    tr Cov(g) / |ḡ|²,  tr Cov = Σ_k |g_k − ḡ|²/(n − 1),  |ḡ|² less its own bias tr Cov / n
+    gradient_variance    tr Cov(g) / |ḡ|²,  tr Cov = Σ_k |g_k − ḡ|²/(n − 1),  |ḡ|² less its own bias tr Cov / n
 
-the noise-to-signal ratio of the gradient (for batches of ``images``), for pairs with "shared" and "independent" noise.
+the noise-to-signal ratio of the gradient (for batches of ``images``), for pairs with shared and independent noise.
 
 Settings: ``images``, ``draws``. Written to ``gradients.npz``: for each kind tr Cov and |ḡ|², ``(levels, 2)``.
 """
@@ -28,13 +28,14 @@ from cdrl.networks.energy import energies
 from cdrl.noise import independent_pair, per_image, shared_noise_pair
 from cdrl.sampler import Sampler
 from experiments import data
-from experiments.evaluate import Measurement, Progress, TrainedRun
+from experiments.evaluate import OnProgress, TrainedRun
+from experiments.measurement import Measurement
 
 PAIRS = ("shared", "independent")
 Array = NDArray[np.float64]
 
 
-def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: Progress) -> list[Measurement]:
+def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: OnProgress) -> list[Measurement]:
     """See the module's docstring."""
     sampler = run.sampler()
     network = copy.deepcopy(sampler.energy_net).requires_grad_(True)
@@ -52,13 +53,14 @@ def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: Pro
     arrays: dict[str, Any] = moments
     np.savez(out / "gradients.npz", **arrays)
     return [
-        {
-            "metric": "gradient-variance",
-            "protocol": f"gradient-level{number}",
-            "value": float(total / square),
-            "samples": settings["draws"],
-            "row": f"{kind} noise",
-        }
+        Measurement(
+            metric="gradient_variance",
+            protocol="gradient",
+            value=float(total / square),
+            samples=settings["draws"],
+            level=number,
+            variant=f"{kind} noise",
+        )
         for kind in PAIRS
         for number, (total, square) in enumerate(moments[kind])
     ]

@@ -9,6 +9,7 @@ Measured on 8-bit images scaled to [−1, 1]: ``known_exact``, the share of know
 the mean training image gives; ``agreement``, how often the protocol's classifier decides as on the truth;
 ``diversity``, the root mean square difference in the hole between two completions of an image.
 
+A mask is called by its word, a picture by its file's name, with as many folders before it as tell it from the others.
 Written to ``inpaint-<mask>.npz``: ``truth``, ``mask`` (true where known), ``completions`` (images, completions, H, W,
 C).
 """
@@ -16,7 +17,7 @@ C).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,42 +31,61 @@ from cdrl.errors import UserError
 from cdrl.pictures import mask_from_picture
 from cdrl.sampler import Sampler
 from experiments import data
-from experiments.evaluate import Measurement, Progress, TrainedRun
+from experiments.evaluate import OnProgress, TrainedRun
+from experiments.measurement import Measurement
 from experiments.metrics import build
 
 Images = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 
 
-def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: Progress) -> list[Measurement]:
+def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: OnProgress) -> list[Measurement]:
     """See the module's docstring."""
     run.protocol.check_fits(run.test.channels, run.test.image_size)
     rows = np.linspace(0, len(run.test) - 1, min(settings["images"], len(run.test))).round().astype(np.int64)
     truth = run.test.images[rows]
+    cost = gradient_evaluations(run.sampler(), settings["repeats"])
+    masks = mask_names(settings["masks"])
     measurements: list[Measurement] = []
-    for number, name in enumerate(settings["masks"]):
-        known = mask(name, truth.shape[1], torch.from_numpy(rows), run.seed)
+    for number, (mask_file, name) in enumerate(masks.items()):
+        known = mask(mask_file, truth.shape[1], torch.from_numpy(rows), run.seed)
 
         def partly(done: float, number: int = number, name: str = name) -> None:
-            progress((number + done) / len(settings["masks"]), f"mask {name}")
+            progress((number + done) / len(masks), f"mask {name}")
 
         completions = complete(run, truth, known, settings, partly)
-        label = Path(name).stem
-        np.savez(out / f"inpaint-{label}.npz", truth=truth, mask=known, completions=completions)
+        np.savez(out / f"inpaint-{name}.npz", truth=truth, mask=known, completions=completions)
         values = measure(truth, known, completions, run.train.images.mean(axis=0)) | _agreement(run, truth, completions)
-        cost = gradient_evaluations(run.sampler(), settings["repeats"])
         measurements += [
-            {
-                "metric": metric,
-                "protocol": f"inpaint-{label}",
-                "row": label,
-                "value": value,
-                "samples": completions.shape[0] * completions.shape[1],
-                "grad_evals": cost,
-            }
+            Measurement(
+                metric=metric,
+                protocol="inpaint",
+                value=value,
+                samples=completions.shape[0] * completions.shape[1],
+                mask=name,
+                grad_evals=cost,
+            )
             for metric, value in values.items()
         ]
     return measurements
+
+
+def mask_names(masks: Sequence[str]) -> dict[str, str]:
+    """A name of its own for each mask, for files and tables; see the module's docstring.
+
+    Raises:
+        UserError: two masks cannot be told apart.
+    """
+    parts = {mask: [part for part in Path(mask).with_suffix("").parts if part != Path(mask).anchor] for mask in masks}
+    names = {}
+    for mask, mine in parts.items():
+        others = [other for name, other in parts.items() if name != mask]
+        lengths = range(1, len(mine) + 1)
+        alone = [length for length in lengths if all(mine[-length:] != other[-length:] for other in others)]
+        names[mask] = "-".join(mine[-min(alone, default=len(mine)) :])
+    if len(set(names.values())) < len(names):
+        raise UserError(f"two of the masks {', '.join(names)} would have the same name; rename one of the files")
+    return names
 
 
 def gradient_evaluations(sampler: Sampler, repeats: int) -> int:
@@ -75,7 +95,7 @@ def gradient_evaluations(sampler: Sampler, repeats: int) -> int:
 
 
 def mask(name: str, size: int, index: Tensor, seed: int) -> Mask:
-    """Which pixels are known, ``(n, size, size, 1)`` for images number ``index`` ``(n,)``; see the module's docstring.
+    """The known pixels, ``(n, size, size, 1)`` for images number ``index`` ``(n,)``; see the module's docstring.
 
     Raises:
         UserError: there is no such mask, or the picture cannot be read.
@@ -124,8 +144,8 @@ def measure(truth: Images, known: Mask, completions: Images, filling: NDArray[np
         return (np.square(difference) * hole).sum(axis=(1, 2, 3)) / holes
 
     shown = np.moveaxis(completions, 1, 0).astype(np.float64) / 127.5
-    errors = np.stack([in_hole(one - target) for one in shown])
-    between = [in_hole(one - other) ** 0.5 for one, other in itertools.combinations(shown, 2)]
+    errors = np.stack([in_hole(completion - target) for completion in shown])
+    between = [in_hole(first - second) ** 0.5 for first, second in itertools.combinations(shown, 2)]
     exact = (np.moveaxis(completions, 1, 0) == truth)[:, where]
     values = {
         "known_exact": exact.mean(),
@@ -139,7 +159,7 @@ def measure(truth: Images, known: Mask, completions: Images, filling: NDArray[np
 
 
 def _agreement(run: TrainedRun, truth: Images, completions: Images) -> dict[str, float]:
-    """How often the protocol's classifier decides on a completion as on the truth; nothing where it has no classes."""
+    """Share of completions that the protocol's classifier takes for the truth's class; {} where it has no classes."""
     protocol = run.protocol
     extractor = build(protocol.extractor, run.cache, run.device, protocol.weights, protocol.weights_sha256)
 

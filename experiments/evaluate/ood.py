@@ -7,11 +7,10 @@ the same for all sets.
 
 Settings: ``outside``, a list of "uniform" (noise), "shuffled" (each image's pixels permuted), "inverted" (255 − v),
 "interp" (the mean of two held-out images), or data sets by name (a manifest's ``optional`` ones are among them where
-the plan found them at hand); ``images``: at most so many of each; ``draws``; ``batch``.
+the plan found them at hand); ``images``: at most this many of each; ``draws``; ``batch``.
 
-The metric ``auroc`` is the lowest level's, ``auroc_level1`` … are the others'.
-
-Written to ``ood.npz``: ``inside`` (levels, n) and each set's scores by name, ``examples/<name>`` (16 images).
+Measured per level and set: ``auroc``. Written to ``ood.npz``: ``inside`` (levels, n) and each set's scores by name; to
+``examples.npz``: 16 images of each by the same names.
 """
 
 from __future__ import annotations
@@ -28,33 +27,35 @@ from cdrl.errors import UserError
 from cdrl.noise import marginal
 from cdrl.sampler import Sampler
 from experiments import data
-from experiments.evaluate import Measurement, Progress, TrainedRun
+from experiments.evaluate import OnProgress, TrainedRun
+from experiments.measurement import Measurement
 from experiments.metrics import auroc
 
 _EXAMPLES = 16
 Images = NDArray[np.uint8]
 
 
-def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: Progress) -> list[Measurement]:
+def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: OnProgress) -> list[Measurement]:
     """See the module's docstring."""
     sampler, inside = run.sampler(), run.test.images[: settings["images"]]
-    cache = run.config["data"]["data_cache"]
-    sets = {name: outside(name, inside, run.seed, cache) for name in settings["outside"]}
+    sets = {name: outside(name, inside, run.seed, run.data.data_cache) for name in settings["outside"]}
     scores: dict[str, NDArray[np.float32]] = {}
     for number, (name, images) in enumerate({"inside": inside, **sets}.items()):
         scores[name] = log_densities(sampler, images, run.seed, settings["draws"], settings["batch"])
         progress((number + 1) / (len(sets) + 1), f"scored {name}")
-    examples = {f"examples/{name}": images[:_EXAMPLES] for name, images in {"inside": inside, **sets}.items()}
-    arrays: dict[str, Any] = {**scores, **examples}
+    examples: dict[str, Any] = {name: images[:_EXAMPLES] for name, images in {"inside": inside, **sets}.items()}
+    arrays: dict[str, Any] = dict(scores)
+    np.savez(out / "examples.npz", **examples)
     np.savez(out / "ood.npz", **arrays)
     return [
-        {
-            "metric": f"auroc_level{level}" if level else "auroc",
-            "protocol": "log-density",
-            "dataset": f"{run.train.name} vs {name}",
-            "value": auroc(scores["inside"][level], scores[name][level]),
-            "samples": len(inside) + len(images),
-        }
+        Measurement(
+            metric="auroc",
+            protocol="log-density",
+            value=auroc(scores["inside"][level], scores[name][level]),
+            samples=len(inside) + len(images),
+            level=level,
+            against=name,
+        )
         for name, images in sets.items()
         for level in range(len(scores["inside"]))
     ]

@@ -1,13 +1,18 @@
 """Sample quality: draw images, score them under the protocol, keep a grid; optionally along training.
 
 Settings: ``samples``, ``batch``; ``guidance`` (a weight: labels are drawn uniformly), ``steps``, ``step_multiplier``,
-``last_denoise``, ``spectral_ema`` override the sampler's; ``curve`` also scores the milestones into ``curve.npz``.
+``last_denoise``, ``spectral_ema`` override the sampler's; ``curve`` also scores the milestones, with
+``milestone_samples`` each.
+
+Written to ``grid.npy``: the first images, uint8 ``(n, H, W, C)``; with ``curve`` to ``curve.npz``: ``grad_evals`` spent
+in training and the protocol's first metric there, ``value``.
 """
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,57 +24,80 @@ from torch import Tensor
 from cdrl import checkpoint
 from cdrl.conditions import Condition
 from cdrl.cooperative import Cooperative
-from cdrl.ema import EMA
 from cdrl.errors import UserError
+from cdrl.method import Method
 from cdrl.sampler import Sampler
 from experiments import methods
-from experiments.evaluate import Measurement, Progress, TrainedRun
+from experiments.evaluate import OnProgress, TrainedRun
+from experiments.measurement import Measurement
 from experiments.metrics import Scorer, to_pixels
 
+SCORES = True
 GRID = 100
 """Images kept for the sample grids."""
 
 
-def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: Progress) -> list[Measurement]:
+def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: OnProgress) -> list[Measurement]:
     """See the module's docstring."""
-    n = len(run.test.images) if run.kind == "real" else settings["samples"]
-    labels = None
-    condition = None
-    if settings.get("guidance") is not None:
-        condition = _towards_classes(run, n, settings["guidance"])
+    n = len(run.test.images) if _real(run) else settings["samples"]
+    labels = condition = None
+    weight = settings.get("guidance")
+    if weight is not None:
+        condition = _guidance(run, n, weight)
         labels = condition.labels[0] - 1
-    begin = time.monotonic()
-    scorer = Scorer(run.protocol, run.train, run.cache, run.device)
     # The curve's last point counts as many samples as the others: a Fréchet distance falls with their number.
     in_curve = settings["milestone_samples"] if settings.get("curve") and run.method is not None else 0
+    total = n + in_curve * len(run.milestones)
+
+    # Sample, score, and keep the first.
+    scorer = Scorer(run.protocol, run.train, run.cache, run.device)
     first: list[Tensor] = []
     grid: list[np.ndarray] = []
-    done = 0
-    sampling = 0.0
-    for pixels, seconds in _timed(draw(run, n, settings, condition)):
-        sampling += seconds
+    done, seconds = 0, 0.0
+    batches = draw(run, n, settings, condition)
+    begin = time.monotonic()
+    for pixels in batches:
+        seconds += time.monotonic() - begin
         scorer.update(pixels, None if labels is None else labels[done : done + len(pixels)])
         first.append(pixels[: max(0, in_curve - done)])
         grid.extend(pixels[: max(0, GRID - done)].numpy().round().astype(np.uint8))
         done += len(pixels)
-        progress(done / n, f"sampled {done} of {n}")
+        progress(done / total, f"sampled {done} of {n}")
+        begin = time.monotonic()
     np.save(out / "grid.npy", np.stack(grid))
-    cost, protocol = gradient_evaluations(run, settings), run.protocol.name
+
+    # Measure.
+    progress(n / total, f"comparing {n} samples with {scorer.reference_samples} images")
     measurements = [
-        Measurement(metric=name, protocol=protocol, value=value, samples=n, grad_evals=cost, seconds=sampling)
+        Measurement(
+            metric=name,
+            protocol=run.protocol.name,
+            value=value,
+            samples=n,
+            steps=settings.get("steps"),
+            weight=weight,
+            grad_evals=gradient_evaluations(run, settings),
+            seconds=seconds,
+        )
         for name, value in scorer.result().items()
     ]
+
+    # The same along training.
     if in_curve:
-        spent, values = _curve(run, settings, torch.cat(first), progress)
+
+        def scoring(number: int, share: float) -> None:
+            text = f"scoring milestone {number} of {len(run.milestones)}"
+            progress((n + in_curve * (number - 1 + share)) / total, text)
+
+        spent, values = _curve(run, settings, torch.cat(first), scoring)
         np.savez(out / "curve.npz", grad_evals=spent, value=values)
-    progress(1.0, f"scored in {time.monotonic() - begin:.0f} s")
     return measurements
 
 
 def draw(run: TrainedRun, n: int, settings: dict[str, Any], condition: Condition | None = None) -> Iterator[Tensor]:
     """Images ``(B, H, W, C)`` in 0 … 255 of a run, or of a reference row; uint8 where the protocol rounds."""
     batch = settings["batch"]
-    if run.kind == "real":
+    if _real(run):
         for start in range(0, n, batch):
             pixels = torch.from_numpy(run.test.images[start : start + batch].copy())
             yield pixels if run.protocol.rounding else pixels.float()
@@ -78,19 +106,47 @@ def draw(run: TrainedRun, n: int, settings: dict[str, Any], condition: Condition
         yield to_pixels(images, run.protocol.rounding)
 
 
+def batches(run: TrainedRun, n: int, settings: dict[str, Any], condition: Condition | None = None) -> Iterator[Tensor]:
+    """Images ``(B, C, H, W)`` in [−1, 1] of a run or of noise; NaN where a chain ran away."""
+    if run.method is None:
+        return methods.noise_images(n, run.shape, run.seed, settings["batch"])
+    if isinstance(run.method, Cooperative):
+        return sampler(run.method, settings).batches(n, run.seed, condition, settings["batch"])
+    return run.method.sample(n, run.seed, condition, settings["batch"])
+
+
+def sampler(method: Cooperative, settings: dict[str, Any]) -> Sampler:
+    """The method's sampler with an evaluation's changes; the method itself stays as it is."""
+    own = method.settings
+    chain = own.sampling or own.chain
+    method = copy.copy(method)
+    method.settings = replace(
+        own,
+        sampling=replace(
+            chain,
+            steps=settings.get("steps", chain.steps),
+            step_multiplier=settings.get("step_multiplier", chain.step_multiplier),
+        ),
+        last_denoise=settings.get("last_denoise", own.last_denoise),
+        spectral_ema=settings.get("spectral_ema", own.spectral_ema),
+    )
+    return method.sampler()
+
+
 def gradient_evaluations(run: TrainedRun, settings: dict[str, Any]) -> float:
     """Energy-gradient evaluations per sampled image; guidance evaluates two energies."""
     if run.method is None:
         return 0
-    cost = (
-        _sampler(run, settings).gradient_evaluations
-        if isinstance(run.method, Cooperative)
-        else run.method.sampling_cost
-    )
-    return cost * (2 if settings.get("guidance") else 1)
+    if not isinstance(run.method, Cooperative):
+        return run.method.sampling_cost
+    return sampler(run.method, settings).gradient_evaluations * (2 if settings.get("guidance") else 1)
 
 
-def _towards_classes(run: TrainedRun, n: int, weight: float) -> Condition:
+def _real(run: TrainedRun) -> bool:
+    return isinstance(run.recipe, methods.Reference) and run.recipe.images == "real"
+
+
+def _guidance(run: TrainedRun, n: int, weight: float) -> Condition:
     """Guidance for n images. Raises `UserError` unless the run learned the data set's classes, and ``weight`` ≥ 0."""
     if not 0 < run.train.classes <= run.sampler().energy_net.classes:
         raise UserError(
@@ -100,72 +156,43 @@ def _towards_classes(run: TrainedRun, n: int, weight: float) -> Condition:
     return methods.class_condition(n, run.train.classes, run.seed, weight)
 
 
-def batches(run: TrainedRun, n: int, settings: dict[str, Any], condition: Condition | None = None) -> Iterator[Tensor]:
-    """Images ``(B, C, H, W)`` in [−1, 1] of a run or of noise; NaN where a chain ran away."""
-    if run.method is None:
-        return methods.noise_images(n, run.shape, run.seed, settings["batch"])
-    if isinstance(run.method, Cooperative):
-        return _sampler(run, settings).batches(n, run.seed, condition, settings["batch"])
-    return run.method.sample(n, run.seed, condition, settings["batch"])
-
-
-def _sampler(run: TrainedRun, settings: dict[str, Any]) -> Sampler:
-    """The run's sampler with the evaluation's changes; the run itself stays as it was."""
-    assert isinstance(run.method, Cooperative)
-    own = run.method.settings
-    try:
-        run.method.settings = replace(own, spectral_ema=settings.get("spectral_ema", own.spectral_ema))
-        sampler = run.method.sampler()
-    finally:
-        run.method.settings = own
-    chain = replace(
-        sampler.chain,
-        steps=settings.get("steps", sampler.chain.steps),
-        step_multiplier=settings.get("step_multiplier", sampler.chain.step_multiplier),
-    )
-    return replace(sampler, chain=chain, last_denoise=settings.get("last_denoise", sampler.last_denoise))
-
-
 def _curve(
-    run: TrainedRun, settings: dict[str, Any], final: Tensor, progress: Progress
+    run: TrainedRun, settings: dict[str, Any], final: Tensor, progress: Callable[[int, float], None]
 ) -> tuple[np.ndarray, np.ndarray]:
     """The protocol's first metric at every milestone and of the ``final`` pixels, against gradient evaluations spent in
     training."""
     assert run.method is not None
-    cost = run.method.training_cost * run.config["method"]["batch_size"]
-    points: list[tuple[int, float]] = []
-    averages = {name: learner.ema for name, learner in run.method.learners.items()}
-    kept = {name: {k: v.clone() for k, v in ema.average.state_dict().items()} for name, ema in averages.items()}
-    for folder in sorted((run.folder / "milestones").glob("*")):
-        tensors, facts = checkpoint.load(folder)
-        _put(averages, tensors)
-        points.append((facts["iteration"] * cost, _headline(run, draw(run, settings["milestone_samples"], settings))))
-        progress(1.0, f"scored iteration {facts['iteration']}")
-    _put(averages, {f"{name}/{key}": value for name, state in kept.items() for key, value in state.items()})
-    points.append((run.method.iterations * cost, _headline(run, [final])))
+    cost, count = run.method.training_cost * run.recipe.batch_size, settings["milestone_samples"]
+    points: list[tuple[float, float]] = []
+    for number, folder in enumerate(run.milestones, start=1):
+        progress(number, 0.0)
+        iteration, method = _at_milestone(run.method, folder)
+        scorer = Scorer(run.protocol.headline, run.train, run.cache, run.device)
+        for pixels in draw(replace(run, method=method), count, settings):
+            scorer.update(pixels)
+            progress(number, scorer.samples / count)
+        points.append((iteration * cost, scorer.result()[run.protocol.metrics[0]]))
+    points.append((run.method.iterations * cost, headline(run, [final])))
     spent, values = zip(*points, strict=True)
     return np.array(spent), np.array(values)
 
 
-def _headline(run: TrainedRun, batches: Iterable[Tensor]) -> float:
+def _at_milestone(method: Method, folder: Path) -> tuple[int, Method]:
+    """Iterations done, and the method with the averaged weights of that time; the method itself stays as it is."""
+    tensors, facts = checkpoint.load(folder)
+    earlier = copy.copy(method)
+    earlier.learners = {name: copy.copy(learner) for name, learner in method.learners.items()}
+    for name, learner in earlier.learners.items():
+        learner.ema = copy.deepcopy(learner.ema)
+        prefix = f"{name}/"
+        part = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        learner.ema.average.load_state_dict(part)
+    return facts["iteration"], earlier
+
+
+def headline(run: TrainedRun, batches: Iterable[Tensor]) -> float:
     """The protocol's first metric of pixels."""
     scorer = Scorer(run.protocol.headline, run.train, run.cache, run.device)
     for pixels in batches:
         scorer.update(pixels)
-    return next(iter(scorer.result().values()))
-
-
-def _put(averages: dict[str, EMA], tensors: dict[str, Tensor]) -> None:
-    for name, ema in averages.items():
-        state = {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
-        ema.average.load_state_dict(state)
-
-
-def _timed(batches: Iterator[Tensor]) -> Iterator[tuple[Tensor, float]]:
-    """Each batch with the seconds it took to draw."""
-    while True:
-        begin = time.monotonic()
-        batch = next(batches, None)
-        if batch is None:
-            return
-        yield batch, time.monotonic() - begin
+    return scorer.result()[run.protocol.metrics[0]]

@@ -18,44 +18,44 @@ from typing import Any
 import numpy as np
 
 from cdrl import randomness
-from experiments.evaluate import Measurement, Progress, TrainedRun, samples
+from experiments.evaluate import OnProgress, TrainedRun, samples
+from experiments.measurement import Measurement
 from experiments.metrics import Scorer, to_pixels
 
+SCORES = True
 _SEARCH_SHARE = 0.5
 
 
-def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: Progress) -> list[Measurement]:
+def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: OnProgress) -> list[Measurement]:
     """See the module's docstring."""
-    tried = _search(run, settings, progress)
-    chosen = min(tried, key=lambda multiplier: tried[multiplier]) if tried else 1.0
-    np.savez(out / "search.npz", multipliers=list(tried), values=list(tried.values()), chosen=chosen)
+    # Search; without a step there is nothing to search.
+    multipliers = settings["multipliers"] if settings["steps"] else []
+    values: dict[float, float] = {}
+    for number, multiplier in enumerate(multipliers):
+        share = _SEARCH_SHARE * number / len(multipliers)
+        progress(share, f"K = {settings['steps']}: trying m = {multiplier}, {number + 1} of {len(multipliers)}")
+        values[multiplier] = score(run, {**settings, "step_multiplier": multiplier})
+    chosen = min(values, key=lambda multiplier: values[multiplier]) if values else 1.0
+    np.savez(out / "search.npz", multipliers=list(values), values=list(values.values()), chosen=chosen)
+
+    # Measure.
     scored = samples.evaluate(
         run,
         {**settings, "step_multiplier": chosen},
         out,
         lambda done, text: progress(_SEARCH_SHARE + (1 - _SEARCH_SHARE) * done, text),
     )
-    search: Measurement = {
-        "metric": "step_multiplier",
-        "protocol": "search",
-        "value": float(chosen),
-        "samples": settings["search_samples"],
-    }
+    search = Measurement(
+        metric="step_multiplier",
+        protocol="search",
+        value=float(chosen),
+        samples=settings["search_samples"],
+        steps=settings["steps"],
+    )
     return [*scored, search]
 
 
-def _search(run: TrainedRun, settings: dict[str, Any], progress: Progress) -> dict[float, float]:
-    """The score of each multiplier; nothing to search without a step."""
-    values: dict[float, float] = {}
-    for number, multiplier in enumerate(settings["multipliers"] if settings["steps"] else []):
-        progress(
-            _SEARCH_SHARE * number / len(settings["multipliers"]), f"K = {settings['steps']}: trying m = {multiplier}"
-        )
-        values[multiplier] = _value(run, {**settings, "step_multiplier": multiplier})
-    return values
-
-
-def _value(run: TrainedRun, settings: dict[str, Any]) -> float:
+def score(run: TrainedRun, settings: dict[str, Any]) -> float:
     """The protocol's first metric, lower is better, on the search's own samples; infinite where a chain ran away.
 
     Running away ends in NaN, which 8 bits cannot hold: it is looked for before the images are rounded.

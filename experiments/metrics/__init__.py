@@ -1,4 +1,4 @@
-"""How images are scored: extractors, statistics, protocols.
+"""Scoring images: extractors, metrics, protocols.
 
 A number is defined by its `Protocol`; a `Scorer` turns a stream of images into the protocol's metrics. Images are
 pixels 0 … 255, NHWC: uint8, or float32 where the protocol does not round.
@@ -6,19 +6,20 @@ pixels 0 … 255, NHWC: uint8, or float32 where the protocol does not round.
 
 from __future__ import annotations
 
-from experiments.metrics.detection import auroc
+from experiments.metrics.distances import Comparison, auroc, inception_score, kernel_distance, precision_recall
 from experiments.metrics.extractors import Extracted, Extractor, build
 from experiments.metrics.frechet import Moments, frechet_distance
-from experiments.metrics.inception_score import inception_score
-from experiments.metrics.kernel import kernel_distance
-from experiments.metrics.manifold import precision_recall
 from experiments.metrics.protocols import Protocol
 from experiments.metrics.reference import Statistics
+from experiments.metrics.registry import METRICS, Metric, metric, register
 from experiments.metrics.score import Scorer, to_pixels
 
 __all__ = [
+    "METRICS",
+    "Comparison",
     "Extracted",
     "Extractor",
+    "Metric",
     "Moments",
     "Protocol",
     "Scorer",
@@ -28,6 +29,8 @@ __all__ = [
     "frechet_distance",
     "inception_score",
     "kernel_distance",
+    "metric",
     "precision_recall",
+    "register",
     "to_pixels",
 ]

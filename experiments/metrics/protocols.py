@@ -14,16 +14,16 @@ from typing import Any
 import yaml
 
 from cdrl.errors import UserError
+from experiments.metrics.distances import KID_SUBSET_SIZE
 from experiments.metrics.extractors import NAMES, accepts
-from experiments.metrics.kernel import SUBSET_SIZE
+from experiments.metrics.registry import scored
 
-METRICS = ("fd", "kid", "precision", "recall", "is", "class_accuracy")
 _FOLDER = Path(__file__).parents[1] / "conf" / "metrics"
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How images are compared with a reference set.
+    """A way to compare images with a reference set.
 
     Attributes:
         name: as in the tables.
@@ -33,7 +33,7 @@ class Protocol:
         reference_samples: how many of its first images; None for all.
         rounding: whether samples are rounded to 8 bits before they are looked at.
         flips: whether the reference also holds every image mirrored.
-        metrics: what is measured, out of `METRICS`; the first is the headline.
+        metrics: what is measured, out of `experiments.metrics.registry.scored()`; the first is the headline.
         kid_subset_size: rows of each subset that the kernel distance is averaged over.
         weights: a weight file or its folder, when not in the usual place; not part of what the protocol is.
         weights_sha256: hash to demand of it, when not the pinned one.
@@ -47,14 +47,14 @@ class Protocol:
     rounding: bool = True
     flips: bool = False
     metrics: tuple[str, ...] = ("fd",)
-    kid_subset_size: int = SUBSET_SIZE
+    kid_subset_size: int = KID_SUBSET_SIZE
     weights: str | None = field(default=None, compare=False)
     weights_sha256: str | None = None
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.metrics) - set(METRICS))
+        unknown = sorted(set(self.metrics) - set(scored()))
         if unknown or not self.metrics:
-            raise UserError(f"protocol '{self.name}': unknown metrics {unknown}; choose from {', '.join(METRICS)}")
+            raise UserError(f"protocol '{self.name}': unknown metrics {unknown}; choose from {', '.join(scored())}")
         if self.extractor not in NAMES:
             raise UserError(f"protocol '{self.name}': no extractor '{self.extractor}'; there are {', '.join(NAMES)}")
         counts = [self.samples, 2 if self.reference_samples is None else self.reference_samples, self.kid_subset_size]

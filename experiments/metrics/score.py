@@ -13,16 +13,12 @@ from cdrl import precision
 from cdrl.errors import UserError
 from cdrl.pictures import to_uint8, unscale
 from experiments.data import ImageSet
+from experiments.metrics.distances import Comparison
 from experiments.metrics.extractors import Extractor, Pixels, build
-from experiments.metrics.frechet import Moments, frechet_distance
-from experiments.metrics.inception_score import inception_score
-from experiments.metrics.kernel import kernel_distance
-from experiments.metrics.manifold import precision_recall
+from experiments.metrics.frechet import Moments
 from experiments.metrics.protocols import Protocol
-from experiments.metrics.reference import FEATURE_METRICS, batches, reference
-
-CLASS_METRICS = frozenset({"is", "class_accuracy"})
-"""Metrics that need class probabilities."""
+from experiments.metrics.reference import batches, reference
+from experiments.metrics.registry import METRICS, needs_classes
 
 
 class Scorer:
@@ -57,14 +53,15 @@ class Scorer:
         self._extractor = extractor or build(
             protocol.extractor, Path(cache), self._device, protocol.weights, protocol.weights_sha256
         )
-        if CLASS_METRICS & set(protocol.metrics) and not self._extractor.classes:
-            raise UserError(f"{protocol.extractor} knows no classes; leave is and class_accuracy out of its metrics")
+        if not self._extractor.classes and (names := needs_classes(protocol.metrics)):
+            raise UserError(f"{protocol.extractor} knows no classes; leave {' and '.join(names)} out of its metrics")
         self._reference = reference(protocol, self._extractor, images, Path(cache), self._device)
         self.reference_samples = self._reference.images
+        self._needs = {METRICS[name].needs for name in protocol.metrics}
         self._moments = Moments(self._extractor.dim, self._device)
-        self._features: list[Tensor] = []
-        self._probabilities: list[Tensor] = []
-        self._hits: list[Tensor] = []
+        self._gathered: dict[str, list[Tensor]] = {
+            name: [] for name in ("features", "probabilities", "predictions", "labels")
+        }
 
     @property
     def samples(self) -> int:
@@ -83,47 +80,43 @@ class Scorer:
         wanted = "uint8" if self.protocol.rounding else "float32"
         if str(pixels.dtype).removeprefix("torch.") != wanted:
             raise ValueError(f"{self.protocol.name} looks at {wanted} pixels, not {pixels.dtype}")
-        wants = set(self.protocol.metrics)
-        probabilities: list[Tensor] = []
+        kept = self._gathered
+        asked = None if labels is None or "labels" not in self._needs else torch.as_tensor(labels).cpu()
+        if asked is not None:
+            kept["labels"].append(asked)
         for batch in batches(self._extractor, pixels, self._device):
             self._moments.update(batch.features)
-            if FEATURE_METRICS & wants:
-                self._features.append(batch.features.cpu())
-            if batch.probabilities is not None:
-                probabilities.append(batch.probabilities.cpu())
-        if "is" in wants:
-            self._probabilities += probabilities
-        if "class_accuracy" in wants and labels is not None and len(pixels):
-            self._hits.append(torch.cat(probabilities).argmax(dim=1) == torch.as_tensor(labels).cpu())
+            if "features" in self._needs:
+                kept["features"].append(batch.features.cpu())
+            if "probabilities" in self._needs and batch.probabilities is not None:
+                kept["probabilities"].append(batch.probabilities.cpu())
+            if asked is not None and batch.probabilities is not None:
+                kept["predictions"].append(batch.probabilities.argmax(dim=1).cpu())
 
     def result(self) -> dict[str, float]:
-        """Metric → value, in the protocol's order; ``class_accuracy`` only where labels were given.
+        """Metric → value, in the protocol's order; those that need labels only where labels were given.
 
         Raises:
             UserError: with fewer than two images.
         """
         if self.samples < 2:
             raise UserError(f"{self.protocol.name} needs at least 2 samples, not {self.samples}; ask for more samples")
+        gathered = {name: torch.cat(parts).to(self._device) if parts else torch.empty(0)
+                    for name, parts in self._gathered.items()}  # fmt: skip
+        features = self._reference.features if "features" in self._needs else None
+        comparison = Comparison(
+            moments=self._moments,
+            reference=self._reference.moments,
+            reference_features=torch.empty(0) if features is None else features.to(self._device),
+            kid_subset_size=self.protocol.kid_subset_size,
+            **gathered,
+        )
+        values = {}
         with precision.products("fp32"):  # whatever the samples were drawn in
-            values = self._distances()
-        if self._hits:
-            values["class_accuracy"] = float(torch.cat(self._hits).double().mean())
-        return {name: values[name] for name in self.protocol.metrics if name in values}
-
-    def _distances(self) -> dict[str, float]:
-        wants, target, values = set(self.protocol.metrics), self._reference.moments, {}
-        if "fd" in wants:
-            values["fd"] = frechet_distance(self._moments.mean, self._moments.cov, target.mean, target.cov)
-        if FEATURE_METRICS & wants:
-            assert self._reference.features is not None
-            features = torch.cat(self._features).to(self._device)
-            compared = self._reference.features.to(self._device)
-            if "kid" in wants:
-                values["kid"] = kernel_distance(features, compared, subset_size=self.protocol.kid_subset_size)
-            if {"precision", "recall"} & wants:
-                values["precision"], values["recall"] = precision_recall(features, compared)
-        if "is" in wants:
-            values["is"] = inception_score(torch.cat(self._probabilities))
+            for name in self.protocol.metrics:
+                metric = METRICS[name]
+                if metric.compute is not None and (metric.needs != "labels" or len(comparison.labels)):
+                    values[name] = metric.compute(comparison)
         return values
 
 

@@ -1,7 +1,5 @@
 """From noise to image, step by step: a trace of the sampler, an animated PNG of it, and the energy along the way.
 
-    python -m experiments.report --animate FOLDER       (a run, or a model saved by `cdrl.checkpoint.save_model`)
-
 A trace has one frame for the noise, one for every proposal, one for every Langevin step, and one for the last denoise.
 Energies of different levels differ by unknown constants, so what is shown is the rise of f above the level's proposal.
 """
@@ -9,11 +7,9 @@ Energies of different levels differ by unknown constants, so what is shown is th
 from __future__ import annotations
 
 import io
-import json
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,24 +18,21 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-import cdrl
-from cdrl import checkpoint, langevin
-from cdrl.cooperative import Cooperative
-from cdrl.errors import UserError
+from cdrl import langevin
 from cdrl.langevin import Coefficients, Refined
 from cdrl.networks import FrozenEnergy
 from cdrl.sampler import Sampler
-from experiments import data, methods
+from experiments import data
+from cdrl.pictures import tile
 from experiments.report import style
-from experiments.report.figures.common import show, tile
-from experiments.worker import label_count
+from experiments.report.figures.common import show
 
 _MILLISECONDS = {"noise": 900, "proposal": 350, "step": 110, "refined": 260, "sample": 2600}
 
 
 @dataclass(frozen=True)
 class Trace:
-    """The way of a few images.
+    """A few images on their way.
 
     Attributes:
         frames: uint8 ``(n, images, H, W, C)``.
@@ -63,65 +56,24 @@ class Trace:
         np.savez_compressed(path, **vars(self))
 
 
-def finished(run: Path) -> dict[str, Any]:
-    """What ``status.json`` says of a finished run.
-
-    Raises:
-        UserError: the run is not finished, or it diverged.
-    """
-    file = run / "status.json"
-    if not file.exists():
-        raise UserError(f"{run} is no finished run; train it first, or name another, e.g. runs/digits/cdrl/…/seed0")
-    status = json.loads(file.read_text())
-    if status["status"] != "finished":
-        raise UserError(f"{run} is a run that {status['status']}; name one that finished")
-    return status
-
-
-def trained_sampler(folder: Path) -> Sampler:
-    """The sampler of a saved model, or of a finished run, on the CPU.
-
-    Raises:
-        UserError: the folder holds neither, a run that diverged, or a method that is no series of energies.
-    """
-    if (folder / "model.json").exists():
-        return cdrl.load(folder).sampler
-    if not (folder / "status.json").exists():
-        raise UserError(
-            f"{folder} is neither a finished run nor a saved model; give one of runs/<data set>/cdrl/…/seed0"
-        )
-    finished(folder)
-    config = json.loads((folder / "config.json").read_text())
-    training = data.load_config(config["data"], "train")
-    method = methods.build(
-        config["method"],
-        image_size=training.image_size,
-        channels=training.channels,
-        classes=label_count(config, training),
-        seed=config["seed"],
-        iterations=config["iterations"],
-        device=torch.device("cpu"),
-    )
-    if not isinstance(method, Cooperative):
-        raise UserError(f"{folder} is a run of '{config['method']['kind']}'; only CDRL and DRL have levels to show")
-    method.load_state(checkpoint.load(folder)[0])
-    return method.sampler()
-
-
 def record(sampler: Sampler, images: int = 12, seed: int = 0) -> Trace:
     """Sample ``images`` images and keep everything on the way."""
     recorder = _Recorder(sampler)
     engine = replace(sampler.engine, refine=partial(langevin.refine, stepper=recorder.step))
-    spied = replace(sampler, engine=engine)
-    spied(torch.arange(images), seed, observe=recorder.observe)
-    return recorder.trace()
+    replace(sampler, engine=engine)(torch.arange(images), seed, observe=recorder.observe)
+    names, levels, frames, rise = zip(*recorder.frames, strict=True)
+    return Trace(np.stack(frames), np.array(names), np.array(levels), np.stack(rise))
 
 
 def animate(trace: Trace, size: int = 384, columns: int = 4) -> bytes:
     """The trace as an animated PNG, about ``size`` pixels wide, each frame with its level and step below it."""
     zoom = max(1, size // (columns * (trace.frames.shape[3] + 1)))
-    captions = _captions(trace)
-    pages = [_page(tile(frame, columns), zoom, caption) for frame, caption in zip(trace.frames, captions, strict=True)]
+    pages, steps = [], 0
+    for frame, stage, level in zip(trace.frames, trace.stages, trace.levels, strict=True):
+        steps = steps + 1 if stage in ("step", "refined") else 0
+        moving = f"step {steps}" if steps else stage
+        caption = stage if stage in ("noise", "sample") else f"level {level}: {moving}"
+        pages.append(_page(tile(frame, columns), zoom, caption))
     buffer = io.BytesIO()
     durations = [_MILLISECONDS[stage] for stage in trace.stages]
     pages[0].save(buffer, "PNG", save_all=True, append_images=pages[1:], duration=durations, loop=0, optimize=True)
@@ -130,9 +82,9 @@ def animate(trace: Trace, size: int = 384, columns: int = 4) -> bytes:
 
 def stages(trace: Trace, images: int = 4) -> Figure:
     """The same way standing still: noise, every level's proposal and refined sample, and the result."""
-    kept = np.flatnonzero(trace.stages != "step")
-    figure, axes = style.figure(len(kept), 1, width=min(11.0, 0.78 * len(kept)), height=0.72 * images + 0.45)
-    for place, number in zip(np.atleast_1d(axes), kept, strict=True):
+    still = np.flatnonzero(trace.stages != "step")
+    figure, axes = style.figure(len(still), 1, width=min(11.0, 0.78 * len(still)), height=0.72 * images + 0.45)
+    for place, number in zip(np.atleast_1d(axes), still, strict=True):
         stage, level = trace.stages[number], trace.levels[number]
         title = stage if stage in ("noise", "sample") else f"{stage}\n{level}"
         show(place, tile(trace.frames[number][:images], 1), title)
@@ -160,13 +112,14 @@ def energy(trace: Trace) -> Figure:
     return figure
 
 
-def write(sampler: Sampler, folder: Path) -> None:
-    """``trajectory.png`` and ``.npz``, ``stages`` and ``energy`` as PNG and SVG, in ``folder``."""
+def write(sampler: Sampler, folder: Path) -> list[str]:
+    """``trajectory.png`` and ``.npz``, ``stages`` and ``energy`` as PNG and SVG, in ``folder``; returns their names."""
     trace = record(sampler)
     trace.save(folder / "trajectory.npz")
     (folder / "trajectory.png").write_bytes(animate(trace))
     style.save(stages(trace), folder, "stages")
     style.save(energy(trace), folder, "energy")
+    return ["trajectory", "stages", "energy"]
 
 
 class _Recorder:
@@ -176,19 +129,19 @@ class _Recorder:
         self.schedule = sampler.schedule
         self.scale = 1.0
         self.start: Tensor | None = None
-        self.kept: list[tuple[str, int, NDArray[np.uint8], NDArray[np.float64]]] = []
+        self.frames: list[tuple[str, int, NDArray[np.uint8], NDArray[np.float64]]] = []
 
     def observe(self, stage: str, level: int, images: Tensor) -> None:
         nothing = np.full(len(images), np.nan)
         if stage == "refined":  # the chain's last step is already there; DRL without steps has none
-            if self.kept[-1][0] == "step":
-                _, _, frame, rise = self.kept.pop()
-                self.kept.append(("refined", level, frame, rise))
+            if self.frames[-1][0] == "step":
+                _, _, frame, rise = self.frames.pop()
+                self.frames.append(("refined", level, frame, rise))
             return
         if stage == "proposal":
             self.scale, self.level, self.start = float(self.schedule.scale[level + 1]), level, None
             nothing = np.zeros(len(images))
-        self.kept.append((stage, level, _pixels(images), nothing))
+        self.frames.append((stage, level, _pixels(images), nothing))
 
     def step(
         self, energy: FrozenEnergy, y: Tensor, anchor: Tensor, constants: Coefficients, stream: Tensor, index: Tensor
@@ -197,25 +150,12 @@ class _Recorder:
             self.start = energy(y)
         state = langevin.step(energy, y, anchor, constants, stream, index)
         rise = (energy(state.y) - self.start).double().cpu().numpy()
-        self.kept.append(("step", self.level, _pixels(state.y / self.scale), rise))
+        self.frames.append(("step", self.level, _pixels(state.y / self.scale), rise))
         return state
-
-    def trace(self) -> Trace:
-        names, levels, frames, rise = zip(*self.kept, strict=True)
-        return Trace(np.stack(frames), np.array(names), np.array(levels), np.stack(rise))
 
 
 def _pixels(images: Tensor) -> NDArray[np.uint8]:
     return data.to_uint8(images).cpu().numpy()
-
-
-def _captions(trace: Trace) -> list[str]:
-    texts, steps = [], 0
-    for stage, level in zip(trace.stages, trace.levels, strict=True):
-        steps = steps + 1 if stage in ("step", "refined") else 0
-        moving = f"level {level}: step {steps}"
-        texts.append({"noise": "noise", "proposal": f"level {level}: proposal", "sample": "sample"}.get(stage, moving))
-    return texts
 
 
 def _page(picture: NDArray[np.uint8], zoom: int, caption: str) -> Image.Image:

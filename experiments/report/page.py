@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ import pandas as pd
 from PIL import Image
 
 from experiments.files import write_text
+from experiments.metrics import metric
 from experiments.report import tables
-from experiments.report.figures.common import metric_name
 from experiments.report.study import Study, studies
 
 _TEMPLATES = Path(__file__).parent
@@ -46,16 +46,18 @@ class Picture:
 def build(results: Path) -> Path:
     """Write ``report.html`` into the results folder, from what is in it; returns its path."""
     results = Path(results)
-    found = studies(results)
+    every = studies(results)
+    groups = [[study for study in every if study.name == name] for name in dict.fromkeys(s.name for s in every)]
+    counts = Counter(tables.verdict(cell) for study in every for _, cell in study.cells.iterrows())
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     text = environment.get_template("page.html").render(
-        experiments=[_experiment(group) for group in _grouped(found)],
-        verdicts=_verdict_counts(found),
+        experiments=[_experiment(group) for group in groups],
+        verdicts=[(verdict, counts[verdict]) for verdict in VERDICTS if counts[verdict]],
         meanings=VERDICTS,
-        cells=sum(int(study.cells["value"].notna().sum()) for study in found),
+        cells=sum(int(study.cells["value"].notna().sum()) for study in every),
         demo=_demonstration(results),
         speed=_speed(results / "bench"),
     )
@@ -73,22 +75,13 @@ def inlined(path: Path, alt: str, caption: str = "") -> Picture:
     kind = "svg+xml" if path.suffix == ".svg" else "png"
     drawing = kind == "svg+xml" and b"<image" not in content
     source = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-    return Picture(source, alt, caption, drawing, _width(path, content))
-
-
-def _width(path: Path, content: bytes) -> int:
-    """A picture's natural width in CSS pixels; figures' PNGs have the resolution that `style` gives them."""
-    if path.suffix == ".svg":
-        points = re.search(rb'<svg[^>]*? width="([\d.]+)pt"', content)
-        return round(float(points.group(1)) * 96 / 72) if points else 640
-    with Image.open(path) as picture:
-        dots = picture.info.get("dpi", (96.0, 96.0))[0]
-        return round(picture.width * 96 / dots)
-
-
-def _grouped(found: Sequence[Study]) -> Iterator[list[Study]]:
-    for name in dict.fromkeys(study.name for study in found):
-        yield [study for study in found if study.name == name]
+    width = 640  # natural, in CSS pixels; figures' PNGs have the resolution that `style` gives them
+    if kind == "png":
+        with Image.open(path) as picture:
+            width = round(picture.width * 96 / picture.info.get("dpi", (96.0, 96.0))[0])
+    elif points := re.search(rb'<svg[^>]*? width="([\d.]+)pt"', content):
+        width = round(float(points.group(1)) * 96 / 72)
+    return Picture(source, alt, caption, drawing, width)
 
 
 def _experiment(group: Sequence[Study]) -> dict[str, Any]:
@@ -109,16 +102,15 @@ def _scale(study: Study) -> dict[str, Any]:
         "tables": tables.build(study),
         "pictures": [_picture(study, name) for name in names if name != "trajectory"],
         "command": command(study),
-        "commits": sorted(set(study.cells["commit"].dropna())),
-        "numbers": [_number(study, cell) for _, cell in study.cells.iterrows() if pd.notna(cell["value"])],
+        "commits": sorted(set(study.cells["commit"]) - {""}),
+        "numbers": [_number(cell) for _, cell in study.cells.iterrows() if pd.notna(cell["value"])],
         "facts": _facts(study),
     }
 
 
 def command(study: Study) -> str:
     """The command that made, and makes again, the study's numbers."""
-    kept = study.provenance.get("command")
-    return kept or f"python -m experiments experiment={study.name} scale={study.scale}"
+    return study.provenance.get("command") or f"cdrl run experiment={study.name} scale={study.scale}"
 
 
 def _picture(study: Study, name: str) -> Picture:
@@ -126,36 +118,29 @@ def _picture(study: Study, name: str) -> Picture:
     return inlined(study.folder / f"{name}.png", f"{words}: {study.title}, scale {study.scale}", words)
 
 
-def _number(study: Study, cell: pd.Series) -> dict[str, str]:
+def _number(cell: pd.Series) -> dict[str, str]:
     return {
-        "row": str(cell["label"]),
-        "dataset": str(cell["dataset"]),
-        "metric": metric_name(str(cell["metric"])),
-        "protocol": str(cell["protocol"]),
+        "row": cell["name"] + ("" if pd.isna(cell["level"]) else f", level {cell['level']:g}"),
+        "dataset": " vs ".join(filter(None, (cell["dataset"], cell["against"]))),
+        "metric": metric(cell["metric"]).title,
         "value": tables.with_interval(cell["value"], cell["low"], cell["high"]),
-        "commit": "" if pd.isna(cell["commit"]) else str(cell["commit"]),
-        "runs": "" if pd.isna(cell["runs"]) else str(cell["runs"]),
         "verdict": tables.verdict(cell),
+        **{name: cell[name] for name in ("protocol", "commit", "runs")},
     }
 
 
 def _facts(study: Study) -> list[tuple[str, str]]:
-    kept = study.provenance
-    packages = ", ".join(f"{name} {version}" for name, version in kept.get("packages", {}).items())
-    data = kept.get("data", {})
+    provenance = study.provenance
+    packages = ", ".join(f"{name} {version}" for name, version in provenance.get("packages", {}).items())
+    data = provenance.get("data", {})
     facts = [
-        ("Device", kept.get("device", "")),
-        ("System", kept.get("system", "")),
+        ("Device", provenance.get("device", "")),
+        ("System", provenance.get("system", "")),
         ("Packages", packages),
         ("Data", " ".join(str(data[key]) for key in ("name", "source") if key in data)),
         ("Data checksum", str(data.get("sha256", ""))),
     ]
     return [(name, text) for name, text in facts if text]
-
-
-def _verdict_counts(found: Sequence[Study]) -> list[tuple[str, int]]:
-    counts = Counter(tables.verdict(cell) for study in found for _, cell in study.cells.iterrows())
-    return [(verdict, counts[verdict]) for verdict in VERDICTS if counts[verdict]]
 
 
 def _speed(folder: Path) -> dict[str, Any] | None:
@@ -170,8 +155,8 @@ def _speed(folder: Path) -> dict[str, Any] | None:
         for case, variant, images, *numbers in lines[columns].itertuples(index=False)
     ]
     picture = folder / "bench.png"
-    alt = "Milliseconds an image for the plain, the fast and the released form of each hot loop"
-    return {"body": body, "picture": inlined(picture, alt, "Time an image") if picture.exists() else None}
+    alt = "Milliseconds per image for the plain, the fast and the released form of each hot loop"
+    return {"body": body, "picture": inlined(picture, alt, "Time per image") if picture.exists() else None}
 
 
 def _demonstration(results: Path) -> dict[str, Picture] | None:
@@ -180,11 +165,16 @@ def _demonstration(results: Path) -> dict[str, Picture] | None:
     folder = next((folder for folder in folders if (folder / "trajectory.png").exists()), None)
     if folder is None:
         return None
-    pictures = {"animation": inlined(folder / "trajectory.png", "Animation: noise becomes images, level by level")}
-    if (folder / "stages.png").exists():
-        alt = "The same images at rest: noise, each level's proposal and refined sample, and the result"
-        pictures["stages"] = inlined(folder / "stages.png", alt, "Noise, proposal and refined sample of every level")
-    if (folder / "energy.png").exists():
-        alt = "The energy network's value along the chains of each level, above the proposal's"
-        pictures["energy"] = inlined(folder / "energy.png", alt, "The energy along the way")
-    return pictures
+    texts = {
+        "trajectory": ("Animation: noise becomes images, level by level", ""),
+        "stages": (
+            "The same images at rest: noise, each level's proposal and refined sample, and the result",
+            "Noise, proposal and refined sample of every level",
+        ),
+        "energy": (
+            "The energy network's value along the chains of each level, above the proposal's",
+            "The energy along the way",
+        ),
+    }
+    files = {name: folder / f"{name}.png" for name in texts}
+    return {name: inlined(file, *texts[name]) for name, file in files.items() if file.exists()}

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from cdrl.errors import UserError
 from experiments.files import read_json
+from experiments.measurement import COLUMNS
+from experiments.runs.folder import EvaluationFolder, RunFolder
 
-MANIFESTS = Path(__file__).parents[1] / "conf" / "experiment"
-COLUMNS = (
-    "experiment", "scale", "row", "dataset", "metric", "protocol", "value", "low", "high", "seeds", "samples",
-    "published", "published_status", "verdict", "grad_evals", "train_seconds", "sample_seconds", "device", "commit",
-    "runs",
+REFERENCES = ("real", "noise")
+"""Methods that no training stands behind: the floor and the ceiling of a table."""
+_SCALES = ("nano", "micro", "mini", "paper")
+_WORDS = {"steps": "K = {:g}", "weight": "w = {:g}", "image_size": "{:g} pixels", "mask": "{}", "variant": "{}"}
+"""Columns in a row's name; tables place the level and what is compared with."""
+
+_TEXTS = (
+    "row", "dataset", "metric", "protocol", "against", "mask", "variant", "published", "published_status", "verdict",
+    "device", "commit", "runs", "label", "method", "note",
 )  # fmt: skip
-"""The fixed columns of cells.csv."""
+"""Columns of words; the others hold numbers."""
 
 
 class MissingArray(Exception):
@@ -33,9 +37,10 @@ class Study:
 
     Attributes:
         folder: ``results/<experiment>/<scale>``.
-        rows: as in rows.json: ``{"row", "label", "method", "evaluations": [{"seed", "folder", "run"}]}``.
-        cells: cells.csv, with ``label`` and ``method`` filled in.
-        figures: names of modules in `experiments.report.figures`.
+        name, title, question, figures, order: as they were when it was run.
+        scale: the folder's name; longer than the scale's where settings were changed.
+        cells: cells.csv, and in ``name`` each row's label with what the cell is about, where that differs in the row.
+        rows: of experiment.json.
         root: what relative run folders are relative to when they are not here: the folder that holds ``results/``.
     """
 
@@ -45,6 +50,7 @@ class Study:
     title: str
     question: str
     figures: tuple[str, ...]
+    order: int
     cells: pd.DataFrame
     rows: list[dict[str, Any]]
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -55,23 +61,21 @@ class Study:
         """Read ``results/<experiment>/<scale>``.
 
         Raises:
-            UserError: there is no cells.csv, or one without the fixed columns.
+            UserError: there are no cells, or they lack columns that every experiment writes now.
         """
         folder = Path(folder)
-        rows = _json(folder / "rows.json", [])
-        name, scale = folder.resolve().parts[-2:]
-        manifest = _manifest(name)
+        cells = _cells(folder / "cells.csv")
+        if not (folder / "experiment.json").exists():
+            raise UserError(f"{folder} lacks experiment.json; run the experiment again")
+        facts = read_json(folder / "experiment.json")
+        kept = folder / "provenance.json"
         return cls(
             folder=folder,
-            name=name,
-            scale=scale,
-            title=_at_scale(manifest, scale).get("title", manifest.get("title", name)),
-            question=manifest.get("question", ""),
-            figures=tuple(manifest.get("figures", ())),
-            cells=_cells(folder / "cells.csv", rows),
-            rows=rows,
-            provenance=_json(folder / "provenance.json", {}),
+            scale=folder.resolve().name,
+            cells=cells,
+            provenance=read_json(kept) if kept.exists() else {},
             root=root or folder.resolve().parents[2],
+            **{**facts, "figures": tuple(facts["figures"])},
         )
 
     @property
@@ -80,65 +84,50 @@ class Study:
 
         A run alone is not enough: experiments share them.
         """
-        return all(self._evaluated(evaluation) for row in self.rows for evaluation in row["evaluations"])
+        for evaluation in (evaluation for row in self.rows for evaluation in row["evaluations"]):
+            status = RunFolder(self.located(evaluation["run"])).status()
+            diverged = status is not None and status.status == "diverged"
+            if not diverged and not EvaluationFolder(self.located(evaluation["folder"])).done:
+                return False
+        return True
 
-    def _evaluated(self, evaluation: dict[str, Any]) -> bool:
-        status = self.located(evaluation["run"]) / "status.json"
-        diverged = status.exists() and read_json(status)["status"] == "diverged"
-        return diverged or (self.located(evaluation["folder"]) / "result.json").exists()
+    def located(self, folder: str) -> Path:
+        """A folder of experiment.json: relative to where the command ran, be it here or beside the results."""
+        here = Path(folder)
+        return here if here.exists() else self.root / folder
 
-    def evaluation(self, row: str, seed: int) -> Path:
-        """The evaluation folder of a row's seed. Raises `MissingArray`."""
-        for evaluation in self._row(row)["evaluations"]:
-            if evaluation["seed"] == seed:
-                return self.located(evaluation["folder"])
-        raise MissingArray(f"{self.name}: row '{row}' has no seed {seed}")
-
-    def array(self, row: str, seed: int, file: str) -> Any:
-        """An evaluation's file: an array for ``.npy``, a dict of arrays for ``.npz``, a value for ``.json``.
-
-        Raises:
-            MissingArray: it is not on this machine.
-        """
-        path = self.evaluation(row, seed) / file
-        if not path.exists():
-            raise MissingArray(f"{path} is not here")
-        if path.suffix == ".json":
-            return read_json(path)
-        loaded = np.load(path, allow_pickle=False)
-        return dict(loaded) if path.suffix == ".npz" else loaded
-
-    def arrays(self, row: str, file: str) -> dict[int, Any]:
-        """``array`` of every seed that has it."""
-        found = {}
-        for seed in self.seeds(row):
-            try:
-                found[seed] = self.array(row, seed, file)
-            except MissingArray:
-                continue
-        return found
+    def method_label(self, method: str) -> str:
+        """A method's name for people."""
+        return next((row["method_label"] for row in self.rows if row["method"] == method), method)
 
     def seeds(self, row: str) -> list[int]:
         """A row's seeds, in the manifest's order."""
-        return [evaluation["seed"] for evaluation in self._row(row)["evaluations"]]
+        return [evaluation["seed"] for evaluation in self._evaluations(row)]
 
-    def seed_values(self, row: str, metric: str, protocol: str | None = None) -> list[float]:
-        """A metric of each seed that is at hand; ``row`` may carry a measurement's suffix ("cdrl half")."""
-        suffix = row.removeprefix(self._row(row)["row"]).strip()
-        return [
-            measurement["value"]
-            for result in self.arrays(row, "result.json").values()
-            for measurement in result["measurements"]
-            if (measurement["metric"], measurement.get("row", "")) == (metric, suffix)
-            and protocol in (None, measurement["protocol"])
-        ]
+    def arrays(self, row: str, file: str) -> list[Any]:
+        """A file of a row's evaluations, where it is at hand: an array for ``.npy``, a dict of arrays for ``.npz``."""
+        paths = [self.located(evaluation["folder"]) / file for evaluation in self._evaluations(row)]
+        loaded = [np.load(path, allow_pickle=False) for path in paths if path.exists()]
+        return [dict(arrays) if isinstance(arrays, np.lib.npyio.NpzFile) else arrays for arrays in loaded]
+
+    def seed_values(self, cell: pd.Series) -> list[float]:
+        """The values that a cell is the mean of, of each seed that is at hand."""
+        values = []
+        for evaluation in self._evaluations(str(cell["row"])):
+            result = EvaluationFolder(self.located(evaluation["folder"])).result()
+            for measurement in result.measurements if result else ():
+                alike = (measurement.metric, measurement.protocol) == (cell["metric"], cell["protocol"])
+                about = {name: value for name, value in measurement.about().items() if name != "image_size"}
+                if alike and all(_same(value, cell[name]) for name, value in about.items()):
+                    values.append(measurement.value)
+        return values
 
     def metrics(self, row: str, seed: int) -> pd.DataFrame:
-        """A run's metrics.jsonl. Raises `MissingArray`."""
-        for evaluation in self._row(row)["evaluations"]:
-            path = self.located(evaluation["run"]) / "metrics.jsonl"
-            if evaluation["seed"] == seed and path.exists():
-                return pd.DataFrame([json.loads(line) for line in path.read_text().splitlines()])
+        """A run's reports along training. Raises `MissingArray`."""
+        for evaluation in self._evaluations(row):
+            lines = RunFolder(self.located(evaluation["run"])).metrics.lines()
+            if evaluation["seed"] == seed and lines:
+                return pd.DataFrame(lines)
         raise MissingArray(f"metrics of row '{row}', seed {seed} are not here")
 
     def measured(self, metric: str, protocol: str | None = None) -> pd.DataFrame:
@@ -148,56 +137,44 @@ class Study:
             chosen &= self.cells["protocol"] == protocol
         return self.cells[chosen]
 
-    def _row(self, name: str) -> dict[str, Any]:
-        """The row with this id, or the one that a suffixed id belongs to."""
-        matching = [row for row in self.rows if name == row["row"] or name.startswith(f"{row['row']} ")]
-        if not matching:
-            raise MissingArray(f"{self.name} has no row '{name}'")
-        return max(matching, key=lambda row: len(row["row"]))
+    def required(self, metric: str) -> pd.DataFrame:
+        """`measured`. Raises `MissingArray` when nothing is."""
+        if (cells := self.measured(metric)).empty:
+            raise MissingArray(f"{self.name}: nothing is measured yet")
+        return cells
 
-    def located(self, folder: str) -> Path:
-        """A folder of rows.json: relative to where the command ran, be it here or beside the results."""
-        here = Path(folder)
-        return here if here.exists() else self.root / folder
+    def _evaluations(self, name: str) -> list[dict[str, Any]]:
+        for row in self.rows:
+            if row["row"] == name:
+                return row["evaluations"]
+        raise MissingArray(f"{self.name} has no row '{name}'")
 
 
 def studies(results: Path, root: Path | None = None) -> list[Study]:
-    """Everything under ``results/``, in the order of the paper's story, smallest scale first."""
-    scales = {"nano": 0, "mini": 1, "paper": 2}
-    found = [Study.load(path.parent, root) for path in Path(results).glob("*/*/cells.csv")]
-    order = {name: position for position, name in enumerate(_ORDER)}
-    return sorted(found, key=lambda s: (order.get(s.name, len(order)), s.name, scales.get(s.scale, 3)))
+    """Everything under ``results/``, in the experiments' order, smallest scale first."""
+    loaded = [Study.load(path.parent, root) for path in Path(results).glob("*/*/cells.csv")]
+    scales = {scale: position for position, scale in enumerate(_SCALES)}
+    return sorted(loaded, key=lambda s: (s.order, s.name, scales.get(s.scale, len(scales)), s.scale))
 
 
-_ORDER = (
-    "table1", "imagenet32", "released", "frontier", "speedup", "langevin_steps", "ablations", "guidance", "compose",
-    "inpaint", "ood", "toy", "chains",
-)  # fmt: skip
-
-
-def _cells(path: Path, rows: list[dict[str, Any]]) -> pd.DataFrame:
+def _cells(path: Path) -> pd.DataFrame:
+    """cells.csv with the column ``name``: "CDRL, half"."""
     if not path.exists():
         raise UserError(f"there is no {path}; run the experiment first")
-    cells = pd.read_csv(path, dtype={"row": str, "published": str, "runs": str, "commit": str})
-    lost = [column for column in COLUMNS if column not in cells]
-    if lost:
+    cells = pd.read_csv(path, dtype=dict.fromkeys(_TEXTS, str), keep_default_na=False, na_values=["", "nan"])
+    if lost := [column for column in COLUMNS if column not in cells]:
         raise UserError(f"{path} lacks the columns {', '.join(lost)}; run the experiment again")
-    facts = {row["row"]: row for row in rows}
-    for column in ("label", "method"):
-        known = [facts.get(row, {}).get(column, row) for row in cells["row"]]
-        cells[column] = cells[column].fillna(pd.Series(known)) if column in cells else known
-    return cells
+    cells = cells.fillna(dict.fromkeys(_TEXTS, ""))
+    names = cells["label"]
+    for column, text in _WORDS.items():
+        if column in _TEXTS:
+            shown = cells[column] != ""
+        else:  # numbers that are a row's own are in its label
+            shown = cells[column].notna() & (cells.groupby("row")[column].transform("nunique") > 1)
+        names = names.where(~shown, names + cells[column].map(lambda value, text=text: f", {text.format(value)}"))
+    return cells.assign(name=names)
 
 
-def _json(path: Path, default: Any) -> Any:
-    return read_json(path) if path.exists() else default
-
-
-def _at_scale(manifest: dict[str, Any], scale: str) -> dict[str, Any]:
-    """A manifest's changes for a scale, which may have been changed further ("nano-1f3a5c")."""
-    return (manifest.get("scales") or {}).get(scale.partition("-")[0]) or {}
-
-
-def _manifest(name: str) -> dict[str, Any]:
-    path = MANIFESTS / f"{name}.yaml"
-    return yaml.safe_load(path.read_text())["experiment"] if path.exists() else {}
+def _same(value: Any, cell: Any) -> bool:
+    """Whether a measurement's column and a cell's, which is NaN where there is no number, say the same."""
+    return pd.isna(cell) if value is None else value == cell

@@ -1,4 +1,4 @@
-"""The look of every figure: one colour and marker a method everywhere, light axes, reproducible files.
+"""The look of every figure: one colour and marker per method everywhere, light axes, reproducible files.
 
 Colours are those of Okabe and Ito (2008), told apart with every common colour-vision deficiency; markers repeat what
 colour says.
@@ -7,6 +7,7 @@ colour says.
 from __future__ import annotations
 
 import io
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ COLOURS: Mapping[str, str] = {
 }
 MARKERS: Mapping[str, str] = {"cdrl": "o", "drl": "s", "short_run": "^", "ddpm": "D", "real": "*", "noise": "X"}
 SPARE = ("#E69F00", "#56B4E9", "#7A5195", "#8C6D31")
-"""For methods or series without a colour of their own."""
+SPARE_MARKERS = ("v", "P", "<", ">", "p", "h")
+"""For methods or series without a look of their own."""
 
 LOOK: Any = {
     "font.family": "sans-serif",
@@ -68,13 +70,13 @@ matplotlib.rcParams.update(LOOK)
 
 
 def colour(method: str) -> str:
-    """The method's colour; a spare one, always the same, for a name without."""
-    return COLOURS.get(method) or SPARE[sum(method.encode()) % len(SPARE)]
+    """The method's colour; a spare one, always the same, for a method without."""
+    return COLOURS.get(method) or SPARE[(zlib.crc32(method.encode()) >> 5) % len(SPARE)]
 
 
 def marker(method: str) -> str:
-    """The method's marker."""
-    return MARKERS.get(method, "o")
+    """The method's marker; a spare one, always the same, for a method without."""
+    return MARKERS.get(method) or SPARE_MARKERS[(zlib.crc32(method.encode()) >> 9) % len(SPARE_MARKERS)]
 
 
 def figure(

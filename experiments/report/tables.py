@@ -1,4 +1,7 @@
-"""Cells to tables: one row a row, one column a (data set, metric, protocol); two protocols never share a column.
+"""Cells to tables: one column per data set, metric and protocol; two protocols never share a column.
+
+A row of an experiment is one row of the table, or several where its cells are about several numbers of steps, masks,
+levels …: `experiments.measurement.ABOUT`. What a number is compared with has a column of its own.
 
 A value is printed with its 95 % interval over seeds, both to the decimal place of the interval's second significant
 digit, so that digits without meaning are not shown.
@@ -7,7 +10,7 @@ digit, so that digits without meaning are not shown.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,20 +18,35 @@ import numpy as np
 import pandas as pd
 
 from experiments.files import write_text
-from experiments.report.figures.common import axis_label
-from experiments.report.study import Study
+from experiments.metrics import metric
+from experiments.report.study import REFERENCES, Study
 
 _BLANK = "–"
-_LEVEL = "-level"
-"""Between a row and the level it was split into."""
 _NAMED = 4
-"""So many changed settings are named in a caption; provenance.json has all."""
+"""Changed settings that a caption names; provenance.json has all."""
+_COLUMN = ["dataset", "against", "metric", "protocol"]
+_ROW = ["row", "name"]
+_TASK = ("at", "mask", "image_size")
+"""Columns that rivals share: no mask is better than another."""
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "×": r"$\times$", "↓": r"$\downarrow$",
     "↑": r"$\uparrow$", "–": "--", "−": "$-$", "λ": r"$\lambda$", "σ": r"$\sigma$", "∅": r"$\emptyset$", "²": "$^2$",
     "\u00a0": "~", "<": r"\textless{}", ">": r"\textgreater{}", "†": r"\dag{}", "‡": r"\ddag{}",
 }  # fmt: skip
+_LATEX_TABLE = r"""%% needs \usepackage{booktabs}
+\begin{table}
+  \centering
+  \caption{%(caption)s}
+  \begin{tabular}{%(columns)s}
+    \toprule
+%(header)s
+    \midrule
+%(body)s
+    \bottomrule
+  \end{tabular}
+\end{table}
+"""
 _MARK = {"unconfirmed": "†", "conflicting": "‡"}
 _MEANING = {"unconfirmed": "† unconfirmed", "conflicting": "‡ sources disagree"}
 
@@ -62,36 +80,22 @@ class Table:
             bold = [rf"\textbf{{{text}}}" if (number, c) in self.best else text for c, text in enumerate(cells)]
             return "    " + " & ".join(bold) + r" \\"
 
-        body = [line(row, number) for number, row in enumerate(self.body)]
-        return "\n".join(
-            [
-                r"% needs \usepackage{booktabs}",
-                r"\begin{table}",
-                r"  \centering",
-                rf"  \caption{{{latex_escape(self.caption)}}}",
-                rf"  \begin{{tabular}}{{l{'r' * (len(self.header) - 1)}}}",
-                r"    \toprule",
-                line(self.header),
-                r"    \midrule",
-                *body,
-                r"    \bottomrule",
-                r"  \end{tabular}",
-                r"\end{table}",
-                "",
-            ]
-        )
+        parts = {
+            "caption": latex_escape(self.caption),
+            "columns": "l" + "r" * (len(self.header) - 1),
+            "header": line(self.header),
+            "body": "\n".join(line(row, number) for number, row in enumerate(self.body)),
+        }
+        return _LATEX_TABLE % parts
 
     def plain(self) -> str:
         """Columns aligned with spaces, for a terminal."""
         rows = [self.header, *self.body]
         widths = [max(len(row[column]) for row in rows) for column in range(len(self.header))]
-        first, *others = widths
-        lines = [
-            "  ".join([row[0].ljust(first), *(text.rjust(width) for text, width in zip(row[1:], others, strict=True))])
-            for row in rows
-        ]
-        rule = "  ".join("-" * width for width in widths)
-        return "\n".join([self.caption, "", lines[0].rstrip(), rule, *(line.rstrip() for line in lines[1:])])
+        rows.insert(1, tuple("-" * width for width in widths))
+        sides = ["<", *[">"] * (len(widths) - 1)]
+        lines = ["  ".join(map("{:{}{}}".format, row, sides, widths)).rstrip() for row in rows]
+        return "\n".join([self.caption, "", *lines])
 
 
 def write(study: Study) -> list[Table]:
@@ -104,58 +108,50 @@ def write(study: Study) -> list[Table]:
 
 def build(study: Study) -> list[Table]:
     """A study's cells as tables: rows that share no column, however indirectly, stand in tables of their own."""
-    return [_table(study, _by_level(cells)) for cells in _apart(study.cells)]
-
-
-def _apart(cells: pd.DataFrame) -> list[pd.DataFrame]:
-    parts: list[tuple[set[str], set[tuple[str, str, str]]]] = []
-    for row, group in cells.groupby("row", sort=False):
-        columns = set(_columns(group))
+    cells = study.cells
+    parts: list[tuple[set[Any], set[Any]]] = []
+    for row, group in cells.groupby(_ROW, sort=False):
+        rows, columns = {row}, set(group[_COLUMN].itertuples(index=False, name=None))
         joined = [part for part in parts if part[1] & columns]
-        merged = ({str(row)}.union(*(rows for rows, _ in joined)), columns.union(*(known for _, known in joined)))
-        parts = [part for part in parts if part not in joined] + [merged]
-    groups = [cells[cells["row"].isin(rows)] for rows, _ in parts]
-    return sorted(groups, key=lambda group: int(group.index[0]))
-
-
-def _by_level(cells: pd.DataFrame) -> pd.DataFrame:
-    """Several columns at several levels would be very many columns: then every level becomes a row.
-
-    The level is named at the end of every protocol ("chains-level2") or of some metrics ("auroc_level2", else 0).
-    """
-    protocols = cells["protocol"].astype(str).str.extract(r"^(?P<stem>.+)-level(?P<level>\d+)$")
-    metrics = cells["metric"].str.extract(r"^(?P<stem>.+?)(?:_level(?P<level>\d+))?$")
-    if protocols["level"].notna().all():
-        stripped, level = cells.assign(protocol=protocols["stem"]), protocols["level"].astype(int)
-    elif metrics["level"].notna().any():
-        stripped, level = cells.assign(metric=metrics["stem"]), metrics["level"].fillna("0").astype(int)
-    else:
-        return cells
-    if len(_columns(stripped)) == 1 or level.nunique() == 1:
-        return cells
-    name = level.astype(str)
-    levelled = stripped.assign(row=cells["row"] + _LEVEL + name, label=cells["label"] + ", level " + name)
-    order = {row: number for number, row in enumerate(cells["row"].unique())}
-    return levelled.iloc[np.lexsort((level, cells["row"].map(order)))]
+        parts = [part for part in parts if part not in joined]
+        parts.append((rows.union(*(part[0] for part in joined)), columns.union(*(part[1] for part in joined))))
+    row_of_cell = pd.Series(list(cells[_ROW].itertuples(index=False, name=None)), index=cells.index)
+    groups = [cells[row_of_cell.isin(rows)] for rows, _ in parts]
+    return [_table(study, group) for group in sorted(groups, key=lambda group: int(group.index[0]))]
 
 
 def _table(study: Study, cells: pd.DataFrame) -> Table:
-    columns = _columns(cells)
+    # Several columns at several levels would be very many columns: then every level is a row.
+    row_keys, column_keys = list(_ROW), list(_COLUMN)
+    cells = cells.assign(at=cells["level"].map(lambda level: "" if pd.isna(level) else f"level {level:g}"))
+    if cells["at"].nunique() > 1 and len(cells[_COLUMN].drop_duplicates()) > 1:
+        row_keys.append("at")
+        rows = list(dict.fromkeys(cells["row"] + cells["name"]))
+        position = (cells["row"] + cells["name"]).map(rows.index)
+        cells = cells.iloc[np.lexsort((cells["level"], position))]
+        cells = cells.assign(name=cells["name"] + cells["at"].map(lambda at: at and f", {at}"))
+    elif cells["at"].nunique() > 1:
+        column_keys.append("at")
+
+    # One line per row, with the facts that its cells share.
+    columns = list(cells[column_keys].drop_duplicates().itertuples(index=False, name=None))
     facts = [name for name in _FACTS if any(_FACTS[name](cell) != _BLANK for _, cell in cells.iterrows())]
-    body = []
+    body: list[tuple[str, ...]] = []
     values: list[list[float]] = []
-    for _, group in cells.groupby("row", sort=False):
-        by_column = {_key(cell): cell for _, cell in group.iterrows()}
+    rivals: list[str | None] = []
+    for _, group in cells.groupby(row_keys, sort=False, dropna=False):
+        by_column = {tuple(cell[key] for key in column_keys): cell for _, cell in group.iterrows()}
         chosen = [by_column.get(column) for column in columns]
-        values.append([math.nan if cell is None else float(cell["value"]) for cell in chosen])
         first = group.iloc[0]
-        body.append((str(first["label"]), *map(_measured, chosen), *(_joined(_FACTS[name], group) for name in facts)))
-    header = ("", *(_title(column, columns) for column in columns), *facts)
-    rivals = [
-        None if method in ("real", "noise") else str(row).partition(_LEVEL)[2]
-        for row, method in cells.groupby("row", sort=False)["method"].first().items()
-    ]
-    return Table(header, tuple(body), _caption(study, cells), _best(columns, values, rivals))
+        values.append([math.nan if cell is None else float(cell["value"]) for cell in chosen])
+        task = " ".join(str(first[key]) for key in _TASK if key not in column_keys)
+        rivals.append(None if first["method"] in REFERENCES else task)
+        body.append((str(first["name"]), *map(_measured, chosen), *(_joined(_FACTS[name], group) for name in facts)))
+
+    several = cells["dataset"].nunique() > 1
+    titles = [_title(dict(zip(column_keys, column, strict=True)), several) for column in columns]
+    better = [metric(column[column_keys.index("metric")]).better for column in columns]
+    return Table(("", *titles, *facts), tuple(body), _caption(study, cells), _best(better, values, rivals))
 
 
 def _measured(cell: pd.Series | None) -> str:
@@ -163,7 +159,7 @@ def _measured(cell: pd.Series | None) -> str:
 
 
 def with_interval(value: float, low: float, high: float) -> str:
-    """``"4.31 [4.18, 4.44]"``; four significant digits without an interval; "–" for nothing."""
+    """A value as text: ``"4.31 [4.18, 4.44]"``; four significant digits without an interval; "–" for nothing."""
     if not math.isfinite(value):
         return _BLANK
     if not high - low > 1e-9 * abs(value):  # a single seed, or nothing random
@@ -173,7 +169,7 @@ def with_interval(value: float, low: float, high: float) -> str:
 
 
 def significant(value: float, digits: int) -> str:
-    """A number to so many significant digits, never in exponent notation between 1e-4 and 1e15."""
+    """A number to ``digits`` significant digits, never in exponent notation between 1e-4 and 1e15."""
     if value == 0 or not math.isfinite(value):
         return "0" if value == 0 else _BLANK
     places = digits - 1 - math.floor(math.log10(abs(value)))
@@ -187,119 +183,87 @@ def latex_escape(text: str) -> str:
     return "".join(_LATEX.get(character, character) for character in text)
 
 
-def _key(cell: pd.Series) -> tuple[str, str, str]:
-    return (str(cell["dataset"]), str(cell["metric"]), str(cell["protocol"]))
-
-
-def _columns(cells: pd.DataFrame) -> list[tuple[str, str, str]]:
-    return list(dict.fromkeys(_key(cell) for _, cell in cells.iterrows()))
-
-
-def _title(column: tuple[str, str, str], columns: Sequence[tuple[str, str, str]]) -> str:
-    several = len({dataset for dataset, _, _ in columns}) > 1
-    return (f"{column[0]}: " if several else "") + axis_label(column[1], column[2])
+def _title(column: Mapping[str, Any], several: bool) -> str:
+    """A column's title; its data set where there are several."""
+    against = f"vs {column['against']}" if column["against"] else ""
+    about = " ".join(filter(None, (column["dataset"] if several else "", against, column.get("at", ""))))
+    title = metric(column["metric"]).axis(column["protocol"])
+    return f"{about}: {title}" if about else title
 
 
 def _best(
-    columns: Sequence[tuple[str, str, str]], values: Sequence[Sequence[float]], rivals: Sequence[str | None]
+    better: Sequence[str], values: Sequence[Sequence[float]], rivals: Sequence[str | None]
 ) -> frozenset[tuple[int, int]]:
     """The best values of each column among rows that are rivals, ties included; none where one row is measured.
 
     Args:
-        rivals: rows with the same word (a level) are compared; None for reference rows, which no row is compared with.
+        better: "lower", "higher" or "" for each column.
+        values: by row and column.
+        rivals: rows with the same task are compared; None for reference rows, which no row is compared with.
     """
     best = set()
-    for number, column in enumerate(columns):
-        arrow = axis_label(column[1], column[2])[-1]
+    for number, direction in enumerate(better):
         for group in set(rivals) - {None}:
             measured = [
                 (row[number], place)
-                for place, (row, word) in enumerate(zip(values, rivals, strict=True))
-                if word == group and math.isfinite(row[number])
+                for place, (row, task) in enumerate(zip(values, rivals, strict=True))
+                if task == group and math.isfinite(row[number])
             ]
-            if arrow in "↓↑" and len(measured) > 1:
-                record = (min if arrow == "↓" else max)(value for value, _ in measured)
+            if direction and len(measured) > 1:
+                record = (min if direction == "lower" else max)(value for value, _ in measured)
                 best |= {(place, number + 1) for value, place in measured if value == record}
     return frozenset(best)
 
 
 def _caption(study: Study, cells: pd.DataFrame) -> str:
-    protocols = ", ".join(dict.fromkeys(cells["protocol"].astype(str)))
-    devices = ", ".join(dict.fromkeys(cells["device"].dropna().astype(str)))
-    data = ", ".join(dict.fromkeys(name.partition(" vs ")[0] for name in cells["dataset"].astype(str)))
+    data, protocols, devices = (", ".join(cells[name].unique()) for name in ("dataset", "protocol", "device"))
     title = study.title if study.title.endswith("?") else study.title.rstrip(".") + "."
+    changed = study.provenance.get("changed", [])
+    named = ", ".join(changed) if len(changed) <= _NAMED else f"{len(changed)} settings changed"
+    scale = f"{study.scale}, with {named}" if changed else study.scale
     text = (
-        f"{title} Scale {study.scale}{_changes(study)}; data {data}; protocol {protocols}; {devices}. "
-        "Mean and 95 % interval over training seeds. "
-        "Budget (training, × images) and NFE (a sample) count energy-gradient evaluations, or as much work of another "
-        "network."
+        f"{title} Scale {scale}; data {data}; protocol {protocols}; {devices}. "
+        "Mean and 95 % interval over training seeds. Budget (training, × images) and NFE (per sample) count "
+        "energy-gradient evaluations, or as much work of another network."
     )
     used = [meaning for status, meaning in _MEANING.items() if (cells["published_status"] == status).any()]
-    if cells["published"].notna().any():
+    if (cells["published"] != "").any():
         text += " Published numbers are the papers' own, at their scale" + "".join(f"; {item}" for item in used) + "."
     return text
 
 
-def _changes(study: Study) -> str:
-    """What makes this another experiment than the scale's own."""
-    changed = study.provenance.get("changed", [])
-    named = f"with {', '.join(changed)}" if len(changed) <= _NAMED else f"with {len(changed)} settings changed"
-    return f", {named}" if changed else ""
-
-
-def _count(column: str) -> Any:
-    def text(cell: Mapping[str, Any]) -> str:
-        value = cell.get(column)
-        return f"{round(value):,}" if value is not None and not pd.isna(value) and value != 0 else _BLANK
-
-    return text
-
-
-def _seconds(column: str) -> Any:
-    def text(cell: Mapping[str, Any]) -> str:
-        value = cell.get(column)
-        return significant(float(value), 3) if value is not None and not pd.isna(value) and value > 0 else _BLANK
-
-    return text
-
-
-def _published(cell: Mapping[str, Any]) -> str:
-    value, status = cell.get("published"), cell.get("published_status")
-    if value is None or pd.isna(value) or value == "":
-        return _BLANK
-    return f"{value}{_MARK.get(str(status), '')}"
-
-
-def verdict(cell: Any) -> str:
+def verdict(cell: pd.Series) -> str:
     """A cell's verdict; "–" where nothing was published that it could agree with."""
-    text = str(cell.get("verdict") or _BLANK)
-    return _BLANK if text == "different-scale" and _published(cell) == _BLANK else text
+    return _BLANK if cell["verdict"] == "different-scale" and not cell["published"] else cell["verdict"] or _BLANK
 
 
-def _note(cell: Mapping[str, Any]) -> str:
-    """What went wrong, if anything did: which seeds diverged, and when."""
-    text = cell.get("note")
-    return _BLANK if text is None or pd.isna(text) or not text else str(text)
+def _count(number: float) -> str:
+    return f"{round(number):,}" if number > 0 else _BLANK
 
 
-def _joined(fact: Any, group: pd.DataFrame) -> str:
+def _seconds(number: float) -> str:
+    return significant(number, 3) if number > 0 else _BLANK
+
+
+_FACTS: Mapping[str, Callable[[pd.Series], str]] = {
+    "Published": lambda cell: (
+        (cell["published"] and cell["published"] + _MARK.get(cell["published_status"], "")) or _BLANK
+    ),
+    "Verdict": verdict,
+    "Seeds": lambda cell: _count(cell["seeds"]),
+    "Samples": lambda cell: _count(cell["samples"]),
+    "Budget": lambda cell: _count(cell["budget"]),
+    "NFE": lambda cell: _count(cell["grad_evals"]),
+    "Training (s)": lambda cell: _seconds(cell["train_seconds"]),
+    "Sampling (s)": lambda cell: _seconds(cell["sample_seconds"]),
+    "Note": lambda cell: cell["note"] or _BLANK,
+}
+
+
+def _joined(fact: Callable[[pd.Series], str], group: pd.DataFrame) -> str:
     """A fact of a row's cells: one text where they agree."""
     texts = dict.fromkeys(fact(cell) for _, cell in group.iterrows())
-    known = [text for text in texts if text != _BLANK]
-    return ", ".join(known) or _BLANK
-
-
-_FACTS: Mapping[str, Any] = {
-    "Published": _published,
-    "Verdict": verdict,
-    "Seeds": _count("seeds"),
-    "Samples": _count("samples"),
-    "Budget": _count("budget"),
-    "NFE": _count("grad_evals"),
-    "Training (s)": _seconds("train_seconds"),
-    "Sampling (s)": _seconds("sample_seconds"),
-    "Note": _note,
-}
+    return ", ".join(text for text in texts if text != _BLANK) or _BLANK
 
 
 def _pipes(row: Sequence[str]) -> str:

@@ -1,30 +1,79 @@
-"""Verdicts: a measured number beside a published one."""
+"""Cells: means over seeds in columns, and verdicts of a measured number beside a published one."""
 
 from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from experiments import configuration
+from experiments import cells
 from experiments.cells import verdict, write_results
-from experiments.files import write_json
-from experiments.plan import Plan, make_plan
-from experiments.report.published import Number
+from experiments.data import DataSettings
+from experiments.measurement import COLUMNS, Measurement
+from experiments.plan import Evaluation, Plan, Row
+from experiments.published import Number
+from experiments.report import tables
+from experiments.report.study import Study
+from experiments.runs.folder import Result, RunSettings, Status
 
 FID = "fid-legacy-pytorch"
-NUMBER = Number(4.0, "confirmed", "4.0", metric="FID")
-WORDS = Number(None, "confirmed", "does not converge", metric="FID")
-AUROC = Number(0.75, "confirmed", "0.75", metric="AUROC")
+NUMBER = Number(value=4.0, status="confirmed", text="4.0", metric="FID")
+WORDS = Number(value=None, status="confirmed", text="does not converge", metric="FID")
+AUROC = Number(value=0.75, status="confirmed", text="0.75", metric="AUROC")
 NAN = math.nan
+FD = Measurement(metric="fd", protocol="fd-digits", value=3.0, samples=32)
+STATUS = Status(status="finished", iterations=3, seconds=1.0, grad_evals=90, commit="a", device="a far GPU")
 
 
-@pytest.fixture(scope="module")
-def paper() -> Plan:
-    return make_plan(configuration.resolve(["experiment=table1", "scale=paper"]))
+def make_plan(folder: Path, rows: Sequence[Row] = (), **facts: Any) -> Plan:
+    shared: dict[str, Any] = {
+        "name": "table1", "scale": "nano", "title": "A table", "question": "How good?", "figures": (), "order": 10,
+        "results": folder / "results" / "table1" / "nano", "changed": (),
+        "config": {"metrics": {"name": "fd-digits", "metrics": ["fd"]}, "device": "cpu"},
+    }  # fmt: skip
+    return Plan(**{**shared, **facts}, rows=tuple(rows))
+
+
+def make_row(folder: Path, name: str, seeds: Sequence[int] = (0, 1), data: str = "digits", **facts: Any) -> Row:
+    evaluations = []
+    for seed in seeds:
+        settings = RunSettings(
+            data=DataSettings(name=data, image_size=8, channels=1),
+            method={"_target_": "cdrl.recipe.CooperativeRecipe", "label": "CDRL"},
+            budget=facts.get("budget", 500),
+            reports=1,
+            milestones=(),
+            seed=seed,
+        )
+        run = settings.folder(folder / "runs", name)
+        evaluations.append(Evaluation(run, settings, {"kind": "samples", **facts.get("settings", {})}))
+    return Row(name, facts.get("label", name), "cdrl", facts.get("published"), tuple(evaluations))
+
+
+def finish(row: Row, *measurements: Measurement, status: Status = STATUS) -> None:
+    for evaluation in row.evaluations:
+        evaluation.run.path.mkdir(parents=True)
+        evaluation.run.finish(status)
+        if measurements:
+            evaluation.folder.keep(Result(measurements=measurements, seconds=1.0, commit="a", device="a far GPU"))
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Writes a plan's results and reads the cells."""
+    monkeypatch.setattr(cells, "provenance", lambda plan, command: {"command": " ".join(command)})
+
+    def write(plan: Plan) -> list[dict[str, str]]:
+        write_results(plan, ["a command"])
+        with (plan.results / "cells.csv").open() as file:
+            return list(csv.DictReader(file))
+
+    return write
 
 
 @pytest.mark.parametrize(
@@ -47,46 +96,80 @@ def paper() -> Plan:
     ],
 )
 def test_verdicts(
-    paper: Plan, measured: tuple[float, float, float], named: Number | None, protocol: str, expected: str
+    tmp_path: Path, measured: tuple[float, float, float], named: Number | None, protocol: str, expected: str
 ) -> None:
-    assert verdict(paper, measured, named, protocol) == expected
+    assert verdict(make_plan(tmp_path, scale="paper"), measured, named, protocol) == expected
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [["scale=nano"], ["scale=mini"], ["scale=paper", "scale.samples=200"], ["scale=paper", "data.flip=false"]],
-)
-def test_nothing_smaller_or_changed_reproduces(overrides: list[str]) -> None:
-    plan = make_plan(configuration.resolve(["experiment=table1", *overrides]))
-    assert verdict(plan, (4.0, NAN, NAN), NUMBER, FID) == "different-scale"
+@pytest.mark.parametrize("facts", [{"scale": "nano"}, {"scale": "mini"}, {"scale": "paper", "changed": ("a=1",)}])
+def test_nothing_smaller_or_changed_reproduces(tmp_path: Path, facts: dict[str, Any]) -> None:
+    assert verdict(make_plan(tmp_path, **facts), (4.0, NAN, NAN), NUMBER, FID) == "different-scale"
 
 
-def test_a_method_that_was_said_to_diverge_and_does(tmp_path: Path) -> None:
+def test_a_method_that_was_said_to_diverge_and_does(tmp_path: Path, written: Any) -> None:
     """The published words stand beside it, and it is no row that was not run."""
-    places = [f"runs={tmp_path}/runs", f"results={tmp_path}/results"]
-    plan = make_plan(configuration.resolve(["experiment=imagenet32", "scale=nano", *places]))
-    row = next(row for row in plan.rows if row.id == "drl")
-    for evaluation in row.evaluations:
-        write_json(evaluation.run.folder / "status.json", {"status": "diverged", "iterations": 7, "seconds": 1.0})
-    write_results(plan, ["a command"])
-    with (plan.results / "cells.csv").open() as file:
-        cells = {cell["row"]: cell for cell in csv.DictReader(file)}
-    assert (cells["drl"]["published"], cells["drl"]["verdict"]) == ("does not converge", "different-scale")
-    assert cells["drl"]["note"].startswith("seed 0 diverged")
-    assert (cells["cdrl"]["published"], cells["cdrl"]["verdict"]) == ("", "not-run")
+    published = {"model": "DRL", "dataset": "ImageNet 32x32 (uncond.)"}
+    rows = [make_row(tmp_path, "drl", published=published), make_row(tmp_path, "cdrl", published={"model": "CDRL"})]
+    finish(rows[0], status=replace(STATUS, status="diverged", iterations=7))
+    drl, cdrl = written(make_plan(tmp_path, rows))
+    assert (drl["published"], drl["verdict"], drl["value"]) == ("does not converge", "different-scale", "nan")
+    assert drl["note"] == "seed 0 diverged at iteration 7; seed 1 diverged at iteration 7"
+    assert (cdrl["published"], cdrl["verdict"]) == ("", "not-run")
 
 
-def test_a_cell_names_the_machine_that_made_it_and_the_rows_own_data(tmp_path: Path) -> None:
-    places = [f"runs={tmp_path}/runs", f"results={tmp_path}/results"]
-    plan = make_plan(configuration.resolve(["experiment=toy", "scale=nano", *places]))
-    for row in plan.rows:
-        for evaluation in row.evaluations:
-            status = {"status": "finished", "iterations": 3, "seconds": 1.0, "commit": "a", "device": "a far GPU"}
-            write_json(evaluation.run.folder / "status.json", status)
-            measurement = {"metric": "kl", "protocol": "grid", "value": 3.0, "samples": 32}
-            write_json(evaluation.folder / "result.json", {"measurements": [measurement], "commit": "a"})
-    write_results(plan, ["a command"])
-    with (plan.results / "cells.csv").open() as file:
-        cells = list(csv.DictReader(file))
-    assert {cell["device"] for cell in cells} == {"a far GPU"}
-    assert {cell["row"]: cell["dataset"] for cell in cells}["rings"] == "rings"
+def test_a_cell_names_the_machine_that_made_it_and_the_rows_own_data(tmp_path: Path, written: Any) -> None:
+    rows = [make_row(tmp_path, "cdrl"), make_row(tmp_path, "rings", data="rings", budget={"seconds": 60.0})]
+    for row in rows:
+        finish(row, FD)
+    first, second = written(make_plan(tmp_path, rows))
+    assert {cell["device"] for cell in (first, second)} == {"a far GPU"}
+    assert (first["dataset"], second["dataset"]) == ("digits", "rings")
+    assert (first["budget"], second["budget"]) == ("500", "90"), "a budget in seconds is told by what it paid for"
+    assert first["runs"] == " ".join(str(evaluation.run.path) for evaluation in rows[0].evaluations)
+
+
+def test_numbers_about_different_things_are_different_cells(tmp_path: Path, written: Any) -> None:
+    row = make_row(tmp_path, "cdrl")
+    about = [{"level": 0, "against": "svhn"}, {"level": 1, "against": "svhn"}, {"level": 0, "against": "interp"}]
+    about += [{"mask": "a-m"}, {"mask": "b-m"}, {"steps": 15}, {"weight": 0.5}, {"variant": "shared noise"}]
+    finish(row, *(replace(FD, **facts) for facts in about))
+    lines = written(make_plan(tmp_path, [row]))
+    assert tuple(lines[0]) == COLUMNS
+    assert {line["row"] for line in lines} == {"cdrl"}
+    assert {line["seeds"] for line in lines} == {"2"}
+    told = [{name: line[name] for name in facts} for line, facts in zip(lines, about, strict=True)]
+    assert told == [{name: str(value) for name, value in facts.items()} for facts in about]
+    assert {line["image_size"] for line in lines} == {"8"}
+
+
+def test_published_numbers_stand_beside_what_they_are_about(tmp_path: Path, written: Any) -> None:
+    row = make_row(tmp_path, "cdrl", published={"model": "CDRL"})
+    finish(row, replace(FD, steps=8), FD, replace(FD, metric="precision"), replace(FD, steps=4))
+    assert [line["published"] for line in written(make_plan(tmp_path, [row]))] == ["4.58", "4.31", "", ""]
+    row = make_row(tmp_path, "steps", published={"model": "CDRL"}, settings={"steps": 8})
+    finish(row, status=replace(STATUS, status="diverged"))
+    (line,) = written(make_plan(tmp_path, [row]))
+    assert (line["published"], line["steps"]) == ("4.58", "8")
+
+
+def test_intervals_stay_inside_the_range_of_what_is_measured(tmp_path: Path, written: Any) -> None:
+    row = make_row(tmp_path, "cdrl")
+    for evaluation, value in zip(row.evaluations, (0.5, 0.99), strict=True):
+        precision = replace(FD, metric="precision", value=value)
+        evaluation.folder.keep(Result(measurements=(FD, precision), seconds=1.0, commit="a", device="b"))
+    distance, precision = written(make_plan(tmp_path, [row]))
+    assert (precision["low"], precision["high"]) == ("0.0", "1.0")
+    assert float(distance["low"]) == float(distance["high"]) == 3.0
+
+
+def test_the_report_reads_what_was_run(tmp_path: Path, written: Any) -> None:
+    row = make_row(tmp_path, "cdrl", label="CDRL, own label")
+    finish(row, *(replace(FD, metric=name, mask=mask) for name in ("fd", "kid") for mask in ("half", "box")))
+    plan = make_plan(tmp_path, [row], question="Which?", order=7)
+    written(plan)
+    study = Study.load(plan.results)
+    assert (study.name, study.title, study.question, study.order) == ("table1", "A table", "Which?", 7)
+    assert (study.method_label("cdrl"), study.seeds("cdrl"), study.at_hand) == ("CDRL", [0, 1], True)
+    assert study.seed_values(study.cells.iloc[1]) == [3.0, 3.0]
+    [table] = tables.build(study)
+    assert [line[0] for line in table.body] == ["CDRL, own label, half", "CDRL, own label, box"]

@@ -6,61 +6,48 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from experiments.metrics import metric
 from experiments.report import style
-from experiments.report.figures.common import (
-    axis_label,
-    bars_with_intervals,
-    curve_with_band,
-    curve_with_intervals,
-    effect_plot,
-    interval,
-)
+from experiments.report.figures.common import bars_with_intervals, curve_with_band, curve_with_intervals, effect_plot
 from experiments.report.study import MissingArray, Study
+from experiments.statistics import interval
 
 SWITCHES = ("schedule", "shared", "initializer")
 
 
-def draw(study: Study) -> dict[str, Figure]:
+def draw(study: Study) -> dict[str, Figure | None]:
     """``scores``, and as far as they are at hand ``effects``, ``gradients`` and ``initializer``.
 
     Raises:
         MissingArray: nothing is measured.
     """
-    cells = study.measured("fd")
-    if cells.empty:
-        raise MissingArray(f"{study.name}: nothing is measured yet")
+    cells = study.required("fd")
     protocol = str(cells["protocol"].iloc[0])
     figure, axes = style.figure(width=6.6, height=0.8 + 0.34 * len(cells))
     style.logarithmic(axes, "x")
+    from_drl = {"none", *SWITCHES}  # bars have the colour of the method that a setting departs from
     bars_with_intervals(
-        axes, list(cells["label"]), cells["value"], cells["low"], cells["high"], methods=_colours(cells["row"]),
-        dots=[study.seed_values(row, "fd", protocol) for row in cells["row"]], xlabel=axis_label("fd", protocol),
+        axes, list(cells["label"]), cells["value"], cells["low"], cells["high"],
+        methods=["drl" if row in from_drl else "cdrl" for row in cells["row"]],
+        dots=[study.seed_values(cell) for _, cell in cells.iterrows()], xlabel=metric("fd").axis(protocol),
     )  # fmt: skip
     axes.set_xlim(left=0.6 * cells["value"].min(), right=1.6 * cells["value"].max())
-    drawn = {
-        "scores": figure,
-        "effects": effects(study, protocol),
-        "gradients": gradients(study),
-        "initializer": initializer(study),
-    }
-    return {name: one for name, one in drawn.items() if one is not None}
+    parts = {"effects": effects(study, protocol), "gradients": gradients(study), "initializer": initializer(study)}
+    return {"scores": figure, **parts}
 
 
 def effects(study: Study, protocol: str) -> Figure | None:
     """Each comparison as the mean difference of ln FD between settings of equal seed; left of zero is better."""
-    values = {
-        row["row"]: np.log(study.seed_values(row["row"], "fd", protocol))
-        for row in study.rows
-        if len(study.seed_values(row["row"], "fd", protocol)) == len(study.seeds(row["row"]))
-    }
-    known = {label: values[b] - values[a] for label, (a, b) in comparisons().items() if a in values and b in values}
+    by_seed = {str(cell["row"]): study.seed_values(cell) for _, cell in study.measured("fd", protocol).iterrows()}
+    values = {row: np.log(seeds) for row, seeds in by_seed.items() if len(seeds) == len(study.seeds(row))}
+    known = {label: rows for label, rows in comparisons().items() if set(rows) <= set(values)}
     if not known:
         return None
-    mean, low, high = interval(np.stack(list(known.values()), axis=1))
+    differences = np.stack([values[after] - values[before] for before, after in known.values()], axis=1)
     figure, axes = style.figure(width=6.6, height=0.8 + 0.28 * len(known))
-    methods = ["drl" if label.startswith("DRL") else "cdrl" for label in known]
+    methods = ["drl" if before == "none" else "cdrl" for before, _ in known.values()]
     xlabel = f"Change of ln FD ({protocol}), paired by seed; below 0 is better"
-    effect_plot(axes, list(known), mean, low, high, methods=methods, xlabel=xlabel)
+    effect_plot(axes, list(known), *interval(differences), methods=methods, xlabel=xlabel)
     return figure
 
 
@@ -83,15 +70,14 @@ def comparisons() -> dict[str, tuple[str, str]]:
 
 def gradients(study: Study) -> Figure | None:
     """The noise-to-signal ratio of the energy's gradient per level, on the same networks with both kinds of pairs."""
-    cells = study.measured("gradient-variance")
+    cells = study.measured("gradient_variance")
     if cells.empty:
         return None
     figure, axes = style.figure(width=5.0, height=3.0)
-    for suffix, method in (("shared noise", "cdrl"), ("independent noise", "drl")):
-        chosen = cells[cells["row"].str.endswith(suffix)]
-        levels = chosen["protocol"].str.removeprefix("gradient-level").astype(int)
+    for variant, method in (("shared noise", "cdrl"), ("independent noise", "drl")):
+        chosen = cells[cells["variant"] == variant]
         bounds = chosen["value"], chosen["low"], chosen["high"]
-        curve_with_band(axes, levels, *bounds, label=suffix, method=method, positive=True)
+        curve_with_band(axes, chosen["level"], *bounds, label=variant, method=method, positive=True)
     style.logarithmic(axes, "y")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("Level")
@@ -130,9 +116,3 @@ def initializer(study: Study) -> Figure | None:
         style.logarithmic(axes, "y")
     figure.legend(*panels[-1].get_legend_handles_labels(), loc="outside right center", fontsize=7)
     return figure
-
-
-def _colours(rows: object) -> list[str]:
-    """Bars in the colour of the method that a setting departs from."""
-    drl = {"none", *SWITCHES}
-    return ["drl" if row in drl else "cdrl" for row in list(rows)]  # type: ignore[call-overload]

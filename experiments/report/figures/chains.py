@@ -7,44 +7,35 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from experiments.report import style
-from experiments.report.figures.common import curve_with_intervals, image_grid
-from experiments.report.study import MissingArray, Study
+from experiments.report.figures.common import curve_with_band, image_grid
+from experiments.report.study import Study
 
 _MEASURES = {
     "acceptance": "Acceptance of a Metropolis correction",
     "rhat": "Split-R̂, worst quantity",
     "ess": "Effective samples per 1,000 steps of a chain",
-    "energy-drift": "Drift of log π (standard deviations)",
+    "energy_drift": "Drift of log π (standard deviations)",
 }
 _SMOOTH = 20
 
 
-def draw(study: Study) -> dict[str, Figure]:
-    """``diagnostics``, ``energy`` and ``long-<row>``, each where at hand. Raises `MissingArray` when nothing is."""
+def draw(study: Study) -> dict[str, Figure | None]:
+    """``diagnostics``, ``energy`` and ``long-<row>``, each where at hand."""
     figures = {"diagnostics": diagnostics(study), "energy": energy(study)}
     for row in study.rows:
-        for pictures in list(study.arrays(row["row"], "long.npz").values())[:1]:
-            panels = {f"{steps} steps a level": pictures[steps] for steps in sorted(pictures, key=int)}
+        for pictures in study.arrays(row["row"], "long.npz")[:1]:
+            panels = {f"{steps} steps per level": pictures[steps] for steps in sorted(pictures, key=int)}
             figures[f"long-{row['row']}"] = image_grid(panels, columns=4, rows=4, across=4)
-    found = {name: figure for name, figure in figures.items() if figure is not None}
-    if not found:
-        raise MissingArray(f"{study.name}: nothing is measured yet")
-    return found
+    return figures
 
 
 def diagnostics(study: Study) -> Figure | None:
     """Every measure against the level, with bands over seeds."""
     figure, axes = style.figure(2, 2, width=7.2, height=5.0)
     for place, (metric, name) in zip(axes.flat, _MEASURES.items(), strict=True):
-        cells = study.measured(metric)
-        for row in study.rows:
-            protocols = list(cells[cells["row"] == row["row"]]["protocol"])
-            if protocols:
-                values = np.array([study.seed_values(row["row"], metric, protocol) for protocol in protocols]).T
-                if values.size == 0:  # results without their runs: the means alone
-                    values = cells[cells["row"] == row["row"]]["value"].to_numpy()[None]
-                levels = np.arange(len(protocols))
-                curve_with_intervals(place, levels, values, label=row["label"], method=row["method"])
+        for (label, method), cells in study.measured(metric).groupby(["label", "method"], sort=False):
+            bounds = cells["value"], cells["low"], cells["high"]
+            curve_with_band(place, cells["level"], *bounds, label=str(label), method=str(method))
         place.xaxis.set_major_locator(MaxNLocator(integer=True))
         place.set_xlabel("Level that the chain ends at")
         place.set_ylabel(name, fontsize=8)
@@ -55,8 +46,8 @@ def diagnostics(study: Study) -> Figure | None:
 
 
 def energy(study: Study) -> Figure | None:
-    """log π along 2,000 steps at the lowest and the middle level, relative to the end, one line a chain."""
-    rows = [(row, arrays) for row in study.rows for arrays in list(study.arrays(row["row"], "chains.npz").values())[:1]]
+    """log π along 2,000 steps at the lowest and the middle level, relative to the end, one line per chain."""
+    rows = [(row, arrays) for row in study.rows for arrays in study.arrays(row["row"], "chains.npz")[:1]]
     if not rows:
         return None
     figure, axes = style.figure(len(rows), 2, width=3.6 * len(rows), height=4.2, squeeze=False, sharex=True)

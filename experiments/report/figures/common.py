@@ -1,4 +1,4 @@
-"""What figures are made of: bars, curves with bands, effect plots, image grids; and the names of what is measured."""
+"""Parts of figures: bars, curves with bands, effect plots, image grids."""
 
 from __future__ import annotations
 
@@ -11,44 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
+from cdrl.pictures import tile
 from experiments.report import style
 from experiments.statistics import interval
-
-METRICS: Mapping[str, tuple[str, str]] = {
-    "fd": ("Fréchet distance", "lower"),
-    "fid": ("FID", "lower"),
-    "kid": ("KID", "lower"),
-    "is": ("Inception score", "higher"),
-    "precision": ("Precision", "higher"),
-    "recall": ("Recall", "higher"),
-    "class_accuracy": ("Class accuracy", "higher"),
-    "auroc": ("AUROC", "higher"),
-    "kl (nats)": ("KL divergence (nats)", "lower"),
-    "rhat": ("Split R\u0302", ""),
-    "ess": ("Effective samples per 1,000 steps of a chain", ""),
-    "acceptance": ("Acceptance rate", ""),
-    "energy-drift": ("Energy drift (sd)", ""),
-    "gradient-variance": ("Gradient noise/signal", "lower"),
-    "known_exact": ("Known pixels exact", ""),
-    "hole_mse": ("MSE in the hole", "lower"),
-    "hole_mse_best": ("MSE, best completion", "lower"),
-    "hole_mse_mean_image": ("MSE of the mean image", ""),
-    "agreement": ("Classifier agreement", "higher"),
-}
-"""Name for people, and which direction is better."""
-
-
-def metric_name(metric: str) -> str:
-    """A metric's name for people; "auroc_level2" is "AUROC at level 2"."""
-    stem, _, level = metric.lower().partition("_level")
-    name = METRICS.get(stem, (stem.replace("_", " ").strip().capitalize(), ""))[0]
-    return f"{name} at level {level}" if level else name
-
-
-def axis_label(metric: str, protocol: str) -> str:
-    """A metric with its protocol and the better direction: "Fréchet distance (fd-digits) ↓"."""
-    arrow = {"lower": "\u00a0↓", "higher": "\u00a0↑"}.get(METRICS.get(metric.lower(), ("", ""))[1], "")
-    return f"{metric_name(metric)} ({protocol}){arrow}"
 
 
 def curve_with_intervals(axes: Axes, x: ArrayLike, values: ArrayLike, **look: Any) -> None:
@@ -95,7 +60,7 @@ def bars_with_intervals(
     xlabel: str = "",
     references: Mapping[str, float] | None = None,
 ) -> None:
-    """Horizontal bars, first on top, with 95 % intervals, one dot a seed, and labelled reference lines.
+    """Horizontal bars, first on top, with 95 % intervals, one dot per seed, and labelled reference lines.
 
     On a logarithmic axis, where a bar has no beginning, a marker stands for it: set the scale before.
 
@@ -133,7 +98,7 @@ def effect_plot(
     reference: float = 0.0,
     xlabel: str = "",
 ) -> None:
-    """Effect sizes with 95 % intervals as a forest plot: a point a row, first on top, and the line of no effect."""
+    """Effect sizes with 95 % intervals as a forest plot: a point per row, first on top, and the line of no effect."""
     axes.axvline(reference, color=style.SOFT, linewidth=1.0)
     _ranges(axes, np.asarray(effects, dtype=float), lows, highs, methods, size=6)
     _categories(axes, labels, xlabel)
@@ -165,19 +130,6 @@ def show(axes: Axes, picture: NDArray[np.uint8], title: str = "") -> None:
     axes.set_axis_off()
     axes.imshow(np.squeeze(picture), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     axes.set_title(title, fontsize=8.5, fontweight="normal", loc="center")
-
-
-def tile(images: NDArray[np.uint8], columns: int, gap: int = 1, background: int = 255) -> NDArray[np.uint8]:
-    """Images ``(n, H, W, C)`` in rows of ``columns`` as one picture, ``gap`` pixels between them."""
-    n, height, width, channels = images.shape
-    lines = -(-n // columns)
-    canvas = np.full(
-        (lines * (height + gap) - gap, columns * (width + gap) - gap, channels), background, dtype=np.uint8
-    )
-    for number, image in enumerate(images):
-        y, x = divmod(number, columns)
-        canvas[y * (height + gap) :, x * (width + gap) :][:height, :width] = image
-    return canvas
 
 
 def _ranges(

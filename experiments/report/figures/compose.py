@@ -8,9 +8,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from cdrl.pictures import tile
 from experiments.report import style
-from experiments.report.figures.common import show, tile
-from experiments.report.study import MissingArray, Study
+from experiments.report.figures.common import curve_with_band, show
+from experiments.report.study import Study
 
 _SERIES = {
     "all_concepts": ("all concepts", "#0072B2", "o"),
@@ -25,11 +26,10 @@ def draw(study: Study) -> dict[str, Figure]:
     Raises:
         MissingArray: nothing is measured.
     """
-    if study.measured("all_concepts").empty:
-        raise MissingArray(f"{study.name}: nothing is measured yet")
+    cells = study.required("all_concepts")
     drawn = {"success": success(study)}
-    best = _best(study)
-    kept = list(study.arrays(best, "compose.npz").values())
+    best = str(cells["row"].iloc[int(np.argmax(cells["value"]))])
+    kept = study.arrays(best, "compose.npz")
     if kept:
         drawn["combinations"] = combinations(kept)
         drawn["samples"] = samples(kept[0])
@@ -40,11 +40,10 @@ def success(study: Study) -> Figure:
     """The rate at which what was asked for is there, over the weight; at w = 0 nothing is asked for."""
     figure, axes = style.figure(width=5.4, height=3.2)
     for metric, (label, colour, marker) in _SERIES.items():
-        cells = study.measured(metric)
+        cells = study.measured(metric).sort_values("weight")
         if not cells.empty:
-            weights = [float(row.partition("-")[2]) for row in cells["row"]]
-            axes.plot(weights, cells["value"], color=colour, marker=marker, label=label)
-            axes.fill_between(weights, cells["low"], cells["high"], color=colour, alpha=0.16, linewidth=0)
+            bounds = cells["value"], cells["low"], cells["high"]
+            curve_with_band(axes, cells["weight"], *bounds, label=label, method="cdrl", colour=colour, marker=marker)
     axes.set_xlabel("Weight w of every concept (0: unconditional)")
     axes.set_ylabel(f"Success rate ({study.measured('all_concepts')['protocol'].iloc[0]}) ↑")
     axes.set_ylim(0.0, 1.0)
@@ -56,13 +55,15 @@ def combinations(kept: list[dict[str, Any]]) -> Figure:
     """For two kinds: the share of training images beside the mean success of every combination."""
     names, values = kept[0]["names"], kept[0]["combinations"]
     figure, (left, right) = style.figure(2, width=6.4, height=0.5 + 0.28 * (values[:, 0].max() + 1))
-    _table(left, names, values, 100 * kept[0]["share"], "Training images, %")
-    _table(right, names, values, 100 * np.mean([one["joint"] for one in kept], axis=0), "Samples that show both, %")
+    _heat_map(left, names, values, 100 * kept[0]["share"], "Training images, %")
+    _heat_map(
+        right, names, values, 100 * np.mean([arrays["joint"] for arrays in kept], axis=0), "Samples that show both, %"
+    )
     return figure
 
 
 def samples(kept: dict[str, Any], each: int = 3) -> Figure:
-    """The first samples of every combination: a row a value of the first kind, a block a value of the last."""
+    """The first samples of every combination: a row per value of the first kind, a block per value of the last."""
     values, images, names = kept["combinations"], kept["images"], kept["names"]
     blocks = np.unique(values[:, -1])
     figure, axes = style.figure(len(blocks), width=1.7 * len(blocks), height=4.6, squeeze=False)
@@ -73,13 +74,7 @@ def samples(kept: dict[str, Any], each: int = 3) -> Figure:
     return figure
 
 
-def _best(study: Study) -> str:
-    """The row whose combinations succeed most."""
-    cells = study.measured("all_concepts")
-    return str(cells["row"].iloc[int(np.argmax(cells["value"]))])
-
-
-def _table(axes: Axes, names: Any, values: Any, numbers: Any, title: str) -> None:
+def _heat_map(axes: Axes, names: Any, values: Any, numbers: Any, title: str) -> None:
     """Numbers as a heat map, first kind down, last kind across (kinds between are averaged over)."""
     grid = np.zeros((values[:, 0].max() + 1, values[:, -1].max() + 1))
     counts = np.zeros_like(grid)

@@ -8,9 +8,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from cdrl.pictures import tile
 from experiments.report import style
-from experiments.report.figures.common import effect_plot, show, tile
-from experiments.report.study import MissingArray, Study
+from experiments.report.figures.common import effect_plot, show
+from experiments.report.study import Study
 
 _MEASURED = {
     "hole_mse": "Squared error in the hole, mean ↓",
@@ -23,36 +24,34 @@ _HOLE = np.array([86, 180, 233], np.uint8)
 
 def draw(study: Study) -> dict[str, Figure]:
     """``errors``, and ``completions-<mask>`` where arrays are at hand. Raises `MissingArray` without a measurement."""
-    if study.measured("hole_mse").empty:
-        raise MissingArray(f"{study.name}: nothing is measured yet")
+    masks = study.required("hole_mse")["mask"].unique()
     drawn = {"errors": errors(study)}
     first = study.rows[0]["row"]
-    for protocol in dict.fromkeys(study.measured("hole_mse")["protocol"]):
-        kept = list(study.arrays(first, f"{protocol}.npz").values())
+    for mask in masks:
+        kept = study.arrays(first, f"inpaint-{mask}.npz")
         if kept:
-            drawn[f"completions-{protocol.partition('-')[2]}"] = completions(kept[0])
+            drawn[f"completions-{mask}"] = completions(kept[0])
     return drawn
 
 
 def errors(study: Study) -> Figure:
     """Each metric of every method and mask, with intervals."""
-    found = {metric: study.measured(metric) for metric in _MEASURED}
-    found = {metric: cells for metric, cells in found.items() if not cells.empty}
-    rows = max(len(cells) for cells in found.values())
+    measured = {name: cells for name in _MEASURED if not (cells := study.measured(name)).empty}
+    rows = max(len(cells) for cells in measured.values())
     figure, axes = style.figure(
-        len(found), width=2.2 * len(found) + 1.2, height=1.0 + 0.24 * rows, squeeze=False, sharey=True
+        len(measured), width=2.2 * len(measured) + 1.2, height=1.0 + 0.24 * rows, squeeze=False, sharey=True
     )
-    for place, (metric, cells) in zip(axes[0], found.items(), strict=True):
+    for place, (name, cells) in zip(axes[0], measured.items(), strict=True):
         effect_plot(
-            place, list(cells["label"]), cells["value"], cells["low"], cells["high"], methods=list(cells["method"]),
-            xlabel=_MEASURED[metric],
+            place, list(cells["name"]), cells["value"], cells["low"], cells["high"], methods=list(cells["method"]),
+            xlabel=_MEASURED[name],
         )  # fmt: skip
         place.xaxis.label.set_fontsize(7.5)
     return figure
 
 
 def completions(kept: dict[str, Any], rows: int = 8) -> Figure:
-    """A row an image: what is known (the hole tinted), completions, the truth."""
+    """A row per image: what is known (the hole tinted), completions, the truth."""
     truth, mask, drawn = kept["truth"][:rows], kept["mask"][:rows], kept["completions"][:rows]
     n, times, height, width, _ = drawn.shape
     masked = np.where(mask, _rgb(truth), _HOLE).astype(np.uint8)

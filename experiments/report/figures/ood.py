@@ -6,40 +6,34 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.report import style
-from experiments.report.figures.common import image_grid
-from experiments.report.study import MissingArray, Study
+from experiments.report.figures.common import curve_with_band, image_grid
+from experiments.report.study import Study
 
 
 def draw(study: Study) -> dict[str, Figure]:
     """``auroc``; where arrays are at hand ``scores`` and ``sets``. Raises `MissingArray` without a measurement."""
-    if study.measured("auroc").empty:
-        raise MissingArray(f"{study.name}: nothing is measured yet")
     drawn = {"auroc": over_levels(study)}
-    kept = list(study.arrays(study.rows[0]["row"], "ood.npz").values())
+    kept = study.arrays(study.rows[0]["row"], "ood.npz")
     if kept:
         drawn["scores"] = scores(kept[0], study.rows[0]["method"])
-        examples = {name.partition("/")[2]: images for name, images in kept[0].items() if name.startswith("examples/")}
-        drawn["sets"] = image_grid(examples, columns=4, rows=4, across=5)
+        examples = study.arrays(study.rows[0]["row"], "examples.npz")
+        drawn["sets"] = image_grid(examples[0], columns=4, rows=4, across=5)
     return drawn
 
 
 def over_levels(study: Study) -> Figure:
-    """A panel a set: AUROC over the level that scores, a line a method, chance as a dashed line."""
-    cells = study.cells[study.cells["metric"].str.startswith("auroc") & study.cells["value"].notna()]
-    level = cells["metric"].str.extract(r"(\d+)", expand=False).fillna("0").astype(int)
-    sets = list(dict.fromkeys(cells["dataset"]))
+    """One panel per set, one line per method: AUROC over the level that scores; dashed = chance."""
+    cells = study.required("auroc").sort_values("level")
+    sets = study.measured("auroc")["against"].unique()
     figure, axes = style.figure(len(sets), width=2.0 * len(sets) + 0.6, height=2.7, sharey=True, squeeze=False)
     for place, name in zip(axes[0], sets, strict=True):
-        for method, group in cells.assign(level=level)[cells["dataset"] == name].groupby("method", sort=False):
-            group = group.sort_values("level")
-            colour = style.colour(str(method))
-            label = group["label"].iloc[0]
-            place.plot(group["level"], group["value"], color=colour, marker=style.marker(str(method)), label=label)
-            place.fill_between(group["level"], group["low"], group["high"], color=colour, alpha=0.16, linewidth=0)
+        for (label, method), group in cells[cells["against"] == name].groupby(["label", "method"], sort=False):
+            bounds = group["value"], group["low"], group["high"]
+            curve_with_band(place, group["level"], *bounds, label=str(label), method=str(method))
         place.axhline(0.5, color=style.SOFT, linestyle=(0, (4, 3)), linewidth=1.0)
         place.set_ylim(0.0, 1.03)
         place.set_xlabel("Level")
-        place.set_title(name.partition(" vs ")[2])
+        place.set_title(name)
     axes[0, 0].set_ylabel("AUROC (log-density) ↑")
     axes[0, 0].legend()
     return figure
@@ -48,9 +42,8 @@ def over_levels(study: Study) -> Figure:
 def scores(kept: dict[str, np.ndarray], method: str) -> Figure:
     """The distribution of the lowest level's score for every set, as cumulative shares."""
     figure, axes = style.figure(width=5.4, height=3.0)
-    names = [name for name in kept if not name.startswith("examples/")]
-    for number, name in enumerate(names):
-        values = np.sort(kept[name][0])
+    for number, (name, by_level) in enumerate(kept.items()):
+        values = np.sort(by_level[0])
         colour = style.colour(method) if name == "inside" else style.SPARE[number % len(style.SPARE)]
         label = "held out" if name == "inside" else name
         axes.plot(values, np.linspace(0, 1, len(values)), color=colour, label=label, linewidth=1 + (name == "inside"))

@@ -7,44 +7,41 @@ import math
 import pandas as pd
 from matplotlib.figure import Figure
 
+from experiments.metrics import metric
 from experiments.report import style
-from experiments.report.figures.common import axis_label
-from experiments.report.figures.langevin_steps import over_steps
-from experiments.report.study import MissingArray, Study
+from experiments.report.study import Study
 
-_COSTS = {"grad_evals": "Energy-gradient evaluations a sample", "milliseconds": "Milliseconds a sample"}
+_COSTS = {"grad_evals": "Energy-gradient evaluations per sample", "milliseconds": "Milliseconds per sample"}
 
 
 def draw(study: Study) -> dict[str, Figure]:
     """``cost``, with the verdict as its title. Raises `MissingArray` when nothing is measured."""
-    cells = over_steps(study, "fd")
-    if cells.empty:
-        raise MissingArray(f"{study.name}: nothing is measured yet")
+    cells = study.required("fd").sort_values(["method", "steps"])
     cells = cells.assign(milliseconds=1000 * cells["sample_seconds"] / cells["samples"])
     figure, panels = style.figure(2, width=7.4, height=3.4, sharey=True)
     for axes, (cost, label) in zip(panels, _COSTS.items(), strict=True):
         for method, group in cells.groupby("method", sort=False):
             colour = style.colour(str(method))
             errors = [group["value"] - group["low"], group["high"] - group["value"]]
-            name = str(group["label"].iloc[0]).partition(",")[0]
+            name = study.method_label(str(method))
             axes.errorbar(
                 group[cost], group["value"], yerr=errors, color=colour, marker=style.marker(str(method)), label=name
             )
             for _, point in group.iterrows():
                 axes.annotate(
-                    f"K={point['steps']}", (point[cost], point["value"]), xytext=(4, 4), textcoords="offset points",
+                    f"K={point['steps']:g}", (point[cost], point["value"]), xytext=(4, 4), textcoords="offset points",
                     fontsize=7, color=style.SOFT,
                 )  # fmt: skip
         axes.set_xlabel(label)
         style.logarithmic(axes, "y")
-    panels[0].set_ylabel(axis_label("fd", cells["protocol"].iloc[0]))
+    panels[0].set_ylabel(metric("fd").axis(cells["protocol"].iloc[0]))
     panels[0].legend()
     figure.suptitle(verdict(cells), fontsize=8.5)
     return {"cost": figure}
 
 
 def verdict(cells: pd.DataFrame) -> str:
-    """The claim on these cells: does CDRL at K ≤ 15 beat DRL at K = 30, in at most half the time a sample?
+    """The claim on these cells: does CDRL at K ≤ 15 beat DRL at K = 30, in at most half the time per sample?
 
     Args:
         cells: with ``method``, ``steps``, ``value``, ``milliseconds``, and intervals ``low`` and ``high`` (may be NaN).
@@ -55,20 +52,20 @@ def verdict(cells: pd.DataFrame) -> str:
         return "Half the time: DRL at K = 30 or CDRL at K = 15 is not measured yet"
     other = drl.iloc[0]
     fast = cdrl[cdrl["milliseconds"] <= 0.5 * other["milliseconds"]]
-    one = (cdrl if fast.empty else fast).sort_values("value").iloc[0]
+    best = (cdrl if fast.empty else fast).sort_values("value").iloc[0]
     facts = (
-        f"CDRL, K = {one['steps']}: {one['value']:.3g} at {one['milliseconds']:.2g} ms; "
+        f"CDRL, K = {best['steps']:g}: {best['value']:.3g} at {best['milliseconds']:.2g} ms; "
         f"DRL, K = 30: {other['value']:.3g} at {other['milliseconds']:.2g} ms"
     )
     if fast.empty:
         return f"Half the time: no, CDRL needs more than half of DRL's time ({facts})"
-    return f"Half the time: {_outcome(one, other)} ({facts})"
+    return f"Half the time: {_outcome(best, other)} ({facts})"
 
 
-def _outcome(one: pd.Series, other: pd.Series) -> str:
-    """What the values and their intervals say of ``one`` being lower than ``other``."""
-    if not one["value"] < other["value"]:
+def _outcome(best: pd.Series, other: pd.Series) -> str:
+    """Whether ``best`` is lower than ``other``, by values and intervals."""
+    if not best["value"] < other["value"]:
         return "no, worse"
-    if math.isnan(one["high"]) or math.isnan(other["low"]):
+    if math.isnan(best["high"]) or math.isnan(other["low"]):
         return "better; one seed, no interval"
-    return "yes" if one["high"] < other["low"] else "better, within the intervals"
+    return "yes" if best["high"] < other["low"] else "better, within the intervals"

@@ -9,45 +9,42 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from experiments.metrics import metric
 from experiments.report import style
-from experiments.report.figures.common import axis_label, bars_with_intervals, curve_with_intervals, image_grid
+from experiments.report.figures.common import bars_with_intervals, curve_with_intervals, image_grid
 from experiments.report.study import MissingArray, Study
 
 _REFERENCES = {"real": "real, held out", "noise": "noise"}
 
 
-def draw(study: Study) -> dict[str, Figure]:
-    """``score``, ``budget``, ``seconds`` and ``samples``, each where what it shows is at hand.
+def draw(study: Study) -> dict[str, Figure | None]:
+    """``score``, ``budget``, ``seconds`` and ``samples``, each where it is at hand.
 
     Raises:
-        MissingArray: nothing is.
+        MissingArray: nothing is measured.
     """
-    drawn = {"score": score(study), "budget": budget(study), "seconds": seconds(study), "samples": samples(study)}
-    found = {name: figure for name, figure in drawn.items() if figure is not None}
-    if not found:
-        raise MissingArray(f"{study.name}: nothing is measured yet")
-    return found
+    return {"score": score(study), "budget": budget(study), "seconds": seconds(study), "samples": samples(study)}
 
 
 def score(study: Study) -> Figure | None:
-    """The first metric of every row: bars with intervals, a dot a seed, floor and ceiling as lines."""
-    metric, protocol = _first(study)
-    cells = study.measured(metric, protocol)
+    """The first metric of every row: bars with intervals, a dot per seed, floor and ceiling as lines."""
+    name, protocol = _first(study)
+    cells = study.measured(name, protocol)
     methods = cells[~cells["method"].isin(list(_REFERENCES))]
     if methods.empty:
         return None
     figure, axes = style.figure(width=4.8, height=0.9 + 0.42 * len(methods))
     style.logarithmic(axes, "x")
     references = {
-        name: float(cells[cells["method"] == method]["value"].iloc[0])
-        for method, name in _REFERENCES.items()
+        label: float(cells[cells["method"] == method]["value"].iloc[0])
+        for method, label in _REFERENCES.items()
         if (cells["method"] == method).any()
     }
     bars_with_intervals(
         axes, list(methods["label"]), methods["value"], methods["low"], methods["high"],
         methods=list(methods["method"]),
-        dots=[study.seed_values(row, metric, protocol) for row in methods["row"]],
-        xlabel=axis_label(metric, protocol), references=references,
+        dots=[study.seed_values(cell) for _, cell in methods.iterrows()],
+        xlabel=metric(name).axis(protocol), references=references,
     )  # fmt: skip
     floor = 0.6 * min([*references.values(), methods["value"].min()])
     axes.set_xlim(left=max(floor, 1e-6), right=1.6 * max([*references.values(), methods["value"].max()]))
@@ -68,10 +65,10 @@ def seconds(study: Study) -> Figure | None:
 
 def _along(study: Study, xlabel: str, where: Callable[[str, NDArray[Any]], NDArray[Any]]) -> Figure | None:
     """The score along training; ``where`` places a row's milestones, given what was spent at each."""
-    metric, protocol = _first(study)
+    name, protocol = _first(study)
     figure, axes = style.figure(width=4.8, height=3.0)
     for row in study.rows:
-        curves = list(study.arrays(row["row"], "curve.npz").values())
+        curves = study.arrays(row["row"], "curve.npz")
         if not curves:
             continue
         length = min(len(curve["value"]) for curve in curves)
@@ -82,8 +79,8 @@ def _along(study: Study, xlabel: str, where: Callable[[str, NDArray[Any]], NDArr
         return None
     style.logarithmic(axes, "x", "y")
     axes.set_xlabel(xlabel)
-    axes.set_ylabel(axis_label(metric, protocol))
-    for floor in study.measured(metric, protocol).query("method == 'real'")["value"]:
+    axes.set_ylabel(metric(name).axis(protocol))
+    for floor in study.measured(name, protocol).query("method == 'real'")["value"]:
         axes.axhline(floor, color=style.SOFT, linestyle=(0, (4, 3)), linewidth=1.0, label=_REFERENCES["real"])
     axes.legend()
     return figure
@@ -94,7 +91,7 @@ def samples(study: Study) -> Figure | None:
     rows = sorted(study.rows, key=lambda row: (row["method"] == "noise", row["method"] != "real"))
     panels = {}
     for row in rows:
-        grids = list(study.arrays(row["row"], "grid.npy").values())
+        grids = study.arrays(row["row"], "grid.npy")
         if grids:
             panels[row["label"]] = grids[0]
     return image_grid(panels, columns=8, rows=8, across=3 if len(panels) > 4 else 4) if panels else None

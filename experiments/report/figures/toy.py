@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from experiments.report import style
-from experiments.report.study import MissingArray, Study
+from experiments.report.study import Study
 
 _DEPTH = 6.0
 """Nats below the truth's peak at which the colours end."""
@@ -18,33 +18,26 @@ _POINTS = 2000
 
 
 def draw(study: Study) -> dict[str, Figure]:
-    """``levels-<row>`` and ``samples-<row>`` for every row at hand. Raises `MissingArray` when there is none."""
+    """``levels-<row>`` and ``samples-<row>`` for every row at hand."""
     figures = {}
     for row in study.rows:
-        for arrays in list(study.arrays(row["row"], "density.npz").values())[:1]:
+        for arrays in study.arrays(row["row"], "density.npz")[:1]:
             figures[f"levels-{row['row']}"] = levels(arrays, row["label"])
             figures[f"samples-{row['row']}"] = samples(arrays, row["label"])
-    if not figures:
-        raise MissingArray(f"{study.name}: nothing is measured yet")
     return figures
 
 
 def levels(arrays: dict[str, NDArray[Any]], label: str) -> Figure:
-    """Log-densities in nats: truth above, learned below, one column a level, on one colour scale a column."""
+    """Log-densities in nats: truth above, learned below, one column per level, one colour scale per column."""
     count = len(arrays["half"])
     figure, axes = style.figure(count, 2, width=1.6 * count, height=3.7, squeeze=False)
     for level in range(count):
         half, peak = float(arrays["half"][level]), float(arrays["truth"][level].max())
         for row, (name, values) in enumerate((("truth", arrays["truth"]), ("learned", arrays["learned"]))):
             axes[row, level].imshow(
-                values[level],
-                origin="lower",
-                extent=(-half, half, -half, half),
-                cmap="cividis",
-                vmin=peak - _DEPTH,
-                vmax=peak,
-                interpolation="nearest",
-            )
+                values[level], origin="lower", extent=(-half, half, -half, half), cmap="cividis", vmin=peak - _DEPTH,
+                vmax=peak, interpolation="nearest",
+            )  # fmt: skip
             _bare(axes[row, level], f"level {level}" if row == 0 else "")
             if level == 0:
                 axes[row, level].set_ylabel(name)

@@ -14,7 +14,9 @@ from cdrl.cooperative import Cooperative, Settings
 from cdrl.langevin import Langevin
 from cdrl.learner import Optimisation
 from cdrl.networks import EnergyNet, Initializer
+from cdrl.recipe import CooperativeRecipe
 from experiments import data
+from experiments.data import DataSettings
 from experiments.evaluate import TrainedRun
 from experiments.metrics import Extracted, Protocol
 
@@ -32,8 +34,14 @@ class Brightness:
         return Extracted(flat, torch.nn.functional.one_hot(decided, 10).float())
 
 
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The digits classifier, trained once, and reference statistics."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
-def make_run(tmp_path: Path) -> Runs:
+def make_run(tmp_path: Path, weights: Path) -> Runs:
     """Makes an untrained run; ``classes`` labels, ``steps`` Langevin steps."""
 
     def make(classes: int = 0, steps: int = 2) -> TrainedRun:
@@ -46,15 +54,16 @@ def make_run(tmp_path: Path) -> Runs:
             Optimisation(),
         )
         return TrainedRun(
-            folder=tmp_path,
-            config={"method": {"kind": "cooperative"}, "data": {"data_cache": str(tmp_path)}},
+            recipe=CooperativeRecipe(batch_size=4),
+            data=DataSettings(name="digits", image_size=8, channels=1, data_cache=str(tmp_path)),
+            method=method,
+            milestones=(),
             seed=1,
             device=torch.device("cpu"),
-            method=method,
             train=data.load("digits", "train"),
             test=data.load("digits", "test").subset(slice(0, 60)),
             protocol=Protocol("fd-digits", "digits", 40, metrics=("fd",)),
-            cache=tmp_path,
+            cache=weights,
         )
 
     return make

@@ -11,6 +11,7 @@ from PIL import Image
 
 from cdrl.errors import UserError
 from experiments.evaluate import inpaint
+from cdrl.pictures import mask_from_picture
 from tests.experiments.evaluate.conftest import Brightness, Runs, quiet
 
 INDEX = torch.arange(3)
@@ -41,11 +42,11 @@ def test_a_mask_is_cropped_like_its_picture_and_must_have_its_shape(tmp_path: Pa
     drawn[:, 30:40] = 0
     Image.fromarray(drawn).save(path)
     for picture in ((60, 40), (600, 400), (301, 200)):  # 301 x 200 is 60 x 40 but for rounding
-        known = inpaint.mask_from_picture(path, picture, 8)
+        known = mask_from_picture(path, picture, 8)
         assert known[3].tolist() == [True] * 4 + [False] * 2 + [True] * 2
     for picture in ((40, 60), (50, 50)):
         with pytest.raises(UserError, match="60x40 and does not fit over"):
-            inpaint.mask_from_picture(path, picture, 8)
+            mask_from_picture(path, picture, 8)
 
 
 def test_mask_that_is_no_picture(tmp_path: Path) -> None:
@@ -75,12 +76,47 @@ def test_known_pixels_stay_exact(make_run: Runs, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(inpaint, "build", lambda *arguments: Brightness())
     settings = {"masks": ["box", "random"], "images": 5, "completions": 2, "repeats": 1, "batch": 4}
     measurements = inpaint.evaluate(make_run(), settings, tmp_path, quiet)
-    by_name = {(m["row"], m["metric"]): m["value"] for m in measurements}
-    assert {m["grad_evals"] for m in measurements} == {
-        6 * 2 * 2 + 1
-    }  # levels × steps × (1 + repeats), the last denoise once
+    by_name = {(m.mask, m.metric): m.value for m in measurements}
+    # levels × steps × (1 + repeats), the last denoise once
+    assert {m.grad_evals for m in measurements} == {6 * 2 * 2 + 1}
+    assert {m.protocol for m in measurements} == {"inpaint"}
     assert by_name["box", "known_exact"] == by_name["random", "known_exact"] == 1.0
     assert by_name["box", "diversity"] > 0.0
     assert by_name["box", "hole_mse_best"] <= by_name["box", "hole_mse"]
     assert 0.0 <= by_name["random", "agreement"] <= 1.0
     assert np.load(tmp_path / "inpaint-box.npz")["completions"].shape == (5, 2, 8, 8, 1)
+
+
+@pytest.mark.parametrize(
+    ("masks", "names"),
+    [
+        (["half", "/x/own.png"], ["half", "own"]),
+        (["/x/a/m.png", "/x/b/m.png", "box"], ["a-m", "b-m", "box"]),
+        (["/a/x/m.png", "/b/x/m.png"], ["a-x-m", "b-x-m"]),
+        (["half", "x/half.png"], ["half", "x-half"]),
+    ],
+)
+def test_every_mask_has_a_name_of_its_own(masks: list[str], names: list[str]) -> None:
+    assert list(inpaint.mask_names(masks).values()) == names
+
+
+def test_masks_that_cannot_be_told_apart_are_refused() -> None:
+    with pytest.raises(UserError, match="same name; rename one"):
+        inpaint.mask_names(["x/m.png", "x/m.bmp"])
+
+
+def test_two_masks_of_one_name_are_measured_and_kept_apart(
+    make_run: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inpaint, "build", lambda *arguments: Brightness())
+    for number, folder in enumerate("ab"):
+        (tmp_path / folder).mkdir()
+        drawn = np.zeros((8, 8), np.uint8)
+        drawn[4 * number : 4 * number + 4] = 255
+        Image.fromarray(drawn).save(tmp_path / folder / "m.png")
+    masks = [str(tmp_path / folder / "m.png") for folder in "ab"]
+    settings = {"masks": masks, "images": 2, "completions": 1, "repeats": 0, "batch": 4}
+    measurements = inpaint.evaluate(make_run(), settings, tmp_path, quiet)
+    assert {m.mask for m in measurements} == {"a-m", "b-m"}
+    first, second = (np.load(tmp_path / f"inpaint-{name}.npz")["mask"] for name in ("a-m", "b-m"))
+    assert not (first & second).any()

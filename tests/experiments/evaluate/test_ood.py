@@ -13,7 +13,7 @@ from experiments import data
 from experiments.evaluate import TrainedRun, ood
 from tests.experiments.evaluate.conftest import Runs, quiet
 
-SETTINGS = {"outside": ["uniform", "shuffled"], "optional": ["celeba64"], "images": 40, "draws": 2, "batch": 16}
+SETTINGS = {"outside": ["uniform", "shuffled"], "images": 40, "draws": 2, "batch": 16}
 
 
 @pytest.fixture
@@ -78,9 +78,13 @@ def test_sets_that_are_not_at_hand_are_left_out(tmp_path: Path) -> None:
 def test_every_level_of_every_set_is_measured(run: TrainedRun, tmp_path: Path) -> None:
     measurements = ood.evaluate(run, SETTINGS, tmp_path, quiet)
     assert len(measurements) == 2 * run.sampler().schedule.levels
-    assert {m["dataset"] for m in measurements} == {"digits vs uniform", "digits vs shuffled"}
-    kept = np.load(tmp_path / "ood.npz")
-    lowest = next(m for m in measurements if m["metric"] == "auroc" and "uniform" in m["dataset"])
+    assert {(m.metric, m.dataset, m.protocol) for m in measurements} == {("auroc", "", "log-density")}
+    assert [(m.against, m.level) for m in measurements] == [
+        (name, level) for name in ("uniform", "shuffled") for level in range(run.sampler().schedule.levels)
+    ]
+    kept, examples = np.load(tmp_path / "ood.npz"), np.load(tmp_path / "examples.npz")
+    assert set(kept) == set(examples) == {"inside", "uniform", "shuffled"}
+    lowest = next(m for m in measurements if (m.level, m.against) == (0, "uniform"))
     ranks = np.mean(kept["inside"][0][:, None] > kept["uniform"][0][None, :])
-    assert lowest["value"] == pytest.approx(ranks)
+    assert lowest.value == pytest.approx(ranks)
     assert torch.isfinite(torch.from_numpy(kept["inside"])).all()

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from cdrl import checkpoint
+from cdrl.cooperative import Cooperative
 from cdrl.errors import UserError
 from experiments.evaluate import samples
+from experiments.methods import Reference
 from tests.experiments.evaluate.conftest import Runs, quiet
 
 SETTINGS = {"kind": "samples", "samples": 60, "batch": 25, "milestone_samples": 40, "curve": True}
@@ -19,24 +22,60 @@ SETTINGS = {"kind": "samples", "samples": 60, "batch": 25, "milestone_samples": 
 def test_a_curve_has_as_many_samples_at_its_end_as_before(make_run: Runs, tmp_path: Path) -> None:
     """A milestone of the final weights scores as the end does; the table's number is of more samples."""
     run = make_run()
-    run.config["method"]["batch_size"] = 4
+    assert run.method is not None
     averages = {
         f"{name}/{key}": value
         for name, learner in run.method.learners.items()
         for key, value in learner.ema.average.state_dict().items()
     }
-    checkpoint.save(run.folder / "milestones" / "00000001", averages, {"iteration": 1})
-    (measured,) = samples.evaluate(run, SETTINGS, tmp_path, quiet)
-    before, end = np.load(tmp_path / "curve.npz")["value"]
-    assert before == pytest.approx(end)
-    assert measured["value"] != pytest.approx(end)
+    for iteration in (1, 2):
+        checkpoint.save(tmp_path / str(iteration), averages, {"iteration": iteration})
+    said: list[str] = []
+    run = replace(run, milestones=(tmp_path / "1", tmp_path / "2"))
+    (measured,) = samples.evaluate(run, SETTINGS, tmp_path, lambda done, text: said.append(f"{done:.2f} {text}"))
+    curve = np.load(tmp_path / "curve.npz")
+    first, second, end = curve["value"]
+    assert first == second == pytest.approx(end)
+    assert curve["grad_evals"].tolist() == [4 * 4, 2 * 4 * 4, run.method.iterations * 4 * 4]  # (K + 2) · batch size
+    assert measured.value != pytest.approx(end)
+    assert said[-1] == "1.00 scoring milestone 2 of 2"
+    assert [text for text in said if text.endswith("60 of 60")] == ["0.43 sampled 60 of 60"]
+
+
+def test_a_milestone_of_other_weights_leaves_the_run_as_it_is(make_run: Runs, tmp_path: Path) -> None:
+    run = make_run()
+    assert run.method is not None
+    before = {name: value.clone() for name, value in run.method.state().items()}
+    zeros = {
+        f"{name}/{key}": value * 0.5
+        for name, learner in run.method.learners.items()
+        for key, value in learner.ema.average.state_dict().items()
+    }
+    checkpoint.save(tmp_path / "1", zeros, {"iteration": 1})
+    samples.evaluate(replace(run, milestones=(tmp_path / "1",)), SETTINGS, tmp_path, quiet)
+    earlier, end = np.load(tmp_path / "curve.npz")["value"]
+    assert earlier != pytest.approx(end)
+    after = run.method.state()
+    assert all(torch.equal(after[name], value) for name, value in before.items() if ".ema" in name or "live" in name)
+
+
+def test_an_evaluations_changes_reach_the_sampler_and_not_the_run(make_run: Runs) -> None:
+    method = make_run().method
+    assert isinstance(method, Cooperative)
+    own = method.settings
+    changed = samples.sampler(method, {"steps": 7, "step_multiplier": 1.5, "last_denoise": "none"})
+    assert (changed.chain.steps, changed.chain.step_multiplier, changed.last_denoise) == (7, 1.5, "none")
+    assert changed.chain.step_variance == own.chain.step_variance
+    assert method.settings is own
+    with pytest.raises(UserError, match="spectral_ema"):
+        samples.sampler(method, {"spectral_ema": "other"})
 
 
 def test_real_images_suit_a_protocol_that_does_not_round(make_run: Runs, tmp_path: Path) -> None:
-    run = replace(make_run(), method=None, config={"method": {"kind": "real"}})
+    run = replace(make_run(), method=None, recipe=Reference(images="real"))
     unrounded = replace(run, protocol=replace(run.protocol, rounding=False))
-    found = [samples.evaluate(each, {"samples": 60, "batch": 25}, tmp_path, quiet) for each in (run, unrounded)]
-    assert found[0][0]["value"] == pytest.approx(found[1][0]["value"])
+    scores = [samples.evaluate(each, {"samples": 60, "batch": 25}, tmp_path, quiet) for each in (run, unrounded)]
+    assert scores[0][0].value == pytest.approx(scores[1][0].value)
 
 
 @pytest.mark.parametrize(("classes", "weight", "words"), [(0, 0.7, "trained without"), (10, -1.0, "0 or more")])
@@ -48,5 +87,6 @@ def test_guidance_that_leads_nowhere_is_refused(
 
 
 def test_guidance_towards_classes_that_were_learned(make_run: Runs, tmp_path: Path) -> None:
-    (found,) = samples.evaluate(make_run(10), {"samples": 4, "batch": 4, "guidance": 0.7}, tmp_path, quiet)
-    assert found["grad_evals"] == 2 * make_run(10).sampler().gradient_evaluations
+    (measured,) = samples.evaluate(make_run(10), {"samples": 4, "batch": 4, "guidance": 0.7}, tmp_path, quiet)
+    assert measured.grad_evals == 2 * make_run(10).sampler().gradient_evaluations
+    assert (measured.metric, measured.weight, measured.steps) == ("fd", 0.7, None)

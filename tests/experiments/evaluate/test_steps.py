@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.evaluate import Measurement, samples, steps
+from experiments.evaluate import samples, steps
+from experiments.measurement import Measurement
 from tests.experiments.evaluate.conftest import Runs, quiet
 
 SETTINGS = {"steps": 3, "multipliers": [1.0, 1.5, 2.0], "search_samples": 8, "samples": 16}
@@ -22,17 +23,17 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     def evaluate(run: Any, settings: dict[str, Any], *others: Any) -> list[Measurement]:
         calls.append(settings)
-        return [{"metric": "fd", "protocol": "fd-digits", "value": 1.0, "samples": settings["samples"]}]
+        return [Measurement(metric="fd", protocol="fd-digits", value=1.0, samples=settings["samples"])]
 
     monkeypatch.setattr(samples, "evaluate", evaluate)
-    monkeypatch.setattr(steps, "_value", lambda run, settings: abs(settings["step_multiplier"] - 1.5))
+    monkeypatch.setattr(steps, "score", lambda run, settings: abs(settings["step_multiplier"] - 1.5))
     return calls
 
 
 def test_best_multiplier_is_scored(make_run: Runs, tmp_path: Path, scored: list[dict[str, Any]]) -> None:
     *_, search = steps.evaluate(make_run(), SETTINGS, tmp_path, quiet)
     assert scored == [{**SETTINGS, "step_multiplier": 1.5}]
-    assert (search["value"], search["samples"]) == (1.5, 8)
+    assert (search.metric, search.value, search.samples, search.steps) == ("step_multiplier", 1.5, 8, 3)
     kept = np.load(tmp_path / "search.npz")
     assert kept["values"].tolist() == [0.5, 0.0, 0.5]
     assert kept["chosen"] == 1.5
@@ -62,7 +63,7 @@ def test_search_draws_from_another_seed(make_run: Runs, monkeypatch: pytest.Monk
     monkeypatch.setattr(steps, "Scorer", Stub)
     monkeypatch.setattr(samples, "batches", batches)
     run = make_run()
-    assert steps._value(run, SETTINGS) == np.inf
+    assert steps.score(run, SETTINGS) == np.inf
     assert seeds != [run.seed]
 
 
@@ -77,5 +78,5 @@ def test_a_chain_that_ran_away_scores_infinitely(make_run: Runs, monkeypatch: py
 
     monkeypatch.setattr(steps, "Scorer", Stub)
     settings = {**SETTINGS, "batch": 4}
-    assert steps._value(make_run(), {**settings, "step_multiplier": 1.0}) == 1.0
-    assert steps._value(make_run(), {**settings, "step_multiplier": 1e18}) == np.inf
+    assert steps.score(make_run(), {**settings, "step_multiplier": 1.0}) == 1.0
+    assert steps.score(make_run(), {**settings, "step_multiplier": 1e18}) == np.inf

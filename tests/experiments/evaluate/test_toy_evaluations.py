@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,14 +10,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from cdrl.langevin import Coefficients
+from cdrl.langevin import Coefficients, Langevin
 from cdrl.networks import EnergyNet
 from cdrl.noise import cosine_logsnr
+from cdrl.recipe import CooperativeRecipe, ImageShape
 from cdrl.sampler import Sampler
+from experiments.data import DataSettings
 from experiments.data.sets.toy import density
+from experiments.evaluate import TrainedRun
 from experiments.evaluate.chains import Target, diagnose, walk
-from experiments.evaluate.density import Grid, divergence, learned_log_density, level_grid
+from experiments.evaluate.density import Grid, divergence, evaluate, learned_log_density, level_grid
 from experiments.evaluate.gradients import learning_gradient, spread
+from experiments.metrics import Protocol
 
 
 def gaussian_chain(step: float, n: int = 64) -> tuple[Target, Tensor]:
@@ -50,14 +55,14 @@ def test_small_steps_would_be_accepted_and_large_ones_not() -> None:
 def test_acceptance_of_one_move_by_hand() -> None:
     step = 0.9
     target, start = gaussian_chain(step, n=3)
-    trace = walk(target, start, 1, 4, 0, lambda done, text: None)
-    y, moved = start.flatten(1).double(), torch.from_numpy(trace.pixels[0])
+    walked = walk(target, start, 1, 4, 0, lambda done, text: None)
+    y, moved = start.flatten(1).double(), torch.from_numpy(walked.pixels[0])
     mean = 1 - step**2 / 2
     log_ratio = (
         0.5 * (y.square() - moved.square())
         + 0.5 * ((moved - mean * y).square() - (y - mean * moved).square()) / step**2
     ).sum(dim=1)
-    np.testing.assert_allclose(trace.acceptance[0], log_ratio.clamp(max=0).exp().numpy(), rtol=1e-4)
+    np.testing.assert_allclose(walked.acceptance[0], log_ratio.clamp(max=0).exp().numpy(), rtol=1e-4)
 
 
 def test_diagnosis_of_chains_that_mix_and_of_a_drift() -> None:
@@ -67,9 +72,9 @@ def test_diagnosis_of_chains_that_mix_and_of_a_drift() -> None:
     assert found["acceptance"] == 1
     assert found["rhat"] == pytest.approx(1, abs=0.02)
     assert found["ess"] == pytest.approx(1000, rel=0.2)
-    assert abs(found["energy-drift"]) < 0.2
+    assert abs(found["energy_drift"]) < 0.2
     drifting = log_density + np.linspace(0, 10, 1000)[:, None, None]
-    assert diagnose(np.ones((1000, 2, 4)), drifting, pixels, warm_up=10)["energy-drift"] > 5
+    assert diagnose(np.ones((1000, 2, 4)), drifting, pixels, warm_up=10)["energy_drift"] > 5
 
 
 class ExactNet(EnergyNet):
@@ -120,3 +125,32 @@ def test_learning_gradient_is_a_function_of_its_draw() -> None:
     assert torch.equal(first, again)
     assert not torch.allclose(first, other)
     assert not torch.allclose(first, independent)
+
+
+def test_density_measures_every_level(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    recipe = CooperativeRecipe(
+        levels=2,
+        chain=Langevin(steps=1, step_variance=0.4),
+        energy={"width": 8, "multipliers": (1,), "blocks": 1, "kernel": 1},
+        initializer=None,
+    )
+    settings = DataSettings(name="rings", image_size=1, channels=2)
+    points = settings.load("test")
+    run = TrainedRun(
+        recipe=recipe,
+        data=settings,
+        method=recipe.build(ImageShape(1, 2)),
+        milestones=(),
+        seed=0,
+        device=torch.device("cpu"),
+        train=points,
+        test=points,
+        protocol=Protocol("fd-digits", "digits", 40),
+        cache=tmp_path,
+    )
+    measurements = evaluate(run, {"grid": 16, "samples": 50, "batch": 50}, tmp_path, lambda done, text: None)
+    metrics = ("kl", "log_likelihood", "true_log_likelihood")
+    expected = [(metric, level) for level in (0, 1) for metric in metrics] + [("sample_log_density", 0)]
+    assert [(m.metric, m.level) for m in measurements] == expected
+    assert {(m.protocol, m.samples) for m in measurements} == {("grid", 50)}

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from cdrl.errors import UserError
 from experiments.data import load
-from experiments.metrics import Extracted, Extractor, Scorer, protocols, to_pixels
+from experiments.measurement import COLUMNS
+from experiments.metrics import METRICS, Extracted, Extractor, Metric, Scorer, metric, protocols, to_pixels
 from experiments.metrics.extractors import Pixels
+from experiments.metrics.registry import needs_features
+from experiments.report import tables
+from experiments.report.study import Study
 
 PROTOCOL = protocols.load("fd-digits")
 
@@ -144,3 +150,38 @@ def test_class_metrics_need_classes(digits: Extractor, cache: Path) -> None:
     extractor.classes = 0
     with pytest.raises(UserError, match="knows no classes"):
         Scorer(PROTOCOL, load("digits", "train"), cache, extractor=extractor)
+
+
+def test_a_new_metric_needs_its_one_entry(
+    digits: Extractor, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is measured by protocols that name it, and has a title, a direction and an axis in tables."""
+    entry = Metric(
+        "spread", "Spread of features", "higher", needs="features", compute=lambda c: float(c.features.std())
+    )
+    with pytest.raises(UserError, match="unknown metrics"):
+        replace(PROTOCOL, metrics=("spread",))
+    monkeypatch.setitem(METRICS, entry.name, entry)
+    protocol = replace(PROTOCOL, metrics=("fd", "spread"))
+    scorer = Scorer(protocol, load("digits", "train"), cache, extractor=digits)
+    images = load("digits", "test").images
+    scorer.update(images)
+    assert scorer.result()["spread"] == pytest.approx(float(digits(images).features.std()))
+    assert needs_features(protocol.metrics)
+    assert not needs_features(("fd", "is"))
+
+    columns = {"experiment": "e", "scale": "nano", "dataset": "digits", "protocol": "fd-digits", "verdict": "not-run"}
+    rows = [{**columns, "row": row, "label": row, "method": row, "metric": "spread", "value": value}
+            for row, value in (("a", 1.0), ("b", 2.0))]  # fmt: skip
+    pd.DataFrame(rows, columns=list(COLUMNS)).to_csv(tmp_path / "cells.csv", index=False)
+    facts = {"name": "e", "title": "t", "question": "", "figures": [], "order": 1, "rows": []}
+    (tmp_path / "experiment.json").write_text(json.dumps(facts))
+    [table] = tables.build(Study.load(tmp_path))
+    assert table.header[1] == "Spread of features (fd-digits)\u00a0↑"
+    assert table.best == {(1, 1)}
+
+
+def test_metrics_are_named_for_people_and_unknown_ones_by_their_own_name() -> None:
+    assert METRICS["fd"].axis("fd-digits") == "Fréchet distance (fd-digits)\u00a0↓"
+    assert metric("known_exact").axis("inpaint") == "Known pixels exact (inpaint)"
+    assert metric("something_new").axis("p") == "Something new (p)"

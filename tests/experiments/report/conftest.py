@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments.measurement import COLUMNS, Measurement
 from experiments.report import build_experiment, page
-from experiments.report.study import COLUMNS
+from experiments.runs.folder import EvaluationFolder, Result, RunFolder, Status
 
 METHODS = {
     "cdrl": ("CDRL", [1.0, 1.1, 1.2]),
@@ -40,11 +41,15 @@ def make_results(root: Path) -> Path:
     folder = root / "results" / "table1" / "nano"
     folder.mkdir(parents=True)
     with (folder / "cells.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*COLUMNS, "label", "method", "budget"])
+        writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         for row, (label, values) in METHODS.items():
             writer.writerows(_cells(row, label, values))
-    (folder / "rows.json").write_text(json.dumps([_row(root, row) for row in METHODS]))
+    facts = {
+        "name": "table1", "title": "Table 1: sample quality", "question": "How good?", "figures": ["table1"],
+        "order": 10, "rows": [_row(root, row) for row in METHODS],
+    }  # fmt: skip
+    (folder / "experiment.json").write_text(json.dumps(facts))
     provenance = {"command": "python -m experiments experiment=table1 scale=nano", "packages": {"torch": "2.6"}}
     (folder / "provenance.json").write_text(json.dumps(provenance))
     return root / "results"
@@ -67,17 +72,20 @@ def _cells(row: str, label: str, values: list[float]) -> list[dict[str, object]]
 def _row(root: Path, row: str) -> dict[str, object]:
     evaluations = []
     for seed in range(3):
-        out = root / "runs" / row / f"seed{seed}" / "eval"
-        out.mkdir(parents=True)
+        run = RunFolder(root / "runs" / row / f"seed{seed}")
+        evaluation = EvaluationFolder(run.path / "eval" / "samples")
+        evaluation.path.mkdir(parents=True)
         rng = np.random.default_rng(seed)
-        np.save(out / "grid.npy", rng.integers(0, 256, (70, 8, 8, 1), dtype=np.uint8))
+        np.save(evaluation.path / "grid.npy", rng.integers(0, 256, (70, 8, 8, 1), dtype=np.uint8))
         if row not in ("real", "noise"):
-            np.savez(out / "curve.npz", grad_evals=[1000, 10000, 100000], value=rng.uniform(1, 2, 3) / [1, 3, 9])
+            curve = rng.uniform(1, 2, 3) / [1, 3, 9]
+            np.savez(evaluation.path / "curve.npz", grad_evals=[1000, 10000, 100000], value=curve)
+            run.finish(Status(status="finished", iterations=9, seconds=123.4, grad_evals=9, commit="a", device="a CPU"))
         value = METHODS[row][1][seed]
-        measurement = {"metric": "fd", "protocol": "fd-digits", "value": value, "samples": 1000}
-        (out / "result.json").write_text(json.dumps({"measurements": [measurement]}))
-        (out.parent / "metrics.jsonl").write_text('{"iteration": 1, "loss": [0.5]}\n')
-        evaluations.append(
-            {"seed": seed, "folder": str(out.relative_to(root)), "run": str(out.parent.relative_to(root))}
-        )
-    return {"row": row, "label": METHODS[row][0], "method": row, "evaluations": evaluations}
+        measurement = Measurement(metric="fd", protocol="fd-digits", value=value, samples=1000)
+        evaluation.keep(Result(measurements=(measurement,), seconds=1.0, commit="a", device="a CPU"))
+        run.metrics.append({"iteration": 1, "loss": [0.5]})
+        places = {"folder": evaluation.path, "run": run.path}
+        evaluations.append({"seed": seed, **{name: str(path.relative_to(root)) for name, path in places.items()}})
+    label = METHODS[row][0]
+    return {"row": row, "label": label, "method": row, "method_label": label, "evaluations": evaluations}

@@ -8,8 +8,6 @@ import pytest
 import torch
 from PIL import Image
 
-from cdrl import Model, checkpoint
-from cdrl.errors import UserError
 from cdrl.langevin import Langevin
 from cdrl.networks import EnergyNet, Initializer
 from cdrl.noise import cosine_logsnr
@@ -51,23 +49,10 @@ def test_rise_starts_at_the_proposal(sampler: Sampler) -> None:
 
 
 def test_animation_has_a_frame_for_each(sampler: Sampler, tmp_path: Path) -> None:
-    animation.write(sampler, tmp_path)
+    assert animation.write(sampler, tmp_path) == ["trajectory", "stages", "energy"]
 
     trace = animation.Trace.load(tmp_path / "trajectory.npz")
     with Image.open(io.BytesIO(animation.animate(trace))) as picture:
         assert picture.n_frames == len(trace.stages)  # type: ignore[attr-defined]
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"trajectory.npz", "trajectory.png", "stages.svg", "stages.png", "energy.svg", "energy.png"}
-
-
-def test_neither_run_nor_model_is_said_so(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="neither a finished run nor a saved model"):
-        animation.trained_sampler(tmp_path)
-
-
-def test_a_saved_model_is_traced_as_it_samples(sampler: Sampler, tmp_path: Path) -> None:
-    checkpoint.save_model(tmp_path, Model(sampler))
-
-    again = animation.record(animation.trained_sampler(tmp_path), images=2)
-
-    np.testing.assert_array_equal(again.frames, animation.record(sampler, images=2).frames)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,19 +9,21 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from experiments.report import drawing, style
+from cdrl.pictures import tile
+from experiments.report import draw, style
 from experiments.report.figures import common, table1
 from experiments.report.study import MissingArray, Study
+from experiments.runs.folder import RunFolder
 
 
 def test_table1_draws_its_four_figures_and_again_the_same_bytes(results: Path) -> None:
     study = Study.load(results / "table1" / "nano")
 
-    assert drawing.write(study) == ["score", "budget", "seconds", "samples"]
+    assert draw(study) == ["score", "budget", "seconds", "samples"]
     first = {path.name: path.read_bytes() for path in study.folder.glob("*.[sp][vn]g")}
     for name in first:
         (study.folder / name).unlink()
-    drawing.write(study)
+    draw(study)
 
     assert len(first) == 8
     assert {path.name: path.read_bytes() for path in study.folder.glob("*.[sp][vn]g")} == first
@@ -38,26 +41,29 @@ def test_score_against_seconds_ends_when_training_did(results: Path) -> None:
 
 def test_without_runs_the_committed_pictures_stay(results: Path) -> None:
     study = Study.load(results / "table1" / "nano")
-    drawing.write(study)
+    draw(study)
     before = {path: path.read_bytes() for path in study.folder.glob("*.png")}
     assert len(before) == 4
     shutil.rmtree(results.parent / "runs")
 
-    assert drawing.write(study) == []
+    assert draw(study) == []
     assert {path: path.read_bytes() for path in study.folder.glob("*.png")} == before
 
 
 def test_runs_without_their_evaluations_leave_the_committed_pictures(results: Path) -> None:
     """Experiments share runs: those of another one may be here, and nothing that this one measured on them."""
     study = Study.load(results / "table1" / "nano")
-    drawing.write(study)
+    draw(study)
     before = (study.folder / "score.png").read_bytes()
-    lost = study.evaluation("cdrl", 0)
+    lost = study.located(study.rows[0]["evaluations"][0]["folder"])
     shutil.rmtree(lost)
-    assert drawing.write(study) == []
+    assert draw(study) == []
     assert (study.folder / "score.png").read_bytes() == before
-    (lost.parent / "status.json").write_text('{"status": "diverged"}')
-    assert "score" in drawing.write(study), "of a run that diverged nothing else is to be expected"
+    run = RunFolder(lost.parents[1])
+    status = run.status()
+    assert status is not None
+    run.finish(replace(status, status="diverged"))
+    assert "score" in draw(study), "of a run that diverged nothing else is to be expected"
 
 
 def test_results_may_lie_apart_from_the_runs(
@@ -67,14 +73,14 @@ def test_results_may_lie_apart_from_the_runs(
     elsewhere = shutil.move(results, tmp_path_factory.mktemp("elsewhere") / "deep")
     monkeypatch.chdir(results.parent)
 
-    assert drawing.write(Study.load(elsewhere / "table1" / "nano")) == ["score", "budget", "seconds", "samples"]
+    assert draw(Study.load(elsewhere / "table1" / "nano")) == ["score", "budget", "seconds", "samples"]
 
 
 def test_cells_alone_draw_what_they_can_where_there_is_no_picture(results: Path) -> None:
     study = Study.load(results / "table1" / "nano")
     shutil.rmtree(results.parent / "runs")
 
-    assert drawing.write(study) == ["score"]
+    assert draw(study) == ["score"]
 
 
 def test_curve_shows_mean_and_interval_over_seeds() -> None:
@@ -112,7 +118,7 @@ def test_ranges_lie_on_their_intervals(plot: object) -> None:
 def test_tile_places_images_in_rows() -> None:
     images = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((5, 2, 3, 1), dtype=np.uint8)
 
-    picture = common.tile(images, columns=3, gap=1, background=9)
+    picture = tile(images, columns=3, gap=1, background=9)
 
     assert picture.shape == (5, 11, 1)
     assert picture[0, [0, 4, 8], 0].tolist() == [0, 1, 2]
@@ -125,6 +131,9 @@ def test_methods_have_colours_of_their_own() -> None:
 
     assert len(set(colours)) == len(colours)
     assert style.colour("a new method") == style.colour("a new method") in style.SPARE
+    assert style.marker("a new method") == style.marker("a new method") in style.SPARE_MARKERS
+    new = {(style.colour(name), style.marker(name)) for name in ("energy_matching", "energy_score", "persistent")}
+    assert len(new) == 3
 
 
 def test_png_of_a_figure_has_its_size(tmp_path: Path) -> None:
@@ -140,13 +149,13 @@ def test_png_of_a_figure_has_its_size(tmp_path: Path) -> None:
 def test_study_reads_arrays_and_metrics(results: Path) -> None:
     study = Study.load(results / "table1" / "nano")
 
-    assert study.array("cdrl", 1, "grid.npy").shape == (70, 8, 8, 1)
-    assert set(study.arrays("cdrl", "curve.npz")) == {0, 1, 2}
-    assert study.seed_values("cdrl", "fd", "fd-digits") == [1.0, 1.1, 1.2]
+    assert [array.shape for array in study.arrays("cdrl", "grid.npy")] == [(70, 8, 8, 1)] * 3
+    assert [set(arrays) for arrays in study.arrays("cdrl", "curve.npz")] == [{"grad_evals", "value"}] * 3
+    assert study.arrays("cdrl", "other.npy") == []
+    assert study.seed_values(study.measured("fd").iloc[0]) == [1.0, 1.1, 1.2]
     assert study.metrics("cdrl", 0)["iteration"].tolist() == [1]
-    for missing in (("cdrl", 7, "grid.npy"), ("cdrl", 0, "other.npy"), ("nothing", 0, "grid.npy")):
-        with pytest.raises(MissingArray):
-            study.array(*missing)
+    with pytest.raises(MissingArray):
+        study.arrays("nothing", "grid.npy")
 
 
 def test_nothing_measured_is_no_figure(results: Path) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments.report import page
-from experiments.report.__main__ import main
+from cdrl.errors import UserError
+from experiments.report import build_all, page, traceable_run
+from experiments.runs.folder import RunFolder
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = (
@@ -72,21 +73,26 @@ def test_page_of_an_empty_results_folder(tmp_path: Path) -> None:
     assert "How to read the numbers" in page.build(tmp_path).read_text()
 
 
-def test_command_line(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--results", str(results)]) == 0
-    assert (results / "report.html").exists()
-    assert main(["--results", str(results / "missing")]) == 1
-    assert "run an experiment first" in capsys.readouterr().err
+def test_everything_is_built_and_named(results: Path) -> None:
+    page_line = f"written: {results / 'report.html'}"
+    assert build_all(results) == ["table1 nano: table, score, budget, seconds, samples", page_line]
+    with pytest.raises(UserError, match="run an experiment first"):
+        build_all(results / "missing")
 
 
 def test_the_page_alone_leaves_tables_and_figures_as_they_are(results: Path) -> None:
-    assert main(["--results", str(results), "--page"]) == 0
-    assert (results / "report.html").exists()
-    assert {path.name for path in (results / "table1" / "nano").iterdir()} == {
-        "cells.csv",
-        "rows.json",
-        "provenance.json",
-    }
+    assert build_all(results, page_only=True) == [f"written: {results / 'report.html'}"]
+    names = {path.name for path in (results / "table1" / "nano").iterdir()}
+    assert names == {"cells.csv", "experiment.json", "provenance.json"}
+
+
+def test_the_run_to_trace_is_the_first_finished_one_of_cdrl(results: Path) -> None:
+    first, second = (results.parent / "runs" / "cdrl" / f"seed{seed}" for seed in (0, 1))
+    assert traceable_run(results) == RunFolder(first)
+    shutil.rmtree(first)
+    assert traceable_run(results) == RunFolder(second)
+    shutil.rmtree(results.parent / "runs")
+    assert traceable_run(results) is None
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")

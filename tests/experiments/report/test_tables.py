@@ -86,13 +86,15 @@ def test_several_metrics_at_several_levels_have_a_row_for_each_level(results: Pa
     path = results / "table1" / "nano" / "cells.csv"
     cells = pd.read_csv(path)
     cells = cells[cells["row"].isin(["cdrl", "drl"]) & cells["metric"].isin(metrics)]
-    levels = [cells.assign(protocol=f"chains-level{level}", value=cells["value"] + level) for level in (0, 1)]
+    levels = [cells.assign(protocol="chains", level=level, value=cells["value"] + level) for level in (0, 1)]
     pd.concat(levels).to_csv(path, index=False)
 
     [table] = tables.build(Study.load(path.parent))
 
     if len(metrics) == 1:
         assert [row[0] for row in table.body] == ["CDRL", "DRL"]
+        titles = ["level 0: Fréchet distance (chains)\u00a0↓", "level 1: Fréchet distance (chains)\u00a0↓"]
+        assert list(table.header[1:3]) == titles
         return
     assert [row[0] for row in table.body] == ["CDRL, level 0", "CDRL, level 1", "DRL, level 0", "DRL, level 1"]
     assert [title.split(" (")[1] for title in table.header[1:3]] == ["chains)\u00a0↓", "chains)\u00a0↑"]
@@ -100,21 +102,49 @@ def test_several_metrics_at_several_levels_have_a_row_for_each_level(results: Pa
     assert {place for place, column in table.best if column == 1} == {0, 1}, "the best at each level, not of all"
 
 
-def test_levels_in_a_metrics_name_are_levels_too(results: Path) -> None:
+def test_what_is_compared_with_has_columns_and_levels_have_rows(results: Path) -> None:
     path = results / "table1" / "nano" / "cells.csv"
     cells = pd.read_csv(path)
     cells = cells[(cells["row"] == "cdrl") & (cells["metric"] == "fd")]
     parts = [
-        cells.assign(metric=f"auroc{suffix}", dataset=outside)
-        for outside in ("digits vs a", "digits vs b")
-        for suffix in ("", "_level1")
+        cells.assign(metric="auroc", against=against, level=level, image_size=8)
+        for against in ("a", "b")
+        for level in (0, 1)
     ]
     pd.concat(parts).to_csv(path, index=False)
 
     [table] = tables.build(Study.load(path.parent))
 
     assert [row[0] for row in table.body] == ["CDRL, level 0", "CDRL, level 1"]
-    assert [title.split(" (")[0] for title in table.header[1:3]] == ["digits vs a: AUROC", "digits vs b: AUROC"]
+    assert [title.split(" (")[0] for title in table.header[1:3]] == ["vs a: AUROC", "vs b: AUROC"]
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "names"),
+    [
+        ("mask", ["half", "box"], ["CDRL, half", "CDRL, box"]),
+        ("variant", ["shared noise", "independent noise"], ["CDRL, shared noise", "CDRL, independent noise"]),
+        ("steps", [15, 50], ["CDRL, K = 15", "CDRL, K = 50"]),
+        ("weight", [0.0, 0.5], ["CDRL, w = 0", "CDRL, w = 0.5"]),
+        ("image_size", [8, 16], ["CDRL, 8 pixels", "CDRL, 16 pixels"]),
+    ],
+)
+def test_what_differs_within_a_row_is_said_in_its_name(
+    results: Path, column: str, values: list[object], names: list[str]
+) -> None:
+    path = results / "table1" / "nano" / "cells.csv"
+    cells = pd.read_csv(path)
+    several = [cells[cells["row"] == "cdrl"].assign(**{column: value}) for value in values]
+    others = cells[cells["row"] == "drl"].assign(**{column: values[0]})
+    pd.concat([*several, others]).to_csv(path, index=False)
+
+    [table] = tables.build(Study.load(path.parent))
+
+    own = f"DRL, {values[0]}" if column in ("mask", "variant") else "DRL"
+    assert [row[0] for row in table.body] == [*names, own]
+    # What is another task, not another way, is no rival.
+    first_alone = column in ("mask", "image_size")
+    assert {place for place, number in table.best if number == 1} == ({0} if first_alone else {0, 1})
 
 
 def test_a_diverged_run_is_named_in_its_row(results: Path) -> None:
@@ -172,6 +202,13 @@ def test_cells_without_the_fixed_columns_are_refused(results: Path) -> None:
         Study.load(path.parent)
     with pytest.raises(UserError, match="run the experiment first"):
         Study.load(results)
+
+
+def test_results_of_an_older_format_are_refused(results: Path) -> None:
+    folder = results / "table1" / "nano"
+    (folder / "experiment.json").unlink()
+    with pytest.raises(UserError, match=r"lacks experiment\.json; run the experiment again"):
+        Study.load(folder)
 
 
 def test_a_changed_experiment_says_so(results: Path) -> None:

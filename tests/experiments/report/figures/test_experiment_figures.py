@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,50 +11,58 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.report.figures import ablations, compose, guidance, inpaint, langevin_steps, ood, speedup
-from experiments.report.study import COLUMNS, MissingArray, Study
+from experiments.measurement import ABOUT, COLUMNS, Measurement
+from experiments.report.figures import ablations, chains, compose, guidance, inpaint, langevin_steps, ood, speedup
+from experiments.report.study import MissingArray, Study
+from experiments.runs.folder import EvaluationFolder, Result, RunFolder
 
 Cells = list[dict[str, Any]]
 SEEDS = (0, 1)
 
 
-def cell(row: str, metric: str, value: float, **facts: Any) -> dict[str, Any]:
-    method = "drl" if row.startswith(("drl", "none")) else "cdrl"
+def cell(row: str, metric: str, value: float, method: str = "cdrl", **facts: Any) -> dict[str, Any]:
     shared = {"protocol": "fd-digits", "dataset": "digits", "samples": 100, "seeds": 2, "method": method, "label": row}
     return {"row": row, "metric": metric, "value": value, "low": 0.9 * value, "high": 1.1 * value, **shared, **facts}
 
 
 @pytest.fixture
 def study(tmp_path: Path) -> Callable[..., Study]:
-    """Makes a study of cells; ``arrays`` are saved as ``<file>`` in every evaluation of every row."""
+    """Makes and loads a study of cells; ``arrays`` are saved by file name in every evaluation of every row."""
 
     def make(name: str, cells: Cells, **arrays: dict[str, Any]) -> Study:
+        folder = tmp_path / "results" / name / "nano"
+        folder.mkdir(parents=True)
         rows = []
-        for row in dict.fromkeys(line["row"].partition(" ")[0] for line in cells):
+        for row, method in {line["row"]: line["method"] for line in cells}.items():
             evaluations = []
             for seed in SEEDS:
-                folder = tmp_path / row / str(seed)
-                folder.mkdir(parents=True)
-                values = [
-                    {"metric": line["metric"], "protocol": line["protocol"], "value": line["value"] * (1 + 0.01 * seed)}
-                    for line in cells
-                    if line["row"] == row
-                ]
-                (folder / "result.json").write_text(json.dumps({"measurements": values}))
+                run = f"{row}/{seed}"
+                evaluation = EvaluationFolder(tmp_path / run / "eval")
+                evaluation.path.mkdir(parents=True)
+                evaluation.keep(Result(measurements=tuple(measured(cells, row, seed)), seconds=1, commit="", device=""))
                 for file, content in arrays.items():
-                    np.savez(folder / f"{file.replace('_', '-')}.npz", **content)
-                evaluations.append({"seed": seed, "folder": f"{row}/{seed}", "run": f"{row}/{seed}"})
-            method = "drl" if row.startswith(("drl", "none")) else "cdrl"
-            rows.append({"row": row, "label": row, "method": method, "evaluations": evaluations})
-        frame = pd.DataFrame(cells, columns=[*COLUMNS, "label", "method"])
-        return Study(tmp_path, name, "nano", "", "", (name,), frame, rows, root=tmp_path)
+                    np.savez(evaluation.path / f"{file.replace('_', '-')}.npz", **content)
+                evaluations.append({"seed": seed, "folder": f"{run}/eval", "run": run})
+            facts = {"row": row, "label": row, "method": method, "method_label": method.upper()}
+            rows.append({**facts, "evaluations": evaluations})
+        pd.DataFrame(cells, columns=list(COLUMNS)).to_csv(folder / "cells.csv", index=False)
+        facts = {"name": name, "title": "", "question": "", "figures": [name], "order": 1, "rows": rows}
+        (folder / "experiment.json").write_text(json.dumps(facts))
+        return Study.load(folder)
 
     return make
 
 
+def measured(cells: Cells, row: str, seed: int) -> Iterator[Measurement]:
+    for line in cells:
+        if line["row"] == row:
+            about = {name: line[name] for name in ("metric", "protocol", "samples", *ABOUT) if name in line}
+            yield Measurement(**about, value=line["value"] * (1 + 0.01 * seed))
+
+
 def test_guidance(study: Callable[..., Study]) -> None:
-    cells = [cell(f"cdrl-{w}", "fd", 1 + w) for w in (0, 0.5, 3.0)]
-    cells += [cell(f"cdrl-{w}", "class_accuracy", 0.5 + 0.1 * w) for w in (0, 0.5, 3.0)]
+    cells = [cell(f"row {w}", "fd", 1 + w, weight=w) for w in (3.0, 0, 0.5)]
+    cells += [cell(f"row {w}", "class_accuracy", 0.5 + 0.1 * w, weight=w) for w in (0, 0.5, 3.0)]
     drawn = guidance.draw(study("guidance", cells))
     left, right = drawn["curve"].axes
     assert left.lines[0].get_xdata().tolist() == [0, 0.5, 3.0]
@@ -70,9 +78,10 @@ def test_compose(study: Callable[..., Study]) -> None:
         "combinations": combinations,
         "names": np.array([["ab"[a], "xyz"[b]] for a, b in combinations]),
     }
-    cells = [cell(f"cdrl-{w}", "all_concepts", 0.1 + 0.2 * w) for w in (0.0, 1.0)]
+    cells = [cell(f"row {w}", "all_concepts", 0.1 + 0.2 * w, weight=w) for w in (0.0, 1.0)]
     drawn = compose.draw(study("compose", cells, compose=kept))
     assert set(drawn) == {"success", "combinations", "samples"}
+    assert drawn["success"].axes[0].lines[0].get_xdata().tolist() == [0, 1]
     table = drawn["combinations"].axes[1]
     assert [text.get_text() for text in table.texts] == ["0.0", "20.0", "40.0", "60.0", "80.0", "100.0"]
     assert [text.get_text() for text in table.get_xticklabels()] == ["x", "y", "z"]
@@ -84,28 +93,29 @@ def test_inpaint_shows_the_hole(study: Callable[..., Study]) -> None:
     truth = np.full((2, 4, 4, 1), 50, np.uint8)
     kept = {"truth": truth, "mask": mask, "completions": np.full((2, 3, 4, 4, 1), 90, np.uint8)}
     cells = [
-        cell(f"{row} half", metric, 0.1, protocol="inpaint-half")
+        cell(row, metric, 0.1, protocol="inpaint", mask="half")
         for row in ("cdrl", "drl")
         for metric in ("hole_mse", "diversity")
     ]
     drawn = inpaint.draw(study("inpaint", cells, inpaint_half=kept))
     assert set(drawn) == {"errors", "completions-half"}
+    assert [text.get_text() for text in drawn["errors"].axes[0].get_yticklabels()] == ["cdrl, half", "drl, half"]
     picture = np.asarray(drawn["completions-half"].axes[0].images[0].get_array())
     assert picture[0, 0].tolist() == [50, 50, 50]
     assert picture[0, 3].tolist() == [86, 180, 233]
     assert picture[0, 5].tolist() == [90, 90, 90]
 
 
-def test_ood_has_a_panel_a_set(study: Callable[..., Study]) -> None:
+def test_ood_has_a_panel_per_set(study: Callable[..., Study]) -> None:
     cells = [
-        cell(row, metric, 0.8, dataset=f"digits vs {name}", protocol="log-density")
+        cell(row, "auroc", 0.8, against=name, level=level, protocol="log-density")
         for row in ("cdrl", "drl")
         for name in ("uniform", "interp")
-        for metric in ("auroc", "auroc_level1")
+        for level in (1, 0)
     ]
     kept = {"inside": np.random.rand(2, 9), "uniform": np.random.rand(2, 9)}
-    kept |= {"examples/inside": np.zeros((16, 8, 8, 1), np.uint8)}
-    drawn = ood.draw(study("ood", cells, ood=kept))
+    examples = {"inside": np.zeros((16, 8, 8, 1), np.uint8)}
+    drawn = ood.draw(study("ood", cells, ood=kept, examples=examples))
     assert set(drawn) == {"auroc", "scores", "sets"}
     assert [axes.get_title(loc="left") for axes in drawn["auroc"].axes] == ["uniform", "interp"]
     assert drawn["auroc"].axes[0].lines[0].get_xdata().tolist() == [0, 1]
@@ -133,7 +143,7 @@ def test_comparisons_name_rows_of_the_manifest() -> None:
 def test_gradient_noise_of_both_kinds_of_pairs(study: Callable[..., Study]) -> None:
     cells = [cell("cdrl", "fd", 1.0)]
     cells += [
-        cell(f"gradients {kind} noise", "gradient-variance", value * (1 + level), protocol=f"gradient-level{level}")
+        cell("gradients", "gradient_variance", value * (1 + level), level=level, variant=f"{kind} noise")
         for kind, value in (("shared", 1.0), ("independent", 5.0))
         for level in range(3)
     ]
@@ -143,20 +153,39 @@ def test_gradient_noise_of_both_kinds_of_pairs(study: Callable[..., Study]) -> N
 
 def test_the_initializers_error_over_training_comes_from_the_runs_log(study: Callable[..., Study]) -> None:
     made = study("ablations", [cell("cdrl", "fd", 1.0)])
-    assert "initializer" not in ablations.draw(made)
+    assert ablations.draw(made)["initializer"] is None
     meters = ("proposal_error", "refined_error", "displacement")
-    log = [{"iteration": i, **{name: [None, 3.0 / i, 2.0] for name in meters}} for i in (1, 2, 3)]
-    (made.root / "cdrl" / "0" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+    log = RunFolder(made.root / "cdrl" / "0").metrics
+    for i in (1, 2, 3):
+        log.append({"iteration": i, **{name: [None, 3.0 / i, 2.0] for name in meters}})
     panels = ablations.draw(made)["initializer"].axes
     assert len(panels) == 3
     assert [line.get_ydata().tolist() for line in panels[0].lines] == [[3.0, 1.5, 1.0], [2.0, 2.0, 2.0]]
 
 
-def test_langevin_steps_are_in_order(study: Callable[..., Study]) -> None:
-    cells = [cell(f"{m}_{k}", metric, 1.0 + k) for m in ("cdrl", "drl") for k in (5, 0, 30) for metric in
-             ("fd", "step_multiplier")]  # fmt: skip
-    drawn = langevin_steps.draw(study("langevin_steps", cells))
-    assert drawn["steps"].axes[0].lines[0].get_xdata().tolist() == [0, 5, 30]
+def test_langevin_steps_are_in_order_and_methods_named(study: Callable[..., Study]) -> None:
+    cells = [
+        cell(f"{method} at {steps}", metric, 1.0 + steps, method, steps=steps)
+        for method in ("cdrl", "drl")
+        for steps in (5, 0, 30)
+        for metric in ("fd", "step_multiplier")
+    ]
+    left, right = langevin_steps.draw(study("langevin_steps", cells))["steps"].axes
+    assert left.lines[0].get_xdata().tolist() == [0, 5, 30]
+    assert right.lines[0].get_xdata().tolist() == [5, 30], "without a step nothing is searched"
+    assert [text.get_text() for text in left.get_legend().get_texts()] == ["CDRL", "DRL"]
+
+
+def test_chains_have_every_measure_at_every_level(study: Callable[..., Study]) -> None:
+    cells = [
+        cell(row, metric, 0.1 + level, row, level=level, protocol="chains")
+        for row in ("cdrl", "drl")
+        for metric in ("acceptance", "rhat", "ess", "energy_drift")
+        for level in range(3)
+    ]
+    cells.append(cell("cdrl", "fd", 1.0, steps=50))
+    axes = chains.draw(study("chains", cells))["diagnostics"].axes
+    assert [[line.get_ydata().tolist() for line in place.lines] for place in axes] == [[[0.1, 1.1, 2.1]] * 2] * 4
 
 
 @pytest.mark.parametrize(
@@ -165,8 +194,8 @@ def test_langevin_steps_are_in_order(study: Callable[..., Study]) -> None:
 )
 def test_half_the_time_verdict(study: Callable[..., Study], quality: float, seconds: float, expected: str) -> None:
     cells = [
-        cell("cdrl_15", "fd", quality, sample_seconds=seconds, grad_evals=91),
-        cell("drl_30", "fd", 2.0, sample_seconds=10.0, grad_evals=180),
+        cell("fast", "fd", quality, steps=15, sample_seconds=seconds, grad_evals=91),
+        cell("slow", "fd", 2.0, "drl", steps=30, sample_seconds=10.0, grad_evals=180),
     ]
     drawn = speedup.draw(study("speedup", cells))
     assert f"Half the time: {expected}" in drawn["cost"].get_suptitle()
@@ -174,8 +203,8 @@ def test_half_the_time_verdict(study: Callable[..., Study], quality: float, seco
 
 def test_half_the_time_by_one_seed_claims_no_interval(study: Callable[..., Study]) -> None:
     cells = [
-        cell("cdrl_15", "fd", 1.0, sample_seconds=4.0, low=np.nan, high=np.nan),
-        cell("drl_30", "fd", 2.0, sample_seconds=10.0, low=np.nan, high=np.nan),
+        cell("fast", "fd", 1.0, steps=15, sample_seconds=4.0, low=np.nan, high=np.nan),
+        cell("slow", "fd", 2.0, "drl", steps=30, sample_seconds=10.0, low=np.nan, high=np.nan),
     ]
     drawn = speedup.draw(study("speedup", cells))
     assert "Half the time: better; one seed, no interval" in drawn["cost"].get_suptitle()

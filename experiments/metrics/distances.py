@@ -1,0 +1,178 @@
+"""Comparisons of samples with a reference set; the Fréchet distance has a module of its own.
+
+    kernel distance    Bińkowski et al., "Demystifying MMD GANs" (2018)
+    precision, recall  Kynkäänniemi et al., "Improved precision and recall metric" (2019)
+    Inception Score    Salimans et al., "Improved techniques for training GANs" (2016)
+    AUROC              how well a score separates two sets
+
+A new metric is a function and one line of the list at the end.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from experiments.metrics.frechet import Moments, frechet_distance
+from experiments.metrics.registry import Metric, register
+
+KID_SUBSETS = 100
+KID_SUBSET_SIZE = 1000
+NEIGHBOURS = 3
+SPLITS = 10
+_BLOCK = 2000
+"""Rows of the distance matrix held at a time."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Samples beside a reference set, as far as a protocol's metrics need them.
+
+    Attributes:
+        moments, reference: of the features.
+        features, reference_features: (n, d) and (m, d); empty unless a metric needs features.
+        probabilities: (n, C); empty unless a metric needs them.
+        predictions, labels: classes (n,), decided and asked for; empty unless a metric needs labels.
+        kid_subset_size: as in the protocol.
+    """
+
+    moments: Moments
+    reference: Moments
+    features: Tensor
+    reference_features: Tensor
+    probabilities: Tensor
+    predictions: Tensor
+    labels: Tensor
+    kid_subset_size: int = KID_SUBSET_SIZE
+
+    @cached_property
+    def precision_recall(self) -> tuple[float, float]:
+        """Both at once: they share their distances."""
+        return precision_recall(self.features, self.reference_features)
+
+
+def kernel_distance(
+    samples: Tensor, reference: Tensor, subsets: int = KID_SUBSETS, subset_size: int = KID_SUBSET_SIZE, seed: int = 0
+) -> float:
+    """The unbiased squared MMD with the kernel (x·y / d + 1)³, averaged over random subsets, in float64.
+
+    Zero on average, so possibly negative, when both sets have one distribution. Computed by torch-fidelity.
+
+    Args:
+        samples, reference: features (n, d) and (m, d).
+        subset_size: rows drawn from each side for a subset, without replacement; at most min(n, m) are.
+
+    Raises:
+        ValueError: with fewer than two rows on a side.
+    """
+    from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
+
+    size = min(subset_size, len(samples), len(reference))
+    if size < 2:
+        raise ValueError(f"a kernel distance needs at least two rows per side, not {size}")
+    result = kid_features_to_metric(
+        samples.double(),
+        reference.double(),
+        kid_subsets=subsets,
+        kid_subset_size=size,
+        rng_seed=seed,
+        verbose=False,
+    )
+    return float(result[KEY_METRIC_KID_MEAN])
+
+
+def precision_recall(
+    samples: Tensor, reference: Tensor, neighbours: int = NEIGHBOURS, seed: int = 0
+) -> tuple[float, float]:
+    """Shares of samples on the reference's manifold (precision), and of reference points on the samples' (recall).
+
+    A manifold is the union of balls that reach each point's k-th nearest neighbour. As in the paper, both sides have
+    equally many points. Distances are computed by torch-fidelity, in blocks.
+
+    Args:
+        samples, reference: features (n, d) and (m, d); of the larger set a random min(n, m) are used.
+        neighbours: k; fewer when a set has no more than k points.
+
+    Raises:
+        ValueError: with fewer than two rows on a side.
+    """
+    from torch_fidelity.metric_prc import calculate_precision_recall_part
+
+    size = min(len(samples), len(reference))
+    if size < 2:
+        raise ValueError(f"precision and recall need at least two rows per side, not {size}")
+
+    def subset(rows: Tensor) -> Tensor:
+        if len(rows) > size:
+            chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:size]
+            rows = rows[chosen.to(rows.device)]
+        return rows.to(samples.device)
+
+    sides = subset(samples), subset(reference)
+    precision, recall = calculate_precision_recall_part(*sides, min(neighbours, size - 1), _BLOCK)
+    return float(precision), float(recall)
+
+
+def inception_score(probabilities: Tensor, splits: int = SPLITS, seed: int = 0) -> float:
+    """exp E_x KL(p(c | x) ‖ p(c)), how sure and how varied a classifier's verdicts are: the mean over equal parts.
+
+    Args:
+        probabilities: (n, C), rows sum to 1.
+        splits: number of parts.
+        seed: of the shuffle before splitting, without which samples drawn class by class would score far too low.
+    """
+
+    def entropy(rows: Tensor) -> Tensor:
+        return -torch.special.xlogy(rows, rows).sum(dim=-1)
+
+    order = torch.randperm(len(probabilities), generator=torch.Generator().manual_seed(seed))
+    parts = probabilities[order.to(probabilities.device)].double().tensor_split(min(splits, len(probabilities)))
+    return float(torch.stack([(entropy(part.mean(dim=0)) - entropy(part).mean()).exp() for part in parts]).mean())
+
+
+def auroc(inside: ArrayLike, outside: ArrayLike) -> float:
+    """Chance that a random inside point scores above a random outside point (ties count one half).
+
+    Args:
+        inside: (n,) scores, such as log densities, of in-distribution images.
+        outside: (m,) scores of the other images.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    scores = [np.asarray(inside, dtype=np.float64), np.asarray(outside, dtype=np.float64)]
+    return float(roc_auc_score(np.repeat([1, 0], [len(side) for side in scores]), np.concatenate(scores)))
+
+
+def _frechet(c: Comparison) -> float:
+    return frechet_distance(c.moments.mean, c.moments.cov, c.reference.mean, c.reference.cov)
+
+
+def _kernel(c: Comparison) -> float:
+    return kernel_distance(c.features, c.reference_features, subset_size=c.kid_subset_size)
+
+
+def _class_accuracy(c: Comparison) -> float:
+    return float((c.predictions == c.labels).double().mean())
+
+
+_RATE, _POSITIVE = (0.0, 1.0), (0.0, math.inf)
+_LEGACY = frozenset({"fid-legacy-pytorch", "fid-legacy-tensorflow"})
+"""Protocols of published numbers: 50,000 samples on 8 bits against the training set, in the weights of that time."""
+
+register(
+    Metric("fd", "Fréchet distance", "lower", _POSITIVE, "moments", _frechet, "FID", _LEGACY),
+    Metric("kid", "KID", "lower", needs="features", compute=_kernel),
+    Metric("precision", "Precision", "higher", _RATE, "features", lambda c: c.precision_recall[0]),
+    Metric("recall", "Recall", "higher", _RATE, "features", lambda c: c.precision_recall[1]),
+    Metric(
+        "is", "Inception score", "higher", (1.0, math.inf), "probabilities",
+        lambda c: inception_score(c.probabilities), "Inception Score", _LEGACY,
+    ),
+    Metric("class_accuracy", "Class accuracy", "higher", _RATE, "labels", _class_accuracy),
+)  # fmt: skip

@@ -1,0 +1,118 @@
+"""Numbers from papers: what was published, for which data and model, and how well that is confirmed.
+
+The file is a table of quotations. ``status`` says what each is worth: "confirmed" by a public text, "unconfirmed"
+(commonly quoted, no text at hand), or "conflicting" (texts disagree). A value may be words ("does not converge").
+``dataset`` and ``metric`` are the papers' words; ``data``, ``against``, ``level``, ``steps`` and ``weight`` are this
+suite's.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from experiments.measurement import Measurement
+from experiments.metrics.registry import METRICS, metric
+
+PUBLISHED = Path(__file__).parents[1] / "results" / "published" / "published.csv"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Number:
+    """One published number.
+
+    Attributes:
+        value: the number, or None where the publication gives words instead.
+        status: "confirmed", "unconfirmed" or "conflicting".
+        text: the value as printed.
+        dataset, metric, model, source, note: as in the file.
+        data: this suite's name of the data set, or empty.
+        against, level, steps, weight: as in `experiments.measurement.Measurement`.
+        comparable: whether it was published for the data set that it was looked up for.
+    """
+
+    value: float | None
+    status: str
+    text: str = ""
+    dataset: str = ""
+    metric: str = ""
+    model: str = ""
+    source: str = ""
+    note: str = ""
+    data: str = ""
+    against: str = ""
+    level: int | None = None
+    steps: int | None = None
+    weight: float | None = None
+    comparable: bool = True
+
+    @property
+    def protocols(self) -> frozenset[str]:
+        """Names of the protocols that measure what was published, as far as the publication says."""
+        under = (known.published_under for known in METRICS.values() if known.published_as == self.metric)
+        return frozenset().union(*under)
+
+    def about(self) -> tuple[Any, ...]:
+        """Columns in which a measurement beside it must agree."""
+        return self.against, self.level, self.steps, self.weight
+
+
+@lru_cache
+def load(path: Path = PUBLISHED) -> tuple[Number, ...]:
+    """Every published number, in the file's order; a line's missing last fields are empty, no file is no numbers."""
+    if not path.exists():
+        return ()
+    with path.open(newline="") as file:
+        return tuple(_number(line) for line in csv.DictReader(file, restval=""))
+
+
+def find(spec: Mapping[str, Any], dataset: str, measurement: Measurement) -> Number | None:
+    """The published number that stands beside a measured one.
+
+    Args:
+        spec: ``model`` as in the file, and optionally ``dataset`` as in the file.
+        dataset: the run's data set, e.g. "cifar10". When nothing was ever published for it (digits), the model's first
+            such number is returned, not ``comparable``.
+        measurement: the measured number.
+    """
+    wanted = metric(measurement.metric).published_as
+    about = (measurement.against, measurement.level, measurement.steps, measurement.weight)
+    numbers = [
+        number
+        for number in load()
+        if wanted
+        and (number.model, number.metric, number.about()) == (spec["model"], wanted, about)
+        and spec.get("dataset", number.dataset) == number.dataset
+    ]
+    own = [number for number in numbers if number.data == dataset]
+    if own or dataset in {number.data for number in load()} or not numbers:
+        return own[0] if own else None
+    return replace(numbers[0], comparable=False)
+
+
+def _number(line: Mapping[str, str]) -> Number:
+    words = {name: (line.get(name) or "").strip() for name in Number.__dataclass_fields__}
+    text = (line.get("value") or "").strip()
+    value = None
+    with suppress(ValueError):
+        value = float(text)
+    return Number(
+        value=value,
+        status=words["status"] or "unconfirmed",
+        text=text,
+        dataset=words["dataset"],
+        metric=words["metric"],
+        model=words["model"],
+        source=words["source"],
+        note=words["note"],
+        data=words["data"],
+        against=words["against"],
+        level=int(words["level"]) if words["level"] else None,
+        steps=int(words["steps"]) if words["steps"] else None,
+        weight=float(words["weight"]) if words["weight"] else None,
+    )
