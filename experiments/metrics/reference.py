@@ -19,7 +19,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -36,20 +36,13 @@ from experiments.metrics import weights
 from experiments.metrics.extractors import Extracted, Extractor, Pixels, build
 from experiments.metrics.frechet import Moments
 from experiments.metrics.protocols import Protocol
+from experiments.metrics.registry import needs_features
 from experiments.progress import OnProgress, listening, progress
 from experiments.runs.folder import WorkFolder
 
 _BATCH = {"cpu": 16, "cuda": 256}
 _PART = 1000  # images
 _SECONDS_BETWEEN_SAVES = 5.0
-
-FEATURE_METRICS = frozenset({"kid", "precision", "recall"})
-"""Metrics that need every feature, not only their moments."""
-
-
-def needs_features(names: Iterable[str]) -> bool:
-    """True where one of these metrics needs every feature, not only their moments."""
-    return not FEATURE_METRICS.isdisjoint(names)
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ from torch import Tensor
 from cdrl import langevin
 from cdrl.langevin import Coefficients, Refined
 from cdrl.networks import FrozenEnergy
+from cdrl.pictures import tile
 from cdrl.sampler import Sampler
 from experiments import data
-from cdrl.pictures import tile
 from experiments.report import style
 from experiments.report.figures.common import show
 

@@ -361,9 +361,9 @@ class Slurm(_Cluster):
     def start(self, tasks: Sequence[_Task]) -> None:
         """What an earlier command submitted, and still waits or runs, is waited for instead of submitted again."""
         for task in tasks:
-            facts = WorkFolder(Path(task.order.folder)).submission()
-            job = facts and self._job_class(facts["logs"], facts["job"])
-            task.reference = job if job and not job.done() else None
+            if (facts := WorkFolder(Path(task.order.folder)).submission()) is not None:
+                job: Any = self._job_class(facts["logs"], facts["job"])
+                task.reference = None if job.done() else job
         new = [task for task in tasks if task.reference is None]
         with self._executor.batch():
             for task in new:

@@ -30,6 +30,7 @@ from experiments.evaluate import TrainedRun, evaluator, scores_samples
 from experiments.methods import Reference
 from experiments.metrics import Protocol
 from experiments.metrics.reference import Statistics
+from experiments.progress import OnProgress
 from experiments.runs.folder import EvaluationFolder, Result, RunFolder, RunSettings, Status, WorkFolder
 from experiments.runs.machine import commit, device_name, resolve_device
 from experiments.runs.trained import image_shape, planned_iterations, training_batches
@@ -145,7 +146,7 @@ def work(
         try:
             target = torch.device(resolve_device(device))
             if Statistics.at(owner.path):
-                _make_statistics(Statistics.open(owner.path), owner, target, should_stop)
+                Statistics.open(owner.path).make(target, _reporter(owner, "statistics", 0, 1, should_stop))
                 return "done"
             run = RunFolder.open(owner.path)
             wanted = [one for one in run.evaluations() if evaluations is None or one.name in evaluations]
@@ -185,13 +186,15 @@ def attempt(order: Order, stop: Stop = lambda: False) -> Ended:
         return Ended("crash", f"{type(error).__name__}: {error}".splitlines()[0])
 
 
-def _make_statistics(wanted: Statistics, owner: WorkFolder, device: torch.device, stop: Stop) -> None:
-    def progress(done: float, text: str) -> None:
-        owner.report("statistics", done, 1.0, text)
+def _reporter(folder: WorkFolder, phase: str, before: float, total: float, stop: Stop, where: str = "") -> OnProgress:
+    """Puts the progress of a part of the work into the folder, and is where that part can be stopped."""
+
+    def report(done: float, text: str) -> None:
+        folder.report(phase, before + done, total, where + text)
         if stop():
             raise KeyboardInterrupt
 
-    wanted.make(device, progress)
+    return report
 
 
 def _work_on_run(run: RunFolder, wanted: Sequence[EvaluationFolder], how: _How) -> str:
@@ -227,12 +230,7 @@ def _work_on_run(run: RunFolder, wanted: Sequence[EvaluationFolder], how: _How) 
     for number, evaluation in enumerate(pending):
         kind, protocol = evaluation.settings["kind"], protocols[evaluation.name]
         position = f" ({number + 1} of {len(pending)})" if len(pending) > 1 else ""
-
-        def progress(done: float, text: str, kind: str = kind, number: int = number, where: str = position) -> None:
-            run.report(kind, number + done, len(pending), f"{kind}{where}: {text}")
-            if how.stop():
-                raise KeyboardInterrupt
-
+        progress = _reporter(run, kind, number, len(pending), how.stop, f"{kind}{position}: ")
         if scores_samples(kind):
             Statistics(protocol, settings.data, how.cache).make(how.device, progress)
         trained = TrainedRun(
