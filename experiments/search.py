@@ -104,7 +104,13 @@ def search(
     scale = config.scale.name
     path = Path(config.results or "results") / "search" / scale / f"{method}.csv"
     ends = time.monotonic() + (config.launcher.seconds or math.inf)
-    alive = candidates(space(method, scale), trials)
+
+    # Trials that differ: a draw may be the scale's own settings in other words.
+    drawn = candidates(space(method, scale), trials + 1)
+    distinct: dict[str, Settings] = {}
+    for row, settings in zip(_plan(config, method, drawn, 1.0).rows, drawn, strict=True):
+        distinct.setdefault(_key(row), settings)
+    alive = list(distinct.values())[:trials]
     sizes = rounds(len(alive))
     for number, size in enumerate(sizes):
         # A round: one plan with a row per trial.

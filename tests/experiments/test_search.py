@@ -211,7 +211,7 @@ def test_the_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 def test_a_tiny_search_is_done_by_the_suites_own_engine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(search, "space", lambda method, scale: {"optimisation.learning_rate": [1e-3]})
+    monkeypatch.setattr(search, "space", lambda method, scale: {"optimisation.learning_rate": [1e-3, 2e-3]})
     arguments = [
         "short_run", "--trials", "2", "--cost", "2000", "--samples", "20", "methods.short_run.steps=2",
         "metrics.reference_samples=40", "device=cpu", "launcher.workers=1", f"runs={tmp_path}/runs",
@@ -219,6 +219,10 @@ def test_a_tiny_search_is_done_by_the_suites_own_engine(
     ]  # fmt: skip
     assert search.main(arguments) == 0
     first = log(tmp_path, "short_run")
+    assert [line["settings"] for line in first] == [
+        "{}",
+        '{"optimisation.learning_rate": 0.002}',
+    ]  # 1e-3 is the scale's
     assert [line["status"] for line in first] == ["finished"] * 2
     assert all(float(line["score"]) > 0 and int(line["iterations"]) > 0 for line in first)
     # The same command reads what it knows.
