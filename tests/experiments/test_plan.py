@@ -96,6 +96,16 @@ def test_a_budget_in_seconds_is_shared_like_any_other() -> None:
     assert len(runs) == 2
 
 
+@pytest.mark.parametrize("name", ["inpaint", "langevin_steps", "speedup"])
+def test_what_needs_no_training_of_its_own_looks_at_the_runs_of_table_1(name: str) -> None:
+    def runs(experiment: str) -> set[RunFolder]:
+        plan = planned(f"experiment={experiment}", "scale=mini", "scale.budget={seconds: 200}")
+        return {job.run for job in plan.jobs() if job.settings.recipe.trains}
+
+    assert runs(name) <= runs("table1")
+    assert runs(name)
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
