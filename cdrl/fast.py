@@ -30,11 +30,7 @@ from cdrl.errors import UserError
 from cdrl.langevin import Chain, Refine, Refined
 from cdrl.networks.energy import FrozenEnergy
 
-MODES = ("auto", "eager", "compiled", "replayed", "captured")
-COMPILATION_PAYS: dict[str, int] = {}
-"""By kind of device, the Langevin steps in a plan from which compiling was measured to pay (docs/performance.md). No
-device has such a measurement yet, so "auto" runs eager everywhere."""
-
+MODES = ("eager", "compiled", "replayed", "captured")
 _MOST_SHAPES = 64
 """Programs of one function that may be compiled in a process; beyond them the compiler gives up."""
 
@@ -74,7 +70,7 @@ def engine(mode: str, device: torch.device, chains_in: str = "fp32") -> Engine:
 
 
 def _engine(mode: str, device: torch.device) -> Engine:
-    if mode not in MODES[1:]:
+    if mode not in MODES:
         raise UserError(f"unknown engine '{mode}'; choose one of {', '.join(MODES)}")
     if mode in ("replayed", "captured") and device.type != "cuda":
         raise UserError(f"engine={mode} records CUDA graphs; use engine=compiled or engine=eager on the CPU")
@@ -87,13 +83,6 @@ def _engine(mode: str, device: torch.device) -> Engine:
         return EAGER
     refine = functools.partial(langevin.refine, stepper=compiled_step())
     return Engine(mode, Captured(refine) if mode == "captured" else refine, _compile)
-
-
-def choose(mode: str, device: torch.device, planned_steps: int, chains_in: str = "fp32") -> Engine:
-    """The engine for a run: as asked; "auto" compiles if that pays for ``planned_steps`` Langevin steps."""
-    if mode == "auto":
-        mode = "compiled" if planned_steps >= COMPILATION_PAYS.get(device.type, planned_steps + 1) else "eager"
-    return engine(mode, device, chains_in)
 
 
 def can_compile(device: torch.device) -> bool:

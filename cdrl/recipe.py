@@ -79,7 +79,7 @@ class Recipe(ABC):
         try:
             with randomness.global_generator(randomness.key(seed, "initial weights"), torch.device("cpu")):
                 return self._build(shape, seed, iterations, torch.device(device), engine)
-        except (TypeError, ValueError) as error:  # a setting of the wrong kind that nothing else has noticed
+        except (AttributeError, TypeError, ValueError) as error:  # a setting of the wrong kind that was not noticed
             name = self.label or type(self).__name__
             raise UserError(f"method '{name}': {error}; --cfg job shows its settings") from error
 

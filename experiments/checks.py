@@ -73,7 +73,7 @@ def seeds(name: str, value: Any) -> None:
 def like(name: str, value: Any, own: Any) -> None:
     """Of the same kind as the project's ``own`` value, groups key by key; null and what it does not have fit all."""
     if isinstance(own, Mapping) and isinstance(value, Mapping):
-        for key in value.keys() & own.keys():
+        for key in [key for key in value if key in own]:
             like(f"{name}.{key}", value[key], own[key])
     elif not _fits(value, own):
         raise UserError(f"{name} must be {_WORDS[type(own)]} such as {own}, not {value}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -64,8 +65,11 @@ def text(config: DictConfig) -> str:
 
 
 def plain(config: Any) -> Any:
-    """A configuration node as plain dicts, lists and numbers, interpolations resolved."""
-    return OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
+    """A configuration node as plain dicts, lists and numbers. Raises `UserError` where an interpolation leads nowhere."""
+    try:
+        return OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
+    except OmegaConfBaseException as error:
+        raise UserError(_one_line(error, ())) from error
 
 
 def merged(base: DictConfig, changes: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -143,7 +147,7 @@ def _literal(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ",".join(map(_literal, value)) + "]"
     if isinstance(value, str):
-        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+        return "'" + re.sub(r"(\\*)('|$)", lambda end: end[1] * 2 + end[2].replace("'", "\\'"), value) + "'"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
 
 
@@ -163,7 +167,7 @@ def _check_choices(overrides: Sequence[str]) -> None:
         name, equals, value = override.lstrip("+").partition("=")
         if name.startswith("~"):
             raise UserError(f"'{override}' cannot be taken away; write {name.lstrip('~')}=null to leave it out")
-        if not equals:
+        if not equals or not name:
             raise UserError(f"'{override}' is not an override; write key=value, e.g. experiment=table1 scale=nano")
         if name == "method":
             raise UserError(f"unknown setting 'method'; set methods.{value}.<key>=… (--cfg job shows all settings)")
@@ -177,7 +181,10 @@ def _one_line(error: Exception, overrides: Sequence[str]) -> str:
     cause = error.__cause__ or error
     for key in _assignments(overrides):
         if f"'{key}'" in str(error) or str(getattr(cause, "full_key", "")) == key:
-            return f"unknown setting '{key}'{_nearest(key, _all_keys(overrides))}; --cfg job shows all settings"
+            known = _all_keys(overrides)
+            if key in known:
+                return f"setting '{key}' is there already; write {key}=… without the +"
+            return f"unknown setting '{key}'{_nearest(key, known)}; --cfg job shows all settings"
     return " ".join(line.strip() for line in str(error).splitlines()[:2]) + " (--cfg job shows all settings)"
 
 

@@ -8,8 +8,6 @@ from pydoc import ErrorDuringImport, locate
 from typing import Any, ClassVar
 
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from torch import Tensor
 
 from cdrl import conditions, randomness, released
@@ -25,29 +23,35 @@ def recipe(config: Mapping[str, Any]) -> Recipe:
     """The recipe that a method's configuration describes by its ``_target_``.
 
     Raises:
-        UserError: there is no such recipe, or a setting does not fit. Anything but a dataclass is refused: a run
-            folder's ``config.json`` may come from elsewhere, and must not be able to call functions.
+        UserError: there is no such recipe, or a setting does not fit.
     """
     name = config.get("label") or config.get("_target_", "?")
     try:
-        _check_targets(config)
-        found = instantiate(config, _convert_="all")
-    except (InstantiationException, ErrorDuringImport, TypeError) as error:
-        cause = error.__cause__ or error
-        if isinstance(cause, UserError):
-            raise cause from None
-        raise UserError(f"method '{name}': {str(cause).splitlines()[0]}; --cfg job shows its settings") from None
-    if not isinstance(found, Recipe):
+        made = _instance(config)
+    except (TypeError, ErrorDuringImport) as error:
+        raise UserError(f"method '{name}': {str(error).splitlines()[0]}; --cfg job shows its settings") from None
+    if not isinstance(made, Recipe):
         raise UserError(f"method '{name}': _target_ must name a recipe, a subclass of cdrl.recipe.Recipe")
-    return found
+    return made
 
 
-def _check_targets(node: Any) -> None:
-    if isinstance(node, Mapping):
-        if "_target_" in node and not is_dataclass(locate(str(node["_target_"]))):
-            raise TypeError(f"_target_ '{node['_target_']}' names no dataclass")
-        for value in node.values():
-            _check_targets(value)
+def _instance(node: Any) -> Any:
+    """A node in which everything that has a ``_target_`` is made an object, the innermost first.
+
+    Only dataclasses are made, and nothing is interpolated, unlike by Hydra's ``instantiate``: a run folder's
+    ``config.json`` may come from elsewhere, and must not be able to call functions.
+    """
+    if isinstance(node, list):
+        return [_instance(item) for item in node]
+    if not isinstance(node, Mapping):
+        return node
+    settings = {name: _instance(value) for name, value in node.items() if name != "_target_"}
+    if "_target_" not in node:
+        return settings
+    kind = locate(str(node["_target_"]))
+    if not isinstance(kind, type) or not is_dataclass(kind):
+        raise TypeError(f"_target_ '{node['_target_']}' names no dataclass")
+    return kind(**settings)
 
 
 @dataclass(frozen=True, kw_only=True)

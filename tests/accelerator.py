@@ -9,6 +9,26 @@ is an error, and every place in which the host would wait for the device is note
     assert accelerator.waits == []
 
 PyTorch's interface for such devices is experimental: `AVAILABLE` says whether the installed version has it.
+
+How to read a failure
+---------------------
+``RuntimeError: aten.mul.Tensor among tensors of the accelerator met CPU tensors of shapes [(32,)]``
+    Somewhere a tensor was made without its device: an ``arange``, ``zeros`` or ``tensor`` that lacks ``device=``, or a
+    constant that was not moved with the networks. The traceback's innermost line of this project is the operation that
+    met it; look for where the operand of that shape is made. Zero-dimensional CPU tensors are allowed, as on a GPU.
+``assert ['aten.copy_.default at cdrl/learner.py:88'] == []``
+    A wait: at that line the host stopped until the device had caught up. ``_local_scalar_dense`` is an ``.item()``, a
+    ``float(…)``, an ``if`` on a tensor; ``nonzero`` and ``masked_select`` are indexing with a mask; ``copy_`` and
+    ``_to_copy`` bring data over, back (``.cpu()``), or there from memory that was not meant to be copied beside the
+    work (``non_blocking=True``); ``tolist`` is itself. Keep the value on the device, make it there, or do it once
+    before the loop. An entry with a file outside the project is a wait that no line of the project asked for.
+Different numbers, no error
+    The device computes with the CPU's kernels, so only the way can differ: another batch of random numbers (an index
+    or a key made per device), another type, or work in another order. Compare after each operation; the first one
+    that differs is the mistake.
+``NotImplementedError`` or an internal assertion in ``torch/``
+    An operation that this device does not know, usually after an update of PyTorch. Every one passes `_run`: print
+    ``func`` there to see which it is, and what of it has to be held, computed and wrapped again.
 """
 
 from __future__ import annotations

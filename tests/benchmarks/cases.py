@@ -72,16 +72,17 @@ def build(
     engine: Engine = EAGER,
     device: str | torch.device = "cpu",
     optimisation: Optimisation = Optimisation(),  # noqa: B008  (frozen)
+    dtype: torch.dtype = torch.float32,
 ) -> Method:
     """A method at a size with weights that depend on nothing."""
     torch.manual_seed(0)
     sizes = {"image_size": size.image[0], "channels": size.image[1]}
-    net = EnergyNet(**sizes, **size.energy).to(device)
+    net = EnergyNet(**sizes, **size.energy).to(device, dtype)
     if method == "short_run":
         return ShortRun(net, ShortRunSettings(steps=size.steps), optimisation, engine=engine)
     chain = Langevin(size.steps * (2 if method == "drl" else 1))
     settings = drl_settings(chain=chain) if method == "drl" else Settings(chain=chain)
-    initializer = None if method == "drl" else Initializer(**sizes, **size.initializer).to(device)
+    initializer = None if method == "drl" else Initializer(**sizes, **size.initializer).to(device, dtype)
     return Cooperative(net, initializer, settings, optimisation, engine=engine)
 
 

@@ -93,13 +93,6 @@ def test_an_engine_is_what_a_method_runs_on(cooperative: Build) -> None:
     assert len(calls) == 1 + 6
 
 
-@pytest.mark.parametrize(("steps", "mode"), [(10, "eager"), (10**9, "compiled")])
-def test_compilation_is_chosen_for_long_plans(steps: int, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(fast.COMPILATION_PAYS, "cpu", 1000)
-    expected = mode if fast.can_compile(CPU) else "eager"
-    assert fast.choose("auto", CPU, steps).mode == expected
-
-
 def test_without_a_compiler_it_runs_eager(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(fast.shutil, "which", lambda name: None)
     assert fast.engine("compiled", CPU) == fast.EAGER

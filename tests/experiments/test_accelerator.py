@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from cdrl import checkpoint, langevin
+from cdrl import checkpoint, fast, langevin
 from cdrl.fast import Captured, Engine
-from experiments import data, worker
 from experiments.configuration import resolve
 from experiments.data import batches
-from experiments.methods import build
-from experiments.plan import Evaluation, Job, Plan, make_plan
-from experiments.run import described
+from experiments.measurement import Measurement
+from experiments.plan import Evaluation, Job, make_plan
+from experiments.runs import work
+from experiments.runs.trained import image_shape, training_batches
 from tests import accelerator
 from tests.accelerator import Accelerator, to_host
 from tests.benchmarks.gpu.device import record_again
@@ -34,10 +32,10 @@ SMALL = [
 ]  # fmt: skip
 
 
-def planned(experiment: str, name: str, *overrides: str) -> tuple[Plan, Evaluation]:
-    """A plan, and the first evaluation of one of its rows."""
+def planned(experiment: str, name: str, *overrides: str) -> Evaluation:
+    """The first evaluation of a row."""
     plan = make_plan(resolve([f"experiment={experiment}", "scale=nano", *overrides]))
-    return plan, next(row.evaluations[0] for row in plan.rows if row.id == name)
+    return next(row.evaluations[0] for row in plan.rows if row.id == name)
 
 
 def test_a_wait_is_seen_and_so_is_a_stranger(elsewhere: Accelerator) -> None:
@@ -71,24 +69,16 @@ def test_training_waits_for_nothing_and_is_the_cpus(
 ) -> None:
     monkeypatch.setattr(batches, "fits", lambda *_: True)
     small = SMALL if experiment != "toy" else ()
-    config = planned(experiment, name, *small)[1].run.config
-    training = data.load_config(config["data"], "train")
+    settings = planned(experiment, name, *small).run_settings
+    training, recipe = settings.data.load("train"), settings.recipe
+    shape = image_shape(settings, training)
 
     def trained(device: torch.device) -> tuple[Tensor, Tensor]:
-        form = worker.engine_for(config["method"], "eager", device, 2)
+        form = fast.engine("eager", device, recipe.precision)
         if engine == "replayed":
             form = Engine("replayed", Captured(langevin.refine, record_again))
-        method = build(
-            config["method"],
-            image_size=training.image_size,
-            channels=training.channels,
-            classes=worker.label_count(config, training),
-            seed=0,
-            iterations=2,
-            device=device,
-            engine=form,
-        )
-        stream = worker.training_batches(training, config, 0, device)
+        method = recipe.build(shape, iterations=2, device=device, engine=form)
+        stream = training_batches(settings, training, device)
         stream.batch(0)  # an epoch's order is brought over once
         elsewhere.waits.clear()
         for iteration in range(2):
@@ -134,19 +124,19 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_whole_jobs(job: tuple[str, str], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches, "fits", lambda *_: True)
     monkeypatch.setattr(checkpoint, "save_file", to_host(checkpoint.save_file))
-    monkeypatch.setattr(worker, "tell", lambda **facts: None)
+    monkeypatch.setattr(work, "resolve_device", str)
 
-    def done(device: torch.device) -> list[dict[str, Any]]:
-        places = [f"runs={tmp_path / device.type}", f"cache={cache}"]
-        plan, evaluation = planned(*job, *SMALL, *JOBS[job], *places, "engine=eager")
-        description = described(Job(evaluation.run, (evaluation,)), plan.config, "", str(device), 1)
-        evaluation.run.folder.mkdir(parents=True)
-        assert worker._do(description, evaluation.run.folder) == 0
-        return json.loads((evaluation.folder / "result.json").read_text())["measurements"]
+    def done(device: torch.device) -> tuple[Measurement, ...]:
+        evaluation = planned(*job, *SMALL, *JOBS[job], f"runs={tmp_path / device.type}", f"cache={cache}")
+        Job(evaluation.run, evaluation.run_settings, (evaluation,)).want()
+        assert work.work(evaluation.run.path, device=str(device), cache=cache) == "done"
+        result = evaluation.folder.result()
+        assert result is not None
+        return result.measurements
 
     here = done(CPU)
     with Accelerator() as elsewhere:
         there = done(elsewhere.device)
-    assert [found["metric"] for found in there] == [found["metric"] for found in here]
-    values = [[found["value"] for found in side] for side in (there, here)]
+    assert [one.metric for one in there] == [one.metric for one in here]
+    values = [[one.value for one in side] for side in (there, here)]
     np.testing.assert_allclose(values[0], values[1], rtol=1e-3, atol=1e-4)

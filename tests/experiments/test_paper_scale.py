@@ -14,33 +14,31 @@ import pytest
 import torch
 from PIL import Image
 
-from cdrl.networks import EnergyNet
+from cdrl.recipe import ImageShape
 from experiments import configuration, methods
 from experiments.__main__ import main
 from experiments.plan import make_plan
 from tests.cdrl.test_released import GOLDEN, released_file
 
-CIFAR: dict[str, Any] = {"image_size": 32, "channels": 3, "classes": 0}
+CIFAR = ImageShape(size=32, channels=3)
 
 
 def row_method(row: str, *overrides: str) -> dict[str, Any]:
     plan = make_plan(configuration.resolve(["experiment=table1", "scale=paper", *overrides]))
-    return next(found.evaluations[0].run.config["method"] for found in plan.rows if found.id == row)
+    return dict(next(one.evaluations[0].run_settings.method for one in plan.rows if one.id == row))
 
 
 @pytest.mark.parametrize(("row", "millions"), [("cdrl", 34.83), ("cdrl_large", 139.0), ("drl", 34.83)])
 def test_energy_networks_of_the_papers_rows(row: str, millions: float) -> None:
-    method = row_method(row)
-    with torch.device("meta"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cdrl.networks.spectral.SpectralNorm.iterate", lambda self: None)
-        network = EnergyNet(**CIFAR, **method["energy"])
-    assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, abs=0.5)
+    method = methods.recipe(row_method(row)).build(CIFAR, device="meta")
+    energy = method.learners["energy"].network
+    assert sum(p.numel() for p in energy.parameters()) / 1e6 == pytest.approx(millions, abs=0.5)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif("CDRL_TEST_PAPER_SIZE" not in os.environ, reason="minutes: CDRL_TEST_PAPER_SIZE is not set")
 def test_one_iteration_of_the_papers_networks() -> None:
-    method = methods.build(row_method("cdrl"), **CIFAR, seed=0, iterations=10, device=torch.device("cpu"))
+    method = methods.recipe(row_method("cdrl")).build(CIFAR, iterations=10)
     before = {name: [p.detach().clone() for p in one.network.parameters()] for name, one in method.learners.items()}
     method.train_step(torch.rand(2, 3, 32, 32) * 2 - 1, None, 1)
     for name, learner in method.learners.items():

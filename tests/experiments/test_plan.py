@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 from cdrl.errors import UserError
-from experiments import configuration, data, plan
-from experiments.plan import Plan, make_plan
-from experiments.worker import check_images
+from experiments import configuration, plan
+from experiments.data import DataSettings, ImageSet
+from experiments.plan import Plan, make_plan, one_per_run
+from experiments.runs.folder import Result, RunFolder, Status
 
 
 def planned(*overrides: str) -> Plan:
@@ -50,8 +51,8 @@ def folder_of(tmp_path: Path, name: str, brightness: int) -> Path:
 
 def test_two_folders_of_images_are_two_runs(tmp_path: Path) -> None:
     def runs(folder: Path) -> set[Path]:
-        found = planned("data=folder", "data.image_size=8", f"data.root={folder}")
-        return {row.evaluations[0].run.folder for row in found.rows}
+        rows = planned("data=folder", "data.image_size=8", f"data.root={folder}").rows
+        return {row.evaluations[0].run.path for row in rows}
 
     dark, bright = (folder_of(tmp_path, name, value) for name, value in (("dark", 10), ("bright", 200)))
     assert not runs(dark) & runs(bright)
@@ -59,24 +60,91 @@ def test_two_folders_of_images_are_two_runs(tmp_path: Path) -> None:
 
 
 def test_a_run_does_not_go_on_with_other_images(tmp_path: Path) -> None:
-    def images() -> data.ImageSet:
-        config = {"name": "folder", "root": str(tmp_path / "dark"), "data_cache": str(tmp_path / "cache")}
-        return data.load_config({**config, "options": {"image_size": 8}}, "train")
+    root, cache = str(tmp_path / "dark"), str(tmp_path / "cache")
+    settings = DataSettings(name="folder", root=root, data_cache=cache, image_size=8, options={"image_size": 8})
 
+    def images() -> ImageSet:
+        return settings.load("train")
+
+    run = RunFolder(tmp_path / "run")
     folder_of(tmp_path, "dark", 10)
-    check_images(tmp_path / "run", images())
-    check_images(tmp_path / "run", images())
+    run.check_images(images())
+    run.check_images(images())
     folder_of(tmp_path, "dark", 20)
     with pytest.raises(UserError, match=r"not those that .* was trained on"):
-        check_images(tmp_path / "run", images())
+        run.check_images(images())
 
 
 def test_optional_sets_are_part_of_what_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     def look(*present: str) -> tuple[list[str], Path]:
         monkeypatch.setattr(plan, "at_hand", lambda names, cache: [name for name in names if name in present])
         evaluation = planned("experiment=ood", "scale=paper").rows[0].evaluations[0]
-        return evaluation.settings["outside"], evaluation.folder
+        return evaluation.settings["outside"], evaluation.folder.path
 
     without, with_one = look(), look("cifar100")
     assert (without[0], with_one[0]) == (["interp"], ["interp", "cifar100"])
     assert without[1] != with_one[1]
+
+
+def test_a_budget_in_seconds_is_shared_like_any_other() -> None:
+    plan = planned("scale.budget={seconds: 30}", "+experiment.rows.drl.budget=0.5")
+    assert {row.id: row.evaluations[0].run_settings.budget for row in plan.rows[:2]} == {
+        "cdrl": {"seconds": 30},
+        "drl": {"seconds": 15.0},
+    }
+    runs = {row.evaluations[0].run for row in plan.rows[:1] + planned("scale.budget={seconds: 31}").rows[:1]}
+    assert len(runs) == 2
+
+
+@pytest.mark.parametrize("name", ["inpaint", "langevin_steps", "speedup"])
+def test_what_needs_no_training_of_its_own_looks_at_the_runs_of_table_1(name: str) -> None:
+    def runs(experiment: str) -> set[RunFolder]:
+        plan = planned(f"experiment={experiment}", "scale=mini", "scale.budget={seconds: 200}")
+        return {job.run for job in plan.jobs() if job.settings.recipe.trains}
+
+    assert runs(name) <= runs("table1")
+    assert runs(name)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("scale.budget={minutes: 3}", "scale.budget must be a number or {seconds: s}"),
+        ("scale.budget={seconds: -1}", "scale.budget.seconds must be a positive number"),
+        ("scale.seeds=[0,0]", "scale.seeds must be a list of different whole numbers"),
+        ("launcher.seconds=0", "launcher.seconds must be a positive number"),
+        ("launcher.workers=none", "launcher.workers must be auto or a positive whole number"),
+        ("methods.drl.chain.steps=many", "methods.drl.chain.steps must be a whole number such as 15"),
+        ("experiment.rows.drl.method=dlr", "row 'drl': unknown method 'dlr'; there are cdrl"),
+        ("+experiment.rows.drl.train.chian.steps=3", "row 'drl': Key 'chian'"),
+    ],
+)
+def test_a_mistake_is_named_before_anything_runs(override: str, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        planned(override)
+    assert message in str(error.value)
+
+
+def test_jobs_are_runs_with_their_distinct_evaluations_seeds_interleaved(tmp_path: Path) -> None:
+    one = planned("experiment=guidance", f"runs={tmp_path}", "scale.seeds=[0,1]")
+    jobs = one.jobs()
+    assert [job.settings.seed for job in jobs] == [0, 1]
+    assert [len(job.evaluations) for job in jobs] == [len(one.rows)] * 2
+    assert len(one_per_run([*jobs, *jobs])) == 2
+
+
+def test_what_is_done_is_not_missing(tmp_path: Path) -> None:
+    """Nor is anything of a run that diverged; and a plan writes nothing until it is wanted."""
+    one = planned(f"runs={tmp_path}", "scale.seeds=[0]")
+    assert {job.run.state for job in one.missing()} == {"missing"}
+    assert not list(tmp_path.iterdir())
+    cdrl, drl, *_ = one.missing()
+    for job, status in ((cdrl, "finished"), (drl, "diverged")):
+        job.want()
+        job.run.finish(Status(status=status, iterations=1, seconds=1.0, grad_evals=1, commit="", device=""))
+    assert cdrl.run in {job.run for job in one.missing()}
+    assert drl.run not in {job.run for job in one.missing()}
+    for evaluation in cdrl.evaluations:
+        evaluation.folder.keep(Result(measurements=(), seconds=0.0, commit="", device=""))
+    assert cdrl.run not in {job.run for job in one.missing()}
+    assert cdrl.run.settings == cdrl.settings  # what was wanted is read again

@@ -29,7 +29,7 @@ def engines(device: torch.device, chains_in: str = "fp32") -> dict[str, Callable
             "eager": functools.partial(fast.engine, "eager", device, chains_in),
             "replayed": lambda: Engine("replayed", precision.chains(stand_in, chains_in)),
         }
-    modes = [mode for mode in fast.MODES[1:] if mode in ("eager", "replayed") or fast.can_compile(device)]
+    modes = [mode for mode in fast.MODES if mode in ("eager", "replayed") or fast.can_compile(device)]
     return {mode: functools.partial(fast.engine, mode, device, chains_in) for mode in modes}
 
 

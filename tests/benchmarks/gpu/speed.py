@@ -1,4 +1,4 @@
-"""Stage "speed": parity of every fast path with the reference, then times, memory and share of the matrix ceiling.
+"""Parity of every fast path with the reference, then times, memory and share of the matrix ceiling.
 
     ceiling                     FLOP/s of a large matrix product in every precision
     parity-<engine>             distance from the plain reference: chains, gradients, samples
@@ -8,14 +8,15 @@
     algorithms-…                the same with cuDNN trying its algorithms out first
     sampling-<engine>-…         whole samples: CDRL at K = 15, 8, 5, 3 and DRL at K = 30
 
-Each is a JSON file in ``<out>/speed/``; ``speed.csv`` gathers them. Precisions are those of `cdrl.precision`. What has
-to be compiled comes last, and can be left out.
+Each is a JSON file, and one that is there is not done again. Precisions are those of `cdrl.precision`. What has to be
+compiled comes last, and can be left out.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -31,11 +32,11 @@ from cdrl.errors import UserError
 from cdrl.langevin import Chain, Refined
 from cdrl.learner import Optimisation
 from cdrl.precision import PRECISIONS, products
-from experiments.provenance import device_name
+from experiments.files import read_json, write_json
+from experiments.runs.machine import device_name, resolve_device
 from tests import reference
 from tests.benchmarks import cases
 from tests.benchmarks.gpu.device import engines, forget, measured, no_synchronisation
-from tests.benchmarks.gpu.parts import Parts
 
 Lines = list[dict[str, Any]]
 
@@ -70,17 +71,42 @@ EXACT = Optimisation(learning_rate=1e-3, warm_up=1)
 """While numbers are compared: steps large enough for a wrong one to show in the next iteration."""
 
 
-def run(parts: Parts, device: torch.device, tiny: bool, light: bool = False) -> pd.DataFrame:
-    """Do what is missing, ``light`` without what has to be compiled, then write and return the table."""
+def run(folder: Path, device: torch.device, *, tiny: bool = False, light: bool = False) -> pd.DataFrame:
+    """Do the parts that ``folder`` lacks, ``light`` without what has to be compiled, and gather all in ``speed.csv``.
+
+    Raises:
+        UserError: there is no such device, or the folder holds times of another one.
+    """
     work = TINY if tiny else FULL
-    where = {"device": device_name(str(device)), "torch": torch.__version__}
-    ceiling = parts.do("ceiling", lambda: {**ceilings(work, device), **where})
+    where = {"device": device_name(resolve_device(str(device))), "torch": torch.__version__}
+    ceiling = part(folder, "ceiling", lambda: {**ceilings(work, device), **where})
     if ceiling["device"] != where["device"]:
-        raise UserError(f"{parts.folder} holds times of {ceiling['device']}; give this {where['device']} another --out")
+        raise UserError(f"{folder} holds times of {ceiling['device']}; give this {where['device']} another --out")
     for name, act in plan(work, device, ceiling, light).items():
         forget()
-        parts.attempt(name, partial(_with, act, where))
-    return gather(parts.folder)
+        part(folder, name, partial(_attempt, act, where))
+    return gather(folder)
+
+
+def part(folder: Path, name: str, act: Callable[[], Any]) -> Any:
+    """What ``act`` returns (anything JSON can hold), now or in an earlier call."""
+    path = folder / f"{name}.json"
+    if path.exists():
+        return read_json(path)
+    begin = time.monotonic()
+    value = act()
+    write_json(path, value)
+    print(f"[{time.monotonic() - begin:6.1f} s] {name}: {json.dumps(value):.300}", flush=True)
+    return value
+
+
+def _attempt(act: Callable[[], Lines], where: dict[str, str]) -> Lines:
+    """A part that fails is a line that says so: it must not cost the others their time."""
+    try:
+        lines = act()
+    except Exception as error:
+        lines = [{"error": f"{type(error).__name__}: {error}"}]
+    return [{**line, **where} for line in lines]
 
 
 def plan(work: Work, device: torch.device, ceiling: dict[str, Any], light: bool) -> dict[str, Callable[[], Lines]]:
@@ -119,34 +145,41 @@ def plan(work: Work, device: torch.device, ceiling: dict[str, Any], light: bool)
 
 def ceilings(work: Work, device: torch.device) -> dict[str, float]:
     """FLOP/s of a matrix product by precision."""
-    found = {}
+    flops = {}
     for name in PRECISIONS:
         with products(name):
             dtype = torch.bfloat16 if name == "bf16" else torch.float32
-            found[name] = cases.ceiling(device, dtype, work.square)
-    return found
+            flops[name] = cases.ceiling(device, dtype, work.square)
+    return flops
 
 
 def parity(work: Work, mode: str, device: torch.device) -> Lines:
-    """Relative distances from the plain reference in fp32, in two iterations of training and of samples after them.
+    """Relative distances from the plain reference, in two iterations of training and of samples after them.
 
-    The first chain agrees to rounding. Gradients are small differences of positive and negative images' ones, and Adam
-    makes whole steps of what rounding leaves of vanishing ones: all that comes later agrees to about 1e-3.
+    A line per type. In float64 all agree to `tests.reference.EXACT`, whatever the device. In float32 the first chain
+    agrees to rounding; gradients are small differences of positive and negative images' ones, and Adam makes whole
+    steps of what rounding leaves of vanishing ones, so all that comes later is farther.
     """
-    size = work.exact_size
-    with products("fp32"):
-        method, x0 = _cooperative(size, mode, device, optimisation=EXACT), cases.images(size, 16, device)
-        state, refined, distances = reference.state_of(method), _remembered_chains(method), {}
-        for number in range(2):
-            method.train_step(x0, None, number)
-            expected = reference.reference_step(state, x0, None, number)
-            distances[f"chain_{number}"] = reference.distance([refined[-1]], [expected["refined"]])
-            for name, learner in method.learners.items():
-                gradients = [p.grad for p in learner.parameters]
-                distances[f"{name}_{number}"] = reference.distance(gradients, expected[f"{name}_gradients"])
-        index = torch.arange(4, device=device)
-        plain = reference.reference_sample(state, index, 0, size.shape)
-        return [{**distances, "samples": reference.distance([method.sampler()(index, 0)], [plain])}]
+    size, lines = work.exact_size, []
+    for dtype in (torch.float64, torch.float32):
+        with products("fp32"):
+            engine = engines(device)[mode]()
+            method = cases.build(size, engine=engine, device=device, optimisation=EXACT, dtype=dtype)
+            assert isinstance(method, Cooperative)
+            x0 = cases.images(size, 16, device).to(dtype)
+            state, refined = reference.state_of(method), _remembered_chains(method)
+            line: dict[str, Any] = {"dtype": str(dtype).removeprefix("torch.")}
+            for number in range(2):
+                method.train_step(x0, None, number)
+                expected = reference.reference_step(state, x0, None, number)
+                line[f"chain_{number}"] = reference.distance([refined[-1]], [expected["refined"]])
+                for name, learner in method.learners.items():
+                    gradients = [p.grad for p in learner.parameters]
+                    line[f"{name}_{number}"] = reference.distance(gradients, expected[f"{name}_gradients"])
+            index = torch.arange(4, device=device)
+            plain = reference.reference_sample(state, index, 0, size.shape)
+            lines.append({**line, "samples": reference.distance([method.sampler()(index, 0)], [plain])})
+    return lines
 
 
 def _remembered_chains(method: Cooperative) -> list[Tensor]:
@@ -261,31 +294,21 @@ def _by_precision(work: Work, acts: dict[str, Callable[[], Any]], device: torch.
 
 
 def gather(folder: Path) -> pd.DataFrame:
-    """All finished parts as one table, written to ``speed.csv`` beside their folder; also the failed ones."""
+    """All finished parts as one table, written to ``speed.csv`` in their folder; also the failed ones."""
     rows: Lines = []
     for path in sorted(folder.glob("*.json")):
-        found = json.loads(path.read_text())
-        rows += [{"part": path.stem, **line} for line in (found if isinstance(found, list) else [found])]
+        lines = read_json(path)
+        rows += [{"part": path.stem, **line} for line in (lines if isinstance(lines, list) else [lines])]
     table = pd.DataFrame(rows)
-    table.to_csv(folder.parent / "speed.csv", index=False, float_format="%.6g")
+    table.to_csv(folder / "speed.csv", index=False, float_format="%.6g")
     return table
 
 
-def _with(act: Callable[[], Lines], where: dict[str, str]) -> Lines:
-    return [{**line, **where} for line in act()]
-
-
-def _cooperative(
-    size: cases.Size,
-    mode: str,
-    device: torch.device,
-    precision: str = "fp32",
-    optimisation: Optimisation = Optimisation(),  # noqa: B008  (frozen)
-) -> Cooperative:
-    method = cases.build(size, engine=engines(device, precision)[mode](), device=device, optimisation=optimisation)
+def _cooperative(size: cases.Size, mode: str, device: torch.device, precision: str = "fp32") -> Cooperative:
+    method = cases.build(size, engine=engines(device, precision)[mode](), device=device)
     assert isinstance(method, Cooperative)
     return method
 
 
-def _images(work: Work, batch: int, device: torch.device) -> torch.Tensor:
+def _images(work: Work, batch: int, device: torch.device) -> Tensor:
     return cases.images(work.size, batch, device)

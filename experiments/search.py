@@ -1,0 +1,285 @@
+"""``cdrl search``: settings for a method by successive halving, with every trial on record.
+
+The training that a search may spend is shared evenly by its rounds, and in a round by the trials that are left; the
+better third goes on with a longer run of its own (its learning rate decays over that length). The first trial is what
+the scale's file says, the others are drawn with a fixed seed from ``conf/search/<method>.yaml``. Each is an ordinary
+run, done by the suite's own engines, of a seed that no table uses; its score is the protocol's first metric on few
+samples. ``results/search/<scale>/<method>.csv`` has a line per trial, also of those that diverged or did not fit into
+memory, and what has a line is not tried again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import io
+import itertools
+import json
+import math
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from cdrl.errors import UserError
+from experiments import checks, configuration
+from experiments.files import write_text
+from experiments.plan import Plan, Row, make_plan
+from experiments.run import UNFINISHED, carry_out
+
+Settings = Mapping[str, Any]
+"""A trial: dotted settings of the method, and their values."""
+Line = dict[str, str]
+
+SEED = 1_000_003
+"""Of every trial; no table uses it."""
+KEPT = 3
+"""One trial in so many goes on to the next round."""
+_HIGHER_IS_BETTER = frozenset({"is", "precision", "recall", "class_accuracy"})
+
+
+def main(arguments: Sequence[str]) -> int:
+    """``cdrl search``: the exit code, 0 or `UNFINISHED` when ``launcher.seconds`` are over. Raises `UserError`."""
+    parser = argparse.ArgumentParser(
+        prog="cdrl search",
+        description="Search settings for a method by successive halving; the same command goes on where it stopped.",
+        epilog="examples:\n"
+        "  cdrl search cdrl scale=mini --seconds 90 launcher.seconds=520\n"
+        "  cdrl search drl scale=nano --trials 9 --cost 1000000",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("method", help=f"one of {', '.join(configuration.choices('search'))}")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for cdrl run")
+    parser.add_argument("--trials", type=int, default=9, help="in the first round (default: 9)")
+    effort = parser.add_mutually_exclusive_group()
+    effort.add_argument("--seconds", type=float, default=90.0, help="of training, of all trials together (default: 90)")
+    effort.add_argument("--cost", type=int, help="the same in energy-gradient evaluations × images")
+    parser.add_argument("--samples", type=int, default=1000, help="that a trial is scored by, at most (default: 1,000)")
+    options = parser.parse_intermixed_args(arguments)
+    best = search(
+        options.method,
+        options.overrides,
+        trials=options.trials,
+        budget={"seconds": options.seconds} if options.cost is None else options.cost,
+        samples=options.samples,
+    )
+    if best is None:
+        print("time is over; the same command goes on")
+        return UNFINISHED
+    print(" ".join(best) or "the scale's own settings are the best")
+    return 0
+
+
+def search(
+    method: str,
+    overrides: Sequence[str] = (),
+    *,
+    trials: int = 9,
+    budget: int | Mapping[str, float] = {"seconds": 90.0},
+    samples: int = 1000,
+) -> list[str] | None:
+    """Search settings for a method; say on the way how each trial went.
+
+    Args:
+        method: one that has a file in ``conf/search``.
+        overrides: of every trial, e.g. ``["scale=mini", "launcher.seconds=520"]``.
+        trials: in the first round.
+        budget: training of all trials together: energy-gradient evaluations × images, or ``{"seconds": s}``.
+        samples: that a trial is scored by; no more than the scale's.
+
+    Returns:
+        The overrides that make the best trial's settings, or None when ``launcher.seconds`` were over first.
+
+    Raises:
+        UserError: a mistake in the overrides, or no trial of a round has a score.
+    """
+    checks.count("--trials", trials)
+    checks.count("--samples", samples)
+    config = _base(configuration.resolve(overrides), budget, samples)
+    scale = config.scale.name
+    path = Path(config.results or "results") / "search" / scale / f"{method}.csv"
+    ends = time.monotonic() + (config.launcher.seconds or math.inf)
+
+    # Trials that differ: a draw may be the scale's own settings in other words.
+    drawn = candidates(space(method, scale), trials + 1)
+    distinct: dict[str, Settings] = {}
+    for row, settings in zip(_plan(config, method, drawn, 1.0).rows, drawn, strict=True):
+        distinct.setdefault(_key(row), settings)
+    alive = list(distinct.values())[:trials]
+    sizes = rounds(len(alive))
+    for number, size in enumerate(sizes):
+        # A round: one plan with a row per trial.
+        alive = alive[:size]
+        plan = _plan(config, method, alive, 1.0 / (len(sizes) * size))
+        lines = _outcomes(plan, number, alive, path, ends)
+        if lines is None:
+            return None
+
+        # The better third goes on.
+        for line in lines:
+            print(
+                f"{method}, round {number + 1} of {len(sizes)}: {line['score']} ({line['status']}) {line['settings']}"
+            )
+        ranks = [_rank(line) for line in lines]
+        ranking = sorted((rank, place) for place, rank in enumerate(ranks) if math.isfinite(rank))
+        if not ranking:
+            raise UserError(f"every trial of {method} failed in round {number + 1}; see {path}")
+        alive = [alive[place] for _, place in ranking]
+    print(f"every trial is a line of {path}")
+    return as_overrides(method, alive[0])
+
+
+def space(method: str, scale: str) -> dict[str, list[Any]]:
+    """What is searched: settings of the method, and their values. Raises `UserError` where nothing says so."""
+    if method not in (known := configuration.choices("search")):
+        raise UserError(f"no search space for '{method}'; there are {', '.join(known)} (experiments/conf/search)")
+    by_scale = configuration.plain(OmegaConf.load(configuration.CONF / "search" / f"{method}.yaml"))
+    if scale not in by_scale:
+        raise UserError(
+            f"no search space for {method} at scale={scale}; conf/search/{method}.yaml has {', '.join(by_scale)}"
+        )
+    return by_scale[scale]
+
+
+def candidates(space: Mapping[str, Sequence[Any]], count: int, seed: int = 0) -> list[Settings]:
+    """The scale's own settings (nothing changed), then distinct draws from ``space``; fewer if it is smaller."""
+    everything = [dict(zip(space, values, strict=True)) for values in itertools.product(*space.values())]
+    return [{}, *random.Random(seed).sample(everything, min(count - 1, len(everything)))]
+
+
+def rounds(count: int) -> list[int]:
+    """How many trials each round has."""
+    sizes = [count]
+    while sizes[-1] > KEPT:
+        sizes.append(math.ceil(sizes[-1] / KEPT))
+    return sizes
+
+
+def as_overrides(method: str, settings: Settings) -> list[str]:
+    """A trial as a command line has it; a value that is a group of settings is one override for each."""
+    lines = []
+    for key, value in settings.items():
+        group = {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, Mapping) else {key: value}
+        lines += [f"methods.{method}.{name}={item}" for name, item in group.items()]
+    return lines
+
+
+def _base(config: DictConfig, budget: int | Mapping[str, float], samples: int) -> DictConfig:
+    """The configuration that all trials share."""
+    with open_dict(config):
+        config.scale.budget = budget
+        config.scale.seeds = [SEED]
+        config.scale.milestones = []
+        config.scale.samples = min(samples, config.scale.samples)
+        config.metrics.metrics = config.metrics.metrics[:1]
+    return config
+
+
+def _plan(config: DictConfig, method: str, trials: Sequence[Settings], share: float) -> Plan:
+    """One row per trial; each may spend ``share`` of the search's training."""
+    config = copy.deepcopy(config)
+    rows = {}
+    for number, settings in enumerate(trials):
+        changes = OmegaConf.create({})
+        for key, value in settings.items():
+            OmegaConf.update(changes, key, value, force_add=True)
+        rows[f"trial {number}"] = {
+            "method": method,
+            "train": configuration.plain(changes),
+            "evaluate": {"kind": "samples"},
+            "budget": share,
+        }
+    with open_dict(config):
+        config.experiment.rows = rows
+    return replace(make_plan(config), name=f"search {method}")
+
+
+def _outcomes(plan: Plan, number: int, trials: Sequence[Settings], path: Path, ends: float) -> list[Line] | None:
+    """The lines of a round's trials; those that ``path`` lacks are done and added. None when time is over."""
+    log = read_log(path)
+    new = tuple(row for row in plan.rows if _key(row) not in log)
+    seconds = ends - time.monotonic()
+    if new and seconds <= 0:
+        return None
+    launcher = {**plan.config["launcher"], "seconds": seconds if math.isfinite(seconds) else None}
+    try:
+        carry_out([replace(plan, rows=new, config={**plan.config, "launcher": launcher})], lambda _: None)
+    except UserError:
+        failures = [failure for row in new if (failure := row.evaluations[0].run.failure()) is not None]
+        if not failures or any(failure.mistake for failure in failures):
+            raise
+        # What crashed, for want of memory say, is an outcome too.
+    finally:
+        for row, settings in zip(plan.rows, trials, strict=True):
+            if row in new and (line := _line(row, number, settings)) is not None:
+                log[_key(row)] = line
+        write_log(path, list(log.values()))
+    return [log[_key(row)] for row in plan.rows] if all(_key(row) in log for row in plan.rows) else None
+
+
+def _key(row: Row) -> str:
+    """What a trial is called: its evaluation's folder, which is a function of everything that decides the score."""
+    return "/".join(row.evaluations[0].folder.path.parts[-6:])
+
+
+def _line(row: Row, number: int, settings: Settings) -> Line | None:
+    """How a trial ended; None where it has not."""
+    (evaluation,) = row.evaluations
+    run, protocol = evaluation.run, evaluation.settings["metrics"]
+    training, result, failure = run.status(), evaluation.folder.result(), run.failure()
+    score, status = math.nan, ""
+    if result is not None:
+        score = next(one.value for one in result.measurements if one.metric == protocol["metrics"][0])
+        status = "finished"
+    elif training is not None and training.status == "diverged":
+        status = f"diverged: {training.reason}"
+    elif failure is not None and not failure.mistake:
+        status = failure.message
+    else:
+        return None
+    facts = {
+        "round": number + 1,
+        "settings": json.dumps(settings),
+        "budget": json.dumps(evaluation.run_settings.budget),
+        "score": f"{score:.6g}",
+        "status": status,
+        "metric": protocol["metrics"][0],
+        "protocol": protocol["name"],
+        "samples": evaluation.settings["samples"],
+        "seconds": f"{training.seconds:.3f}" if training else "",
+        "iterations": training.iterations if training else "",
+        "grad_evals": training.grad_evals if training else "",
+        "device": training.device if training else "",
+        "commit": training.commit if training else "",
+        "trial": _key(row),
+    }
+    return {name: str(value) for name, value in facts.items()}
+
+
+def _rank(line: Line) -> float:
+    """Lower is better; not finite where there is no score."""
+    return -float(line["score"]) if line["metric"] in _HIGHER_IS_BETTER else float(line["score"])
+
+
+def read_log(path: Path) -> dict[str, Line]:
+    """The lines of a search by trial, values as text."""
+    if not path.exists():
+        return {}
+    with path.open(newline="") as file:
+        return {line["trial"]: line for line in csv.DictReader(file)}
+
+
+def write_log(path: Path, lines: Sequence[Line]) -> None:
+    """The inverse of `read_log`. Raises `UserError` where it cannot be written."""
+    if not lines:
+        return
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    write_text(path, text.getvalue())
