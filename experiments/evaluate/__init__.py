@@ -25,12 +25,11 @@ from cdrl.recipe import Recipe
 from cdrl.sampler import Sampler
 from experiments.data import DataSettings, ImageSet
 from experiments.measurement import Measurement
+from experiments.progress import OnProgress
 
 if TYPE_CHECKING:
     from experiments.metrics import Protocol
 
-OnProgress = Callable[[float, str], None]
-"""Told the share done, 0 … 1, and what is being done."""
 Evaluator = Callable[["TrainedRun", dict[str, Any], Path, OnProgress], list[Measurement]]
 
 

@@ -202,20 +202,19 @@ def _work_on_run(run: RunFolder, wanted: Sequence[EvaluationFolder], how: _How) 
     settings, recipe = run.settings, run.settings.recipe
     pending = [evaluation for evaluation in wanted if not evaluation.done]
 
-    # The images: a run does not go on with others than it began with.
+    # The images: a run does not go on with others than it began with. Weights of feature extractors are looked for now
+    # too, not after hours of training.
+    protocols = {one.name: Protocol.from_config(one.settings["metrics"]) for one in pending}
     run.report("data", 0, 1, "loading data")
-    training = settings.data.load("train")
-    run.check_images(training)
+    with listening(_reporter(run, "data", 0, 1, how.stop)):
+        training = settings.data.load("train")
+        run.check_images(training)
+        for evaluation in pending:
+            if scores_samples(evaluation.settings["kind"]):
+                protocol = protocols[evaluation.name]
+                protocol.check_fits(training.channels, training.image_size)
+                metrics.build(protocol.extractor, how.cache, how.device, protocol.weights, protocol.weights_sha256)
     shape = image_shape(settings, training)
-
-    # Weights of feature extractors are looked for now, not after hours of training.
-    protocols = {}
-    for evaluation in pending:
-        protocol = Protocol.from_config(evaluation.settings["metrics"])
-        protocols[evaluation.name] = protocol
-        if scores_samples(evaluation.settings["kind"]):
-            protocol.check_fits(training.channels, training.image_size)
-            metrics.build(protocol.extractor, how.cache, how.device, protocol.weights, protocol.weights_sha256)
 
     # Training, from where it stands.
     method = None
@@ -246,7 +245,8 @@ def _work_on_run(run: RunFolder, wanted: Sequence[EvaluationFolder], how: _How) 
             cache=how.cache,
         )
         begin = time.monotonic()
-        measured = evaluator(kind)(trained, evaluation.settings, evaluation.path, progress)
+        with listening(progress):
+            measured = evaluator(kind)(trained, evaluation.settings, evaluation.path, progress)
         evaluation.keep(
             Result(
                 measurements=tuple(measured),
