@@ -65,7 +65,7 @@ def text(config: DictConfig) -> str:
 
 
 def plain(config: Any) -> Any:
-    """A configuration node as plain dicts, lists and numbers. Raises `UserError` where an interpolation leads nowhere."""
+    """A configuration node as plain dicts, lists and numbers. Raises `UserError` for an interpolation of nothing."""
     try:
         return OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
     except OmegaConfBaseException as error:

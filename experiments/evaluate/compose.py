@@ -158,7 +158,7 @@ def _sampled(
     task: Task,
     classifiers: Sequence[Classifier],
     settings: dict[str, Any],
-    progress: Callable[[float], None],
+    progress: Callable[[float], object],
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """Images ``(m, samples, H, W, C)`` of a task and whether each concept is as asked ``(m, samples, J)``."""
     samples = settings["samples"]

@@ -30,7 +30,7 @@ from experiments.evaluate import TrainedRun, evaluator, scores_samples
 from experiments.methods import Reference
 from experiments.metrics import Protocol
 from experiments.metrics.reference import Statistics
-from experiments.progress import OnProgress
+from experiments.progress import OnProgress, listening
 from experiments.runs.folder import EvaluationFolder, Result, RunFolder, RunSettings, Status, WorkFolder
 from experiments.runs.machine import commit, device_name, resolve_device
 from experiments.runs.trained import image_shape, planned_iterations, training_batches

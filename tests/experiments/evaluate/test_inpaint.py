@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from cdrl.errors import UserError
-from experiments.evaluate import inpaint
 from cdrl.pictures import mask_from_picture
+from experiments.evaluate import inpaint
 from tests.experiments.evaluate.conftest import Brightness, Runs, quiet
 
 INDEX = torch.arange(3)

@@ -53,7 +53,7 @@ def test_what_is_no_run_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no run folder; name one such as"):
         RunFolder.open(tmp_path)
     write_json(tmp_path / "config.json", {"seed": 0})
-    with pytest.raises(UserError, match="describes no run.*delete it"):
+    with pytest.raises(UserError, match=r"describes no run.*delete it"):
         _ = RunFolder.open(tmp_path).settings
 
 
@@ -67,7 +67,7 @@ def test_a_result_survives(job: MakeJob) -> None:
     assert (evaluation.done, evaluation.result()) == (True, kept)
     assert evaluation.settings == {"kind": "samples", "samples": 4}
     (evaluation.path / "result.json").write_text('{"measurements": [{"metric": "fd"}]}')
-    with pytest.raises(UserError, match="damaged.*delete it"):
+    with pytest.raises(UserError, match=r"damaged.*delete it"):
         evaluation.result()
 
 

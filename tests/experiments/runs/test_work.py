@@ -105,7 +105,7 @@ def test_other_images_are_refused(job: MakeJob, tmp_path: Path) -> None:
     work(run.path, device="cpu")
     facts = json.loads((run.path / "data.json").read_text())
     (run.path / "data.json").write_text(json.dumps({**facts, "pixels": "other"}))
-    with pytest.raises(UserError, match="not those that .* was trained on"):
+    with pytest.raises(UserError, match=r"not those that .* was trained on"):
         work(run.path, device="cpu")
 
 
