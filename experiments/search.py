@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
-import io
 import itertools
 import json
 import math
@@ -24,6 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from cdrl.errors import UserError
@@ -100,7 +99,11 @@ def search(
     """
     checks.count("--trials", trials)
     checks.count("--samples", samples)
-    config = _base(configuration.resolve(overrides), budget, samples)
+    config = configuration.resolve(overrides)
+    with open_dict(config):
+        config.scale.budget, config.scale.seeds, config.scale.milestones = budget, [SEED], []
+        config.scale.samples = min(samples, config.scale.samples)
+        config.metrics.metrics = config.metrics.metrics[:1]
     scale = config.scale.name
     path = Path(config.results or "results") / "search" / scale / f"{method}.csv"
     ends = time.monotonic() + (config.launcher.seconds or math.inf)
@@ -125,8 +128,9 @@ def search(
             print(
                 f"{method}, round {number + 1} of {len(sizes)}: {line['score']} ({line['status']}) {line['settings']}"
             )
-        ranks = [_rank(line) for line in lines]
-        ranking = sorted((rank, place) for place, rank in enumerate(ranks) if math.isfinite(rank))
+        sign = -1.0 if lines[0]["metric"] in _HIGHER_IS_BETTER else 1.0
+        scores = [sign * float(line["score"]) for line in lines]
+        ranking = sorted((score, place) for place, score in enumerate(scores) if math.isfinite(score))
         if not ranking:
             raise UserError(f"every trial of {method} failed in round {number + 1}; see {path}")
         alive = [alive[place] for _, place in ranking]
@@ -167,17 +171,6 @@ def as_overrides(method: str, settings: Settings) -> list[str]:
         group = {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, Mapping) else {key: value}
         lines += [f"methods.{method}.{name}={item}" for name, item in group.items()]
     return lines
-
-
-def _base(config: DictConfig, budget: int | Mapping[str, float], samples: int) -> DictConfig:
-    """The configuration that all trials share."""
-    with open_dict(config):
-        config.scale.budget = budget
-        config.scale.seeds = [SEED]
-        config.scale.milestones = []
-        config.scale.samples = min(samples, config.scale.samples)
-        config.metrics.metrics = config.metrics.metrics[:1]
-    return config
 
 
 def _plan(config: DictConfig, method: str, trials: Sequence[Settings], share: float) -> Plan:
@@ -261,25 +254,15 @@ def _line(row: Row, number: int, settings: Settings) -> Line | None:
     return {name: str(value) for name, value in facts.items()}
 
 
-def _rank(line: Line) -> float:
-    """Lower is better; not finite where there is no score."""
-    return -float(line["score"]) if line["metric"] in _HIGHER_IS_BETTER else float(line["score"])
-
-
 def read_log(path: Path) -> dict[str, Line]:
     """The lines of a search by trial, values as text."""
     if not path.exists():
         return {}
-    with path.open(newline="") as file:
-        return {line["trial"]: line for line in csv.DictReader(file)}
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    return {line["trial"]: {str(name): value for name, value in line.items()} for line in table.to_dict("records")}
 
 
 def write_log(path: Path, lines: Sequence[Line]) -> None:
     """The inverse of `read_log`. Raises `UserError` where it cannot be written."""
-    if not lines:
-        return
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    write_text(path, text.getvalue())
+    if lines:
+        write_text(path, pd.DataFrame(lines).to_csv(index=False))
