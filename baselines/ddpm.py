@@ -32,7 +32,7 @@ from cdrl.learner import Learner, Optimisation
 from cdrl.method import Meters, Method
 from cdrl.networks import EnergyNet, Initializer
 from cdrl.noise import per_image
-from cdrl.recipe import ImageShape, Recipe, network_arguments
+from cdrl.recipe import ImageShape, Recipe, network
 from cdrl.sampler import index_batches
 
 Predictor = Callable[[Tensor, Tensor], Tensor]
@@ -209,7 +209,7 @@ class DDPMRecipe(Recipe, DDPMSettings):
     optimisation: Optimisation = field(default_factory=Optimisation)
 
     def _build(self, shape: ImageShape, seed: int, iterations: int, device: torch.device, engine: Engine) -> DDPM:
-        network = Initializer(**network_arguments(shape, self.network)).to(device)
-        reference = EnergyNet(**network_arguments(shape, self.energy))
+        unet = network(Initializer, shape, self.network, device)
+        unit = network(EnergyNet, shape, self.energy, torch.device("meta"))
         images = (shape.channels, shape.size, shape.size)
-        return DDPM(network, reference, self, self.optimisation, images, seed, iterations)
+        return DDPM(unet, unit, self, self.optimisation, images, seed, iterations)

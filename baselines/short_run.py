@@ -26,7 +26,7 @@ from cdrl.method import Meters, Method, rms
 from cdrl.networks import EnergyNet, FrozenEnergy
 from cdrl.networks.energy import energies, freeze
 from cdrl.networks.spectral import iterate_all
-from cdrl.recipe import ImageShape, Recipe, network_arguments
+from cdrl.recipe import ImageShape, Recipe, network
 from cdrl.sampler import index_batches
 
 
@@ -153,5 +153,5 @@ class ShortRunRecipe(Recipe, ShortRunSettings):
     optimisation: Optimisation = field(default_factory=Optimisation)
 
     def _build(self, shape: ImageShape, seed: int, iterations: int, device: torch.device, engine: Engine) -> ShortRun:
-        energy_net = EnergyNet(**network_arguments(shape, self.energy)).to(device)
+        energy_net = network(EnergyNet, shape, self.energy, device)
         return ShortRun(energy_net, self, self.optimisation, seed, iterations, engine)

@@ -38,6 +38,7 @@ COMMANDS = {
         "plan": "what that takes: runs, cost, and what is missing; changes nothing",
         "work": "train and evaluate one run folder",
         "watch": "how far runs are, from another terminal or machine",
+        "search": "settings for a method, every trial on record",
     },
     "Models": {
         "sample": "draw images, as one picture or as single files",

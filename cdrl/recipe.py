@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 
@@ -24,6 +24,8 @@ from cdrl.langevin import Langevin
 from cdrl.learner import Optimisation
 from cdrl.method import Method
 from cdrl.networks import EnergyNet, Initializer
+
+Network = TypeVar("Network", EnergyNet, Initializer)
 
 
 class ImageShape(NamedTuple):
@@ -140,13 +142,11 @@ class CooperativeRecipe(Recipe):
     def _build(
         self, shape: ImageShape, seed: int, iterations: int, device: torch.device, engine: Engine
     ) -> Cooperative:
-        energy_net = EnergyNet(**network_arguments(shape, self.energy)).to(device)
-        initializer = None
-        if self.initializer is not None:
-            initializer = Initializer(**network_arguments(shape, self.initializer)).to(device)
+        energy_net = network(EnergyNet, shape, self.energy, device)
+        g = self.initializer
         return Cooperative(
             energy_net,
-            initializer,
+            None if g is None else network(Initializer, shape, g, device),
             self.settings,
             self.optimisation,
             self.initializer_optimisation,
@@ -156,7 +156,15 @@ class CooperativeRecipe(Recipe):
         )
 
 
-def network_arguments(shape: ImageShape, sizes: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of a network of these ``sizes`` for images of this ``shape``; lists, as files have them, as tuples."""
-    tuples = {name: tuple(value) if isinstance(value, list) else value for name, value in sizes.items()}
-    return {"image_size": shape.size, "channels": shape.channels, "classes": shape.classes, **tuples}
+def network(kind: type[Network], shape: ImageShape, sizes: Mapping[str, Any], device: torch.device) -> Network:
+    """A network of these ``sizes`` for images of this ``shape``, on a device.
+
+    Args:
+        kind: `EnergyNet` or `Initializer`.
+        shape: of the images.
+        sizes: the other arguments; lists, as files have them, may stand for tuples.
+        device: where it is to be.
+    """
+    tuples: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in sizes.items()}
+    # Built on the CPU even for "meta": spectral norm's first power iterations are ten times slower there.
+    return kind(image_size=shape.size, channels=shape.channels, classes=shape.classes, **tuples).to(device)

@@ -263,6 +263,42 @@ def demo(arguments: Sequence[str]) -> int:
     return cli.sample([str(model), *([] if placed else ["--out", "build/demo.png"]), *arguments])
 
 
+def search(arguments: Sequence[str]) -> int:
+    """``cdrl search``."""
+    parser = CommandParser(
+        "search",
+        "Search settings for a method by successive halving. Every trial is a line of\n"
+        "results/search/<scale>/<method>.csv; the same command goes on where it stopped.",
+        [
+            "cdrl search cdrl scale=mini --seconds 90 launcher.seconds=520",
+            "cdrl search drl scale=nano --trials 9 --cost 1000000",
+        ],
+    )
+    parser.add_argument("method", help="one that has a file in experiments/conf/search")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for cdrl run")
+    parser.add_argument("--trials", type=int, default=9, help="in the first round (default: 9)")
+    effort = parser.add_mutually_exclusive_group()
+    effort.add_argument("--seconds", type=float, default=90.0, help="of training, of all trials together (default: 90)")
+    effort.add_argument("--cost", type=int, help="the same in energy-gradient evaluations × images")
+    parser.add_argument("--samples", type=int, default=1000, help="that a trial is scored by, at most (default: 1,000)")
+    options = parser.parse_intermixed_args(arguments)
+
+    from experiments.search import search as best_settings
+
+    best = best_settings(
+        options.method,
+        options.overrides,
+        trials=options.trials,
+        budget={"seconds": options.seconds} if options.cost is None else options.cost,
+        samples=options.samples,
+    )
+    if best is None:
+        print("time is over; the same command goes on")
+        return _STOPPED
+    print(" ".join(best) or "the scale's own settings are the best")
+    return 0
+
+
 def report(arguments: Sequence[str]) -> int:
     """``cdrl report``."""
     parser = CommandParser(

@@ -169,6 +169,10 @@ def _check_choices(overrides: Sequence[str]) -> None:
             raise UserError(f"'{override}' cannot be taken away; write {name.lstrip('~')}=null to leave it out")
         if not equals or not name:
             raise UserError(f"'{override}' is not an override; write key=value, e.g. experiment=table1 scale=nano")
+        if not value and name in ("runs", "cache"):
+            raise UserError(f"'{override}' names no folder; write {name}=FOLDER, or leave it out")
+        if {"scales", "choose"} & set(name.split(".")):
+            raise UserError(f"'{name}' is how a file says what a scale changes; set the changed setting itself")
         if name == "method":
             raise UserError(f"unknown setting 'method'; set methods.{value}.<key>=… (--cfg job shows all settings)")
         if (CONF / name).is_dir() and value not in choices(name):

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from baselines.ddpm import flops
 from cdrl.errors import UserError
 from cdrl.networks import EnergyNet
-from cdrl.recipe import ImageShape, network_arguments
+from cdrl.recipe import ImageShape, network
 from experiments import doctor, methods
 from experiments.metrics import Protocol
 from experiments.plan import Job, Plan
@@ -142,8 +143,8 @@ def _size_of(method: str, shape: ImageShape) -> tuple[int, float]:
     recipe = methods.recipe(json.loads(method))
     networks = [learner.network for learner in recipe.build(shape, device="meta").learners.values()]
     parameters = sum(parameter.numel() for network in networks for parameter in network.parameters())
-    sizes = network_arguments(shape._replace(classes=0), getattr(recipe, "energy", {}))
-    return parameters, 2.0 * flops(EnergyNet(**sizes), (shape.channels, shape.size, shape.size))
+    unit = network(EnergyNet, shape._replace(classes=0), getattr(recipe, "energy", {}), torch.device("meta"))
+    return parameters, 2.0 * flops(unit, unit.shape)
 
 
 def _budget(settings: RunSettings) -> str:

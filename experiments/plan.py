@@ -17,6 +17,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from cdrl import precision
 from cdrl.errors import UserError
 from experiments import checks
 from experiments.configuration import digest, merged, plain, resolve
@@ -255,6 +256,7 @@ def _row(config: DictConfig, everything: Mapping[str, Any], name: str, row: dict
             milestones=tuple(everything["scale"]["milestones"]),
             seed=seed,
         )
+        precision.check(settings.recipe.precision)
         folder = settings.folder(Path(everything["runs"]), row["method"])
         evaluations.append(Evaluation(folder, settings, evaluation))
     return Row(

@@ -10,7 +10,6 @@ memory, and what has a line is not tried again.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import itertools
 import json
@@ -28,8 +27,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from cdrl.errors import UserError
 from experiments import checks, configuration
 from experiments.files import write_text
+from experiments.metrics import metric
 from experiments.plan import Plan, Row, make_plan
-from experiments.run import UNFINISHED, carry_out
+from experiments.run import carry_out
 
 Settings = Mapping[str, Any]
 """A trial: dotted settings of the method, and their values."""
@@ -39,39 +39,6 @@ SEED = 1_000_003
 """Of every trial; no table uses it."""
 KEPT = 3
 """One trial in so many goes on to the next round."""
-_HIGHER_IS_BETTER = frozenset({"is", "precision", "recall", "class_accuracy"})
-
-
-def main(arguments: Sequence[str]) -> int:
-    """``cdrl search``: the exit code, 0 or `UNFINISHED` when ``launcher.seconds`` are over. Raises `UserError`."""
-    parser = argparse.ArgumentParser(
-        prog="cdrl search",
-        description="Search settings for a method by successive halving; the same command goes on where it stopped.",
-        epilog="examples:\n"
-        "  cdrl search cdrl scale=mini --seconds 90 launcher.seconds=520\n"
-        "  cdrl search drl scale=nano --trials 9 --cost 1000000",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("method", help=f"one of {', '.join(configuration.choices('search'))}")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for cdrl run")
-    parser.add_argument("--trials", type=int, default=9, help="in the first round (default: 9)")
-    effort = parser.add_mutually_exclusive_group()
-    effort.add_argument("--seconds", type=float, default=90.0, help="of training, of all trials together (default: 90)")
-    effort.add_argument("--cost", type=int, help="the same in energy-gradient evaluations × images")
-    parser.add_argument("--samples", type=int, default=1000, help="that a trial is scored by, at most (default: 1,000)")
-    options = parser.parse_intermixed_args(arguments)
-    best = search(
-        options.method,
-        options.overrides,
-        trials=options.trials,
-        budget={"seconds": options.seconds} if options.cost is None else options.cost,
-        samples=options.samples,
-    )
-    if best is None:
-        print("time is over; the same command goes on")
-        return UNFINISHED
-    print(" ".join(best) or "the scale's own settings are the best")
-    return 0
 
 
 def search(
@@ -128,7 +95,7 @@ def search(
             print(
                 f"{method}, round {number + 1} of {len(sizes)}: {line['score']} ({line['status']}) {line['settings']}"
             )
-        sign = -1.0 if lines[0]["metric"] in _HIGHER_IS_BETTER else 1.0
+        sign = -1.0 if metric(lines[0]["metric"]).better == "higher" else 1.0
         scores = [sign * float(line["score"]) for line in lines]
         ranking = sorted((score, place) for place, score in enumerate(scores) if math.isfinite(score))
         if not ranking:

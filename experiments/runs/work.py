@@ -37,6 +37,8 @@ from experiments.runs.trained import image_shape, planned_iterations, training_b
 
 Stop = Callable[[], bool]
 _SECONDS_BETWEEN_REPORTS = 1.0
+_HANDOVER = 5.0
+"""Seconds that the processes of a command that was killed have to keep a checkpoint and leave."""
 _PROBE_SHARE = 0.05
 """Of a budget in seconds: how long the pace is measured."""
 
@@ -141,7 +143,7 @@ def work(
         asked_at = time.monotonic()
         return owner.stop_asked
 
-    with owner.lock(on_lost=lost.set):
+    with owner.lock(wait=_HANDOVER, on_lost=lost.set):
         owner.begin()
         try:
             target = torch.device(resolve_device(device))

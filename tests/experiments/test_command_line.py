@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 
 from cdrl.errors import UserError
-from experiments import catalogue, configuration
+from experiments import configuration
 from experiments.__main__ import main
 from experiments.cells import write_results
-from experiments.files import write_json
+from experiments.measurement import Measurement
 from experiments.plan import make_plan
+from experiments.runs.folder import Result, Status
 
 ROOT = Path(__file__).parents[2]
 TINY = [
@@ -85,7 +86,7 @@ def test_table1_runs_and_a_second_call_has_nothing_left(tmp_path: Path) -> None:
 
 
 def test_all_trains_a_run_once_for_every_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalogue, "experiments", lambda scale: ["table1", "ood"])
+    monkeypatch.setattr(configuration, "experiments", lambda scale: ["table1", "ood"])
     assert main(["experiment=all", *TINY, *folders(tmp_path)]) == 0
     assert {cell["metric"] for cell in cells(tmp_path)} >= {"fd"}
     assert "auroc" in {cell["metric"] for cell in cells(tmp_path, "ood")}
@@ -98,19 +99,22 @@ def test_all_trains_a_run_once_for_every_experiment(tmp_path: Path, monkeypatch:
 def test_a_cell_names_the_commits_of_its_run_and_of_the_look_at_it(tmp_path: Path) -> None:
     plan = make_plan(configuration.resolve([*TINY, *folders(tmp_path)]))
     evaluation = plan.rows[0].evaluations[0]
-    measurement = {"metric": "fd", "protocol": "fd-digits", "value": 3.0, "samples": 32}
-    status = {"status": "finished", "iterations": 3, "seconds": 1.0, "commit": "a"}
-    write_json(evaluation.run.folder / "status.json", status)
-    write_json(evaluation.folder / "result.json", {"measurements": [measurement], "commit": "b"})
+    measurement = Measurement(metric="fd", protocol="fd-digits", value=3.0, samples=32)
+    evaluation.run.finish(
+        Status(status="finished", iterations=3, seconds=1.0, grad_evals=30, commit="a", device="a CPU")
+    )
+    evaluation.folder.keep(Result(measurements=(measurement,), seconds=1.0, commit="b", device="a CPU"))
     write_results(plan, ["a command"])
     assert [(cell["value"], cell["commit"]) for cell in cells(tmp_path) if cell["row"] == "cdrl"] == [("3.0", "a b")]
 
 
 def test_all_is_what_needs_no_arguments() -> None:
-    names = {command[0].removeprefix("experiment=") for command in catalogue.expand([catalogue.ALL, "scale=paper"])}
-    assert names == set(configuration.choices("experiment")) - {"released"}
-    assert ["experiment=imagenet32"] not in catalogue.expand([catalogue.ALL])
-    assert catalogue.expand(["experiment=ood", "scale=mini"]) == [["experiment=ood", "scale=mini"]]
+    every = configuration.expand(["experiment=all", "scale=paper"])
+    assert {command[0].removeprefix("experiment=") for command in every} == set(configuration.choices("experiment")) - {
+        "released"
+    }
+    assert ["experiment=imagenet32"] not in configuration.expand(["experiment=all"])
+    assert configuration.expand(["experiment=ood", "scale=mini"]) == [["experiment=ood", "scale=mini"]]
 
 
 def test_the_command_line_wins_over_a_manifests_changes_for_its_scale() -> None:
@@ -140,7 +144,7 @@ def test_the_configuration_is_shown_wherever_it_is_asked_for(place: int, capsys:
 def test_runs_are_a_pure_function_of_what_determines_them() -> None:
     def folder(*overrides: str) -> set[Path]:
         plan = make_plan(configuration.resolve(["experiment=table1", *overrides]))
-        return {evaluation.run.folder for row in plan.rows for evaluation in row.evaluations}
+        return {evaluation.run.path for row in plan.rows for evaluation in row.evaluations}
 
     assert folder() == folder("scale.samples=17")
     assert folder() == folder("methods.cdrl.label=other")
@@ -165,7 +169,6 @@ def test_a_killed_run_continues_to_the_same_numbers(tmp_path: Path) -> None:
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    time.sleep(2)  # the orphaned worker notices, keeps a checkpoint and leaves
     again = command(*arguments, *folders(disturbed))
     assert again.returncode == 0, again.stderr
 
@@ -179,6 +182,60 @@ def test_a_killed_run_continues_to_the_same_numbers(tmp_path: Path) -> None:
 
     assert numbers(undisturbed) == numbers(disturbed)
     assert log(undisturbed) == log(disturbed)
+
+
+def started(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
+    """The command, at work on its first run."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "experiments", *TINY, *folders(tmp_path), *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.rglob("metrics.jsonl")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return process
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_command_keeps_checkpoints_and_says_so(sent: signal.Signals, tmp_path: Path) -> None:
+    process = started(tmp_path, "scale.budget=3000000")
+    process.send_signal(sent)
+    _, printed = process.communicate(timeout=90)
+    assert process.returncode == 130
+    assert "stopping: the running jobs keep a checkpoint" in printed
+    assert printed.splitlines()[-1] == "interrupted; the same command continues where this one stopped"
+    assert list(tmp_path.rglob("checkpoint.json"))
+    assert not list(tmp_path.rglob("lock"))  # nobody works there any more
+
+
+def test_a_command_ends_when_its_seconds_are_over(tmp_path: Path) -> None:
+    arguments = [*TINY, *folders(tmp_path), "scale.budget=3000000", "launcher.seconds=8"]
+    result = command(*arguments)
+    assert result.returncode == 75, result.stderr
+    assert "8 seconds are over; the same command goes on" in result.stderr
+    assert not (tmp_path / "results" / "table1" / "nano" / "cells.csv").exists()
+    assert list(tmp_path.rglob("checkpoint.json"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["ray", "slurm"])
+def test_the_table_is_the_same_through_every_engine(launcher: str, tmp_path: Path) -> None:
+    pytest.importorskip({"ray": "ray", "slurm": "submitit"}[launcher])
+    own = ["launcher.cluster=local", "launcher.workers=2", f"launcher.logs={tmp_path}/logs"]
+    line = [*TINY, "scale.seeds=[0,1]", "scale.budget=6000", "device=cpu"]
+    assert main([*line, *folders(tmp_path / "local")]) == 0
+    assert main([*line, *folders(tmp_path / launcher), f"launcher={launcher}", *own[: 3 * (launcher == "slurm")]]) == 0
+
+    def values(folder: str) -> list[tuple[str, ...]]:
+        names = ("row", "metric", "value", "low", "high")
+        return [tuple(cell[name] for name in names) for cell in cells(tmp_path / folder)]
+
+    assert values("local") == values(launcher)
+    assert len(values("local")) > 15
 
 
 @pytest.mark.parametrize(
@@ -220,6 +277,11 @@ def test_a_killed_run_continues_to_the_same_numbers(tmp_path: Path) -> None:
         (["methods.cdrl.energy=abc"], ["methods.cdrl.energy", "not abc"]),
         (["+experiment.rows.cdrl.train.levels=2.5"], ["methods.cdrl.levels", "not 2.5"]),
         (["methods.cdrl.levels=null"], ["method 'CDRL'", "--cfg job"]),
+        (["methods.drl=null"], ["methods.drl cannot be left out", "experiment.rows"]),
+        (["rows.drl=null"], ["unknown setting 'rows.drl'", "did you mean 'experiment.rows.drl'"]),
+        (["scale.budget={hours: 3}"], ["scale.budget", "seconds"]),
+        (["launcher.seconds=-1"], ["launcher.seconds", "positive"]),
+        (["launcher=slrum"], ["unknown launcher 'slrum'", "did you mean 'slurm'"]),
         (["experiment=ood", "experiment.rows.cdrl.method=short_run"], ["needs a series of energies", "short_run"]),
         (["metrics.samples=many"], ["metrics.samples", "not many"]),
         (["results=/dev/null/here"], ["results=", "cannot write"]),
@@ -257,14 +319,14 @@ def test_a_truncated_checkpoint_is_named_and_nothing_is_lost(tmp_path: Path) -> 
 def test_a_crash_stops_one_run_and_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [*TINY, *folders(tmp_path), "launcher.workers=1"]
     first, *others = (row.evaluations[0] for row in make_plan(configuration.resolve(arguments)).rows)
-    obstacle = first.run.folder / "metrics.jsonl"
+    obstacle = first.run.path / "metrics.jsonl"
     obstacle.mkdir(parents=True)
     assert main(arguments) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ")
     assert "IsADirectoryError" in error
-    assert "Traceback" in (first.run.folder / "error.log").read_text()
-    assert [evaluation.done for evaluation in others] == [True] * len(others)
+    assert "Traceback" in (first.run.path / "error.log").read_text()
+    assert [evaluation.folder.done for evaluation in others] == [True] * len(others)
     obstacle.rmdir()
     assert main(arguments) == 0
 

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
+from cdrl.cli import main
 from cdrl.errors import UserError
 from experiments import configuration, search
 from experiments.measurement import Measurement
 from experiments.plan import Job, Plan, make_plan
+from experiments.run import UNFINISHED
 from experiments.runs.folder import Result, Status
 
 SPACE: dict[str, list[Any]] = {
@@ -198,13 +200,13 @@ def test_the_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
         return results.pop(0)
 
     monkeypatch.setattr(search, "search", answer)
-    assert search.main(["drl", "--trials", "5", "scale=mini", "--cost", "1000", "launcher.seconds=520"]) == 0
+    assert main(["search", "drl", "--trials", "5", "scale=mini", "--cost", "1000", "launcher.seconds=520"]) == 0
     assert capsys.readouterr().out == "methods.drl.batch_size=16\n"
     assert asked == {
         "method": "drl", "overrides": ["scale=mini", "launcher.seconds=520"], "trials": 5, "budget": 1000,
         "samples": 1000,
     }  # fmt: skip
-    assert search.main(["drl"]) == search.UNFINISHED
+    assert main(["search", "drl"]) == UNFINISHED
     assert asked["budget"] == {"seconds": 90.0}
 
 
@@ -214,11 +216,11 @@ def test_a_tiny_search_is_done_by_the_suites_own_engine(
 ) -> None:
     monkeypatch.setattr(search, "space", lambda method, scale: {"optimisation.learning_rate": [1e-3, 2e-3]})
     arguments = [
-        "short_run", "--trials", "2", "--cost", "2000", "--samples", "20", "methods.short_run.steps=2",
+        "search", "short_run", "--trials", "2", "--cost", "2000", "--samples", "20", "methods.short_run.steps=2",
         "metrics.reference_samples=40", "device=cpu", "launcher.workers=1", f"runs={tmp_path}/runs",
         f"results={tmp_path}/results",
     ]  # fmt: skip
-    assert search.main(arguments) == 0
+    assert main(arguments) == 0
     first = log(tmp_path, "short_run")
     assert [line["settings"] for line in first] == [
         "{}",
@@ -228,6 +230,6 @@ def test_a_tiny_search_is_done_by_the_suites_own_engine(
     assert all(float(line["score"]) > 0 and int(line["iterations"]) > 0 for line in first)
     # The same command reads what it knows.
     printed = capsys.readouterr().out.splitlines()[-1]
-    assert search.main(arguments) == 0
+    assert main(arguments) == 0
     assert capsys.readouterr().out.splitlines()[-1] == printed
     assert log(tmp_path, "short_run") == first
