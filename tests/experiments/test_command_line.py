@@ -282,7 +282,7 @@ def test_the_table_is_the_same_through_every_engine(launcher: str, tmp_path: Pat
         (["scale.budget={hours: 3}"], ["scale.budget", "seconds"]),
         (["launcher.seconds=-1"], ["launcher.seconds", "positive"]),
         (["launcher=slrum"], ["unknown launcher 'slrum'", "did you mean 'slurm'"]),
-        (["experiment=ood", "experiment.rows.cdrl.method=short_run"], ["needs a series of energies", "short_run"]),
+        (["experiment=ood", "experiment.rows.cdrl.method=short_run"], ["needs a series of energies", "Short-run EBM"]),
         (["metrics.samples=many"], ["metrics.samples", "not many"]),
         (["results=/dev/null/here"], ["results=", "cannot write"]),
         (["runs=/dev/null/here"], ["runs=", "cannot write"]),
