@@ -7,6 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CDRL := $(BIN)/cdrl
 COMMA := ,
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 READY := $(VENV)/.ready-$(subst $(COMMA),-,$(EXTRAS))
 
 .DEFAULT_GOAL := help
@@ -57,10 +58,10 @@ bench: $(READY)  ## Benchmarks (= pytest --benchmark-only) and their table of ra
 	$(BIN)/python -m pytest --benchmark-only tests/benchmarks
 
 test: $(READY)  ## The tests, in minutes
-	$(BIN)/python -m pytest -m "not slow"
+	$(TEST) -m "not slow"
 
 test-all: $(READY)  ## The tests with those that take long; EXTRAS=dev,ray,slurm for those of the other engines
-	$(BIN)/python -m pytest
+	$(TEST)
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -152,6 +152,7 @@ def test_runs_are_a_pure_function_of_what_determines_them() -> None:
     assert folder() != folder("scale.budget=123456")
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues_to_the_same_numbers(tmp_path: Path) -> None:
     arguments = [*TINY, "scale.budget=20000", "launcher.workers=1", "launcher.threads=1", "experiment.rows.drl=null"]
     arguments += ["experiment.rows.short_run=null", "experiment.rows.real=null", "experiment.rows.noise=null"]
@@ -200,9 +201,9 @@ def started(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
     return process
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sent", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupted_command_keeps_checkpoints_and_says_so(sent: signal.Signals, tmp_path: Path) -> None:
-    process = started(tmp_path, "scale.budget=3000000")
+    process = started(tmp_path, "scale.budget=3000000", "scale.reports=3000")
     process.send_signal(sent)
     _, printed = process.communicate(timeout=90)
     assert process.returncode == 130
@@ -302,18 +303,26 @@ def test_a_mistake_gets_one_clear_line(
         assert word in errors[0]
 
 
-def test_a_truncated_checkpoint_is_named_and_nothing_is_lost(tmp_path: Path) -> None:
-    assert command(*TINY, *folders(tmp_path)).returncode == 0
+def test_a_truncated_checkpoint_is_named_and_nothing_is_lost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = [
+        *TINY,
+        *folders(tmp_path),
+        *(f"experiment.rows.{row}=null" for row in ("drl", "short_run", "real", "noise")),
+    ]
+    assert main(line) == 0
     weights = next((tmp_path / "runs" / "digits" / "cdrl").rglob("seed0/checkpoint-*.safetensors"))
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
-    result = command(*TINY, *folders(tmp_path), "scale.samples=33")
-    assert result.returncode == 1
-    assert str(weights) in result.stderr
-    assert "truncated" in result.stderr
-    assert "Traceback" not in result.stderr
+    capsys.readouterr()
+    assert main([*line, "scale.samples=33"]) == 1
+    printed = capsys.readouterr().err
+    assert str(weights) in printed
+    assert "truncated" in printed
+    assert "Traceback" not in printed
     weights.write_bytes(whole)
-    assert command(*TINY, *folders(tmp_path), "scale.samples=33").returncode == 0
+    assert main([*line, "scale.samples=33"]) == 0
 
 
 def test_a_crash_stops_one_run_and_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,7 +33,9 @@ def launcher(name: str, tmp_path: Path) -> dict[str, Any]:
     return configuration.plain(configuration.resolve(line))["launcher"]
 
 
-@pytest.fixture(params=["local", "ray", "slurm"])
+@pytest.fixture(
+    params=["local", pytest.param("ray", marks=pytest.mark.slow), pytest.param("slurm", marks=pytest.mark.slow)]
+)
 def make_engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeEngine]:
     """Starts the engine; all that are started are closed."""
     if PACKAGES[request.param]:
@@ -155,7 +157,7 @@ def test_a_local_death_is_told_by_its_signal(job: MakeJob, tmp_path: Path) -> No
     assert "memory" in answer.message
 
 
-@pytest.mark.parametrize("name", ["local", "ray"])
+@pytest.mark.parametrize("name", ["local", pytest.param("ray", marks=pytest.mark.slow)])
 def test_closing_keeps_checkpoints(name: str, job: MakeJob, tmp_path: Path) -> None:
     if PACKAGES[name]:
         pytest.importorskip(name)
@@ -170,6 +172,7 @@ def test_closing_keeps_checkpoints(name: str, job: MakeJob, tmp_path: Path) -> N
     assert handles[0].done()
 
 
+@pytest.mark.slow
 def test_a_preempted_job_is_requeued_and_goes_on(
     job: MakeJob, tmp_path: Path, fingerprint: Callable[[Path], str]
 ) -> None:
@@ -188,6 +191,7 @@ def test_a_preempted_job_is_requeued_and_goes_on(
     assert fingerprint(made.run.path) == fingerprint(alone.path)
 
 
+@pytest.mark.slow
 def test_a_submitted_job_is_not_submitted_again(job: MakeJob, tmp_path: Path) -> None:
     pytest.importorskip("submitit")
     made = job(budget=30_000)
