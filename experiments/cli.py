@@ -5,6 +5,7 @@ Each imports what it needs when it is called, so that help comes at once.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -96,17 +97,21 @@ def work(arguments: Sequence[str]) -> int:
         raise UserError(f"--threads must be at least 1, not {options.threads}")
     begin = time.monotonic()
 
+    from experiments.runs.work import Order
     from experiments.runs.work import work as work_on
 
     for folder in options.folders:
         with _shown(folder):
+            deadline = math.inf if options.seconds is None else time.time() + options.seconds - time.monotonic() + begin
             outcome = work_on(
-                folder,
-                device=options.device,
-                engine=options.engine,
-                cache=options.cache,
-                threads=options.threads,
-                seconds=options.seconds and max(0.0, options.seconds - (time.monotonic() - begin)),
+                Order(
+                    folder,
+                    device=options.device,
+                    engine=options.engine,
+                    cache=str(options.cache),
+                    threads=options.threads,
+                    deadline=deadline,
+                )
             )
         if outcome == "interrupted":
             if options.seconds is None or time.monotonic() - begin < options.seconds:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from experiments.data import DataSettings
@@ -20,5 +21,5 @@ def provenance(plan: Plan, command: Sequence[str]) -> dict[str, Any]:
         **versions(),
         "data": {"name": training.name, "source": training.source, "sha256": training.checksum},
         "protocol": plan.config["metrics"],
-        "configs": {str(job.run.path): job.settings.to_json() for job in plan.jobs()},
+        "configs": {str(job.run.path): asdict(job.settings) for job in plan.jobs()},
     }

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from pathlib import Path
 
 from rich.console import Console
 
@@ -15,7 +16,7 @@ from experiments.cells import check_writable, write_results
 from experiments.estimate import print_plan
 from experiments.plan import Job, Plan, make_plan, one_per_run
 from experiments.report import build_experiment
-from experiments.runs.engines import Handle, engine
+from experiments.runs.engines import engine
 from experiments.runs.machine import commit
 from experiments.runs.progress import Board, Item
 from experiments.runs.work import Order
@@ -76,14 +77,6 @@ def plan(overrides: Sequence[str]) -> int:
     return run([*overrides, "plan=true"])
 
 
-@dataclass(eq=False)
-class _Ordered:
-    """Something handed to the engine."""
-
-    handle: Handle
-    item: Item
-
-
 def carry_out(plans: Sequence[Plan], complete: Callable[[Plan], None]) -> bool:
     """Do what is missing of plans that share everything but their experiment.
 
@@ -119,7 +112,7 @@ def carry_out(plans: Sequence[Plan], complete: Callable[[Plan], None]) -> bool:
         job.want()
     deadline = time.time() + launcher["seconds"] if launcher["seconds"] else math.inf
     common = Order(
-        folder="",
+        folder=Path(),
         device=config["device"],
         engine=config["engine"],
         cache=config["cache"],
@@ -127,10 +120,10 @@ def carry_out(plans: Sequence[Plan], complete: Callable[[Plan], None]) -> bool:
         checkpoint_seconds=config["checkpoint_seconds"],
         deadline=deadline,
     )
-    orders = [replace(common, folder=str(path)) for path in statistics]
+    orders = [replace(common, folder=path) for path in statistics]
     for job in jobs:
         names = tuple(evaluation.folder.name for evaluation in job.evaluations)
-        orders.append(replace(common, folder=str(job.run.path), evaluations=names))
+        orders.append(replace(common, folder=job.run.path, evaluations=names))
     items = [Item(made.name, made.folder) for made in statistics.values()]
     items += [
         Item(job.run.name, job.run, training, len(job.evaluations))
@@ -142,7 +135,7 @@ def carry_out(plans: Sequence[Plan], complete: Callable[[Plan], None]) -> bool:
     board = Board(f"{name} ({plans[0].scale})", items)
     place = engine(launcher, config["device"], len(orders))
     board.say(f"{board.title}: {len(jobs)} runs to do {place.description}; Ctrl-C keeps everything")
-    pending = [_Ordered(*pair) for pair in zip(place.submit(orders), items, strict=True)]
+    pending = list(zip(place.submit(orders), items, strict=True))
     if launcher.get("detach"):
         board.say(f"{len(orders)} jobs are submitted and go on by themselves; the same command later collects")
         return False
@@ -151,19 +144,23 @@ def carry_out(plans: Sequence[Plan], complete: Callable[[Plan], None]) -> bool:
     try:
         with board:
             while pending:
-                for ordered in [one for one in pending if one.handle.done()]:
-                    pending.remove(ordered)
-                    ended = ordered.handle.result()
-                    board.end(ordered.item)
+                for handle, item in [pair for pair in pending if pair[0].done()]:
+                    pending.remove((handle, item))
+                    ended = handle.result()
+                    board.end(item)
                     if ended.outcome == "done":
                         write_complete_ones()
                     elif ended.outcome == "mistake":
                         mistakes.append(ended.message)
                     elif ended.outcome == "crash":
-                        crashes.append(_crash(ordered.item, ended.message))
+                        log = item.folder.path / "error.log"
+                        details = f"details in {log}; " if log.exists() else ""
+                        crashes.append(
+                            f"{item.name} stopped unexpectedly ({ended.message}); {details}the same command tries again"
+                        )
                         board.say(crashes[-1], style="red")
                 if mistakes or time.time() > deadline:
-                    pending = [one for one in pending if not one.handle.cancel()]
+                    pending = [(handle, item) for handle, item in pending if not handle.cancel()]
                     if place.stays and time.time() > deadline:
                         break
                 board.refresh()
@@ -186,12 +183,6 @@ def carry_out(plans: Sequence[Plan], complete: Callable[[Plan], None]) -> bool:
     if incomplete:
         board.say(f"{launcher['seconds']} seconds are over; the same command goes on")
     return not incomplete
-
-
-def _crash(item: Item, message: str) -> str:
-    log = item.folder.path / "error.log"
-    details = f"details in {log}; " if log.exists() else ""
-    return f"{item.name} stopped unexpectedly ({message}); {details}the same command tries again"
 
 
 def _training_shares(jobs: Sequence[Job]) -> list[float]:

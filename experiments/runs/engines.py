@@ -16,14 +16,16 @@ import shlex
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from contextlib import suppress
+from dataclasses import replace
 from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, Protocol
+from unittest import mock
 
 from cdrl.errors import UserError
 from experiments.runs.folder import WorkFolder
@@ -108,7 +110,7 @@ class Local:
         self.description = f"on {where}, {workers} at a time, {_counted(threads, 'CPU thread')} each"
         self._device, self._threads = device, threads
         self._slots = ThreadPoolExecutor(workers, thread_name_prefix="slot")
-        self._processes: dict[str, Any] = {}
+        self._processes: dict[Path, Any] = {}
         self._gpus: queue.SimpleQueue[str] = queue.SimpleQueue()
         for number in range(workers):  # a token per worker: more workers than GPUs share them evenly
             self._gpus.put(gpus[number % len(gpus)] if gpus else "")
@@ -117,7 +119,7 @@ class Local:
         # parallel region or asks for a GPU, so forking it is safe.
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([__name__, "sklearn.datasets", "experiments.evaluate.samples"])
-        with _environment({"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}):
+        with mock.patch.dict(os.environ, OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads)):
             forkserver.ensure_running()
 
     def submit(self, orders: Sequence[Order]) -> list[Handle]:
@@ -150,7 +152,7 @@ class Local:
             except EOFError:
                 process.join()
                 ended = Ended("crash", _death(process.exitcode))
-                WorkFolder(Path(order.folder)).fail(ended.message, mistake=False)
+                WorkFolder(order.folder).fail(ended.message, mistake=False)
             return ended
         finally:
             self._processes.pop(order.folder, None)
@@ -209,7 +211,7 @@ class _Task:
             return Ended("interrupted")
         ended = self.engine.outcome(self.reference)
         if ended.outcome == "crash":
-            WorkFolder(Path(self.order.folder)).fail(ended.message, mistake=False)
+            WorkFolder(self.order.folder).fail(ended.message, mistake=False)
         return ended
 
     def cancel(self) -> bool:
@@ -217,7 +219,7 @@ class _Task:
         return self.cancelled
 
 
-class _Cluster:
+class _Cluster(ABC):
     """What Ray and SLURM have in common: at most ``limit`` orders are begun at a time."""
 
     threads: int
@@ -240,15 +242,15 @@ class _Cluster:
         if room:
             self.start(waiting[:room])
 
+    @abstractmethod
     def start(self, tasks: Sequence[_Task]) -> None:
         """Begin tasks: give each its reference."""
-        raise NotImplementedError
 
-    def has_ended(self, reference: Any) -> bool:
-        raise NotImplementedError
+    @abstractmethod
+    def has_ended(self, reference: Any) -> bool: ...
 
-    def outcome(self, reference: Any) -> Ended:
-        raise NotImplementedError
+    @abstractmethod
+    def outcome(self, reference: Any) -> Ended: ...
 
 
 class Ray(_Cluster):
@@ -282,13 +284,13 @@ class Ray(_Cluster):
         if gpus == "auto":
             gpus = 1 if device != "cpu" and ray.cluster_resources().get("GPU") else 0
         self.threads = _cpus(launcher["threads"], gpus)
-        self._task = ray.remote(num_cpus=self.threads, num_gpus=gpus, max_retries=launcher["retries"])(_ray_task)
+        self._task = ray.remote(num_cpus=self.threads, num_gpus=gpus, max_retries=launcher["retries"])(attempt)
         nodes = sum(bool(node["Alive"]) for node in ray.nodes())
         self.description = f"on a Ray cluster of {_counted(nodes, 'node')}, {_counted(self.threads, 'CPU thread')} each"
 
     def start(self, tasks: Sequence[_Task]) -> None:
         for task in tasks:
-            task.reference = self._task.remote(asdict(task.order))
+            task.reference = self._task.remote(task.order)
 
     def has_ended(self, reference: Any) -> bool:
         ready, _ = self._ray.wait([reference], timeout=0)
@@ -296,7 +298,7 @@ class Ray(_Cluster):
 
     def outcome(self, reference: Any) -> Ended:
         try:
-            return Ended(**self._ray.get(reference))
+            return self._ray.get(reference)
         except self._ray.exceptions.RayError as error:
             return Ended("crash", str(error).strip().splitlines()[0])
 
@@ -304,16 +306,12 @@ class Ray(_Cluster):
         deadline = time.monotonic() + _PATIENCE
         while left := [task for task in self.tasks if not task.cancel() and not task.done()]:
             for task in left:  # again and again: one that has just begun forgets earlier wishes
-                WorkFolder(Path(task.order.folder)).ask_to_stop()
+                WorkFolder(task.order.folder).ask_to_stop()
             if time.monotonic() > deadline:
                 break
             time.sleep(0.5)
         if self._ours:
             self._ray.shutdown()
-
-
-def _ray_task(order: Mapping[str, Any]) -> dict[str, str]:
-    return asdict(attempt(Order(**order)))
 
 
 class Slurm(_Cluster):
@@ -361,7 +359,7 @@ class Slurm(_Cluster):
     def start(self, tasks: Sequence[_Task]) -> None:
         """What an earlier command submitted, and still waits or runs, is waited for instead of submitted again."""
         for task in tasks:
-            if (facts := WorkFolder(Path(task.order.folder)).submission()) is not None:
+            if (facts := WorkFolder(task.order.folder).submission()) is not None:
                 job: Any = self._job_class(facts["logs"], facts["job"])
                 task.reference = None if job.done() else job
         new = [task for task in tasks if task.reference is None]
@@ -370,7 +368,7 @@ class Slurm(_Cluster):
                 task.reference = self._executor.submit(SlurmWork(), task.order)
         for task in new:
             job = task.reference
-            WorkFolder(Path(task.order.folder)).keep_submission({"job": job.job_id, "logs": str(job.paths.folder)})
+            WorkFolder(task.order.folder).keep_submission(job.job_id, str(job.paths.folder))
 
     def has_ended(self, reference: Any) -> bool:
         return reference.done()
@@ -411,17 +409,3 @@ def _counted(number: int, thing: str) -> str:
 def _python_path() -> str:
     """Lets a process elsewhere import this very checkout."""
     return os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
-
-
-@contextmanager
-def _environment(changes: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in changes}
-    os.environ.update(changes)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

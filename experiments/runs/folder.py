@@ -31,7 +31,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import SoftFileLease, Timeout
 
@@ -44,6 +44,7 @@ from experiments.data import DataSettings, ImageSet
 from experiments.files import read_json, write_json, write_text
 from experiments.measurement import Measurement
 
+T = TypeVar("T")
 _LEASE = 60.0
 """Seconds without a sign of life after which a folder whose owner cannot be asked (another machine) is taken over."""
 
@@ -70,28 +71,22 @@ class RunSettings:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> RunSettings:
-        """The inverse of `to_json`."""
+        """The inverse of `dataclasses.asdict`, also after a way through JSON."""
         return cls(**{**record, "data": DataSettings(**record["data"]), "milestones": tuple(record["milestones"])})
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
     @cached_property
     def recipe(self) -> Recipe:
         """The method's settings, typed. Raises `UserError` where they do not fit."""
         return methods.recipe(self.method)
 
-    def identity(self) -> dict[str, Any]:
-        """What the numbers depend on, but the seed: not what things are called, nor where they lie."""
+    def folder(self, runs: Path, name: str) -> RunFolder:
+        """Where the run of a method called ``name`` belongs below ``runs``: named by what its numbers depend on, not by
+        what things are called or where they lie."""
         method = {key: value for key, value in self.method.items() if key != "label"}
         identity: dict[str, Any] = {"data": self.data.identity(), "method": method}
         if self.recipe.trains:
             identity |= {"budget": self.budget, "reports": self.reports, "milestones": list(self.milestones)}
-        return identity
-
-    def folder(self, runs: Path, name: str) -> RunFolder:
-        """Where the run of a method called ``name`` belongs below ``runs``."""
-        return RunFolder(runs / self.data.name / name / digest(self.identity()) / f"seed{self.seed}")
+        return RunFolder(runs / self.data.name / name / digest(identity) / f"seed{self.seed}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +98,7 @@ class Status:
         iterations: that were done.
         seconds: of training.
         grad_evals: energy-gradient evaluations × images that were spent.
-        commit: of the code.
-        device: the processor's or GPU's name.
+        commit, device: of the code; the processor's or GPU's name.
         reason: what diverged, in words.
     """
 
@@ -156,20 +150,25 @@ class Result:
     device: str
 
 
+@dataclass(frozen=True)
 class WorkFolder:
     """A folder that somebody works in: its lock, its progress, its failure, and the wish to stop."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = Path(path)
+    path: Path
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({str(self.path)!r})"
+    def record(self, name: str, kind: Callable[..., T]) -> T | None:
+        """A JSON file as the dataclass (or dict) it was written from; None where there is none.
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, WorkFolder) and self.path == other.path
-
-    def __hash__(self) -> int:
-        return hash(self.path)
+        Raises:
+            UserError: it is damaged.
+        """
+        path = self.path / name
+        if not path.exists():
+            return None
+        try:
+            return kind(**read_json(path))
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path} is damaged ({error}); delete it; the same command makes it again") from None
 
     @contextmanager
     def lock(self, wait: float = 0.0, on_lost: Callable[[], None] = lambda: None) -> Iterator[None]:
@@ -184,59 +183,47 @@ class WorkFolder:
         Raises:
             UserError: another process works here, or the folder cannot be written.
         """
+        lease = SoftFileLease(self.path / "lock", lease_duration=_LEASE, on_compromise=lambda _: on_lost())
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lease = SoftFileLease(
-                self.path / "lock", lease_duration=_LEASE, timeout=wait, on_compromise=lambda _: on_lost()
-            )
-            with lease:
-                yield
+            lease.acquire(timeout=wait)
         except Timeout:
             raise UserError(f"another process is working on {self.path}; wait for it or stop it") from None
-        except PermissionError as error:
+        except OSError as error:
             raise UserError(f"cannot write to {self.path} ({error.strerror}); choose another folder") from error
-
-    def report(self, phase: str, done: float, total: float, text: str) -> None:
-        """Says how far the work is. Nothing is lost where this cannot be written."""
-        now = Progress(
-            phase=phase, done=done, total=total, text=text, updated=time.time(), host=socket.gethostname(),
-            pid=os.getpid(),
-        )  # fmt: skip
-        with suppress(UserError):
-            write_json(self.path / "progress.json", asdict(now), durable=False)
-
-    def progress(self) -> Progress | None:
-        """What was last reported, if anything."""
         try:
-            return Progress(**json.loads((self.path / "progress.json").read_text()))
-        except (OSError, ValueError, TypeError):
-            return None
-
-    def fail(self, message: str, *, mistake: bool, traceback: str = "") -> None:
-        """Keeps why an attempt stopped."""
-        with suppress(UserError):
-            write_json(self.path / "failure.json", asdict(Failure(message=message, mistake=mistake)))
-            if traceback:
-                write_text(self.path / "error.log", traceback)
-
-    def failure(self) -> Failure | None:
-        """Why the last attempt stopped, unless it has been tried again since."""
-        path = self.path / "failure.json"
-        return Failure(**read_json(path)) if path.exists() else None
+            yield
+        finally:
+            lease.release()
 
     def begin(self) -> None:
         """Forgets what an earlier attempt left behind."""
         for name in ("failure.json", "stop", "progress.json"):
             (self.path / name).unlink(missing_ok=True)
 
-    def keep_submission(self, facts: Mapping[str, str]) -> None:
-        """Notes the job of a queue that will work here."""
-        write_json(self.path / "submission.json", dict(facts))
+    def report(self, phase: str, done: float, total: float, text: str) -> None:
+        """Says how far the work is. Nothing is lost where this cannot be written."""
+        facts = {"phase": phase, "done": done, "total": total, "text": text}
+        owner = {"updated": time.time(), "host": socket.gethostname(), "pid": os.getpid()}
+        with suppress(UserError):
+            write_json(self.path / "progress.json", {**facts, **owner}, durable=False)
 
-    def submission(self) -> dict[str, str] | None:
-        """The job of a queue that was last submitted for this folder."""
-        path = self.path / "submission.json"
-        return read_json(path) if path.exists() else None
+    def progress(self) -> Progress | None:
+        """What was last reported, if anything."""
+        with suppress(UserError):
+            return self.record("progress.json", Progress)
+        return None
+
+    def fail(self, message: str, *, mistake: bool, traceback: str = "") -> None:
+        """Keeps why an attempt stopped."""
+        with suppress(UserError):
+            write_json(self.path / "failure.json", {"message": message, "mistake": mistake})
+            if traceback:
+                write_text(self.path / "error.log", traceback)
+
+    def failure(self) -> Failure | None:
+        """Why the last attempt stopped, unless it has been tried again since."""
+        return self.record("failure.json", Failure)
 
     def ask_to_stop(self) -> None:
         """Whoever works here keeps a checkpoint and leaves, within a second or two."""
@@ -247,14 +234,23 @@ class WorkFolder:
     def stop_asked(self) -> bool:
         return (self.path / "stop").exists()
 
+    def keep_submission(self, job: str, logs: str) -> None:
+        """Notes the job of a queue that will work here."""
+        write_json(self.path / "submission.json", {"job": job, "logs": logs})
 
+    def submission(self) -> dict[str, str] | None:
+        """The job of a queue that was last submitted for this folder."""
+        return self.record("submission.json", dict)
+
+
+@dataclass(frozen=True)
 class RunFolder(WorkFolder):
     """One training run and its evaluations; see the module's docstring."""
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
         """The run in a folder. Raises `UserError` where there is none."""
-        if not (Path(path) / "config.json").exists():
+        if not (path / "config.json").exists():
             raise UserError(f"{path} is no run folder; name one such as runs/digits/cdrl/<hash>/seed0")
         return cls(path)
 
@@ -267,14 +263,14 @@ class RunFolder(WorkFolder):
 
     def want(self, settings: RunSettings) -> None:
         """Writes what the run is. Raises `UserError` where the folder cannot be written."""
-        path, wanted = self.path / "config.json", settings.to_json()
-        if path.exists() and RunSettings.from_json(read_json(path)).to_json() == wanted:
-            return
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot write to {self.path} ({error.strerror}); choose another folder: runs=…") from error
-        write_json(path, wanted)
+        path = self.path / "config.json"
+        if not path.exists() or self.settings != settings:  # where the data lie may have changed
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                text = f"cannot write to {self.path} ({error.strerror}); choose another folder: runs=…"
+                raise UserError(text) from error
+            write_json(path, asdict(settings))
 
     @property
     def settings(self) -> RunSettings:
@@ -306,19 +302,18 @@ class RunFolder(WorkFolder):
 
     def status(self) -> Status | None:
         """How training ended; None where it has not."""
-        path = self.path / "status.json"
-        return Status(**read_json(path)) if path.exists() else None
+        return self.record("status.json", Status)
 
     def finish(self, status: Status) -> None:
+        """Keeps how training ended."""
         write_json(self.path / "status.json", asdict(status))
 
     def finished(self) -> Status:
         """`status` of a run that finished. Raises `UserError` where it did not, or diverged."""
         status = self.status()
         if status is None:
-            raise UserError(
-                f"{self.path} is no finished run; train it first, or name another, e.g. runs/digits/cdrl/…/seed0"
-            )
+            example = "train it first, or name another, e.g. runs/digits/cdrl/…/seed0"
+            raise UserError(f"{self.path} is no finished run; {example}")
         if status.status != "finished":
             raise UserError(f"{self.path} is a run that {status.status}; name one that finished")
         return status
@@ -340,11 +335,11 @@ class RunFolder(WorkFolder):
 
     def length(self) -> dict[str, Any] | None:
         """The iterations that a budget in seconds became, once that was measured."""
-        path = self.path / "length.json"
-        return read_json(path) if path.exists() else None
+        return self.record("length.json", dict)
 
-    def keep_length(self, facts: Mapping[str, Any]) -> None:
-        write_json(self.path / "length.json", dict(facts))
+    def keep_length(self, **facts: Any) -> None:
+        """Keeps what `length` tells."""
+        write_json(self.path / "length.json", facts)
 
     def milestone(self, iteration: int) -> Path:
         """Where the averaged weights after ``iteration`` belong."""
@@ -355,17 +350,9 @@ class RunFolder(WorkFolder):
         return sorted((self.path / "milestones").glob("*"))
 
 
-class EvaluationFolder:
+@dataclass(frozen=True)
+class EvaluationFolder(WorkFolder):
     """One evaluation of a run: its settings, and its result once there is one."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = Path(path)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, EvaluationFolder) and self.path == other.path
-
-    def __hash__(self) -> int:
-        return hash(self.path)
 
     @property
     def name(self) -> str:
@@ -385,28 +372,24 @@ class EvaluationFolder:
         return read_json(self.path / "settings.json")
 
     def keep(self, result: Result) -> None:
-        record = {"measurements": [m.to_json() for m in result.measurements]}
-        facts = {key: value for key, value in asdict(result).items() if key != "measurements"}
-        write_json(self.path / "result.json", {**record, **facts})
+        """Keeps what came out."""
+        measurements = [measurement.to_json() for measurement in result.measurements]
+        write_json(self.path / "result.json", {**vars(result), "measurements": measurements})
 
     def result(self) -> Result | None:
         """What came out; None where nothing has yet. Raises `UserError` where it is damaged."""
-        path = self.path / "result.json"
-        if not path.exists():
-            return None
-        record = read_json(path)
-        try:
-            found = tuple(Measurement.from_json(one) for one in record.pop("measurements"))
-            return Result(measurements=found, **record)
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{path} is damaged ({error}); delete it; the same command makes it again") from None
+
+        def made(measurements: list[dict[str, Any]], **facts: Any) -> Result:
+            return Result(measurements=tuple(map(Measurement.from_json, measurements)), **facts)
+
+        return self.record("result.json", made)
 
 
+@dataclass(frozen=True)
 class MetricsLog:
     """``metrics.jsonl``: one line per report; after a resume the lines that will be made again are dropped."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    path: Path
 
     def append(self, facts: Mapping[str, Any]) -> None:
         with self.path.open("a") as file:
@@ -423,5 +406,5 @@ class MetricsLog:
     def truncate(self, iteration: int) -> None:
         """Keep the lines up to ``iteration``."""
         if self.path.exists():
-            kept = [line for line in self.lines() if line["iteration"] <= iteration]
-            write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+            kept = [json.dumps(line) + "\n" for line in self.lines() if line["iteration"] <= iteration]
+            write_text(self.path, "".join(kept))

@@ -96,7 +96,7 @@ class Board:
 
     def refresh(self) -> None:
         """Read every folder that somebody works in, and show it."""
-        for item in self._active():
+        for item in self._waiting:
             item.read(self._started)
             if item.text and item.task is None:
                 item.task = self._bars.add_task(f"  {item.name}", total=item.size, text="")
@@ -104,12 +104,12 @@ class Board:
                 self._first_heard = self._first_heard or time.monotonic()
             if item.task is not None:
                 self._bars.update(item.task, completed=item.done, text=item.text)
-        completed = self._finished + sum(item.done / item.size for item in self._active())
+        completed = self._finished + sum(item.done / item.size for item in self._waiting)
         title = f"{self.title} {self._finished}/{len(self.items)}"
         self._bars.update(self._overall, completed=completed, description=title, text=self._time_left())
         if not self.console.is_terminal and time.monotonic() - self._printed > _SECONDS_BETWEEN_LINES:
             self._printed = time.monotonic()
-            running = "; ".join(f"{item.name}: {item.text}" for item in self._active() if item.text)
+            running = "; ".join(f"{item.name}: {item.text}" for item in self._waiting if item.text)
             elapsed = clock(time.time() - self._started)
             self.say(f"[{elapsed}] {self._finished} of {len(self.items)} done, {self._time_left()} ({running})")
 
@@ -121,12 +121,9 @@ class Board:
         if item.task is not None:
             self._bars.remove_task(item.task)
 
-    def _active(self) -> list[Item]:
-        return self._waiting
-
     def _time_left(self) -> str:
-        done = self._work_done + sum(item.done - (item.begun_at or 0.0) for item in self._active())
-        left = sum(item.size - item.done for item in self._active())
+        done = self._work_done + sum(item.done - (item.begun_at or 0.0) for item in self._waiting)
+        left = sum(item.size - item.done for item in self._waiting)
         if self._first_heard is None or done < 0.02:
             return "time left: measuring"
         return f"time left: about {clock(left * (time.monotonic() - self._first_heard) / done)}"

@@ -6,9 +6,10 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -28,6 +29,7 @@ from experiments.data import DataSettings
 from experiments.files import write_json
 from experiments.runs.folder import RunFolder, RunSettings, Status
 from experiments.runs.trained import trained_sampler
+from experiments.runs.work import Order
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "results" / "demo"
@@ -109,16 +111,20 @@ def test_options_stand_anywhere_among_overrides(place: int, engine: Callable[...
     ]
 
 
-def test_work_does_one_folder_after_another_until_time_is_over(
-    run: Path, engine: Callable[..., list[tuple[object, ...]]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_work_does_one_folder_after_another_until_time_is_over(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    orders: list[Order] = []
+    answers = ["done", "done", "interrupted", "interrupted"]
+
+    def work(order: Order) -> str:
+        orders.append(order)
+        return answers.pop(0)
+
+    monkeypatch.setattr("experiments.runs.work.work", work)
     monkeypatch.setattr(cli, "_shown", lambda folder: nullcontext())
-    calls = engine("experiments.runs.work", "work", answer="done")
-    assert main(["work", str(run), str(run), "--threads", "2"]) == 0
-    assert [call[:2] for call in calls] == [("work", run)] * 2
-    assert calls[0][2]["threads"] == 2  # type: ignore[index]
-    engine("experiments.runs.work", "work", answer="interrupted")
+    assert main(["work", str(run), str(run), "--threads", "2", "--device", "cpu"]) == 0
+    assert orders == [Order(run, device="cpu", threads=2)] * 2
     assert main(["work", str(run), "--seconds", "0"]) == 75
+    assert orders[-1].deadline <= time.time()
     assert main(["work", str(run)]) == 130
 
 
@@ -292,7 +298,7 @@ def test_only_finished_runs_are_exported_or_sampled(
 def test_reference_rows_are_no_models(tmp_path: Path) -> None:
     method = {"_target_": "experiments.methods.Reference", "images": "noise", "label": "Gaussian noise"}
     folder = replace(SETTINGS, method=method).folder(tmp_path, "noise")
-    write_json(folder.path / "config.json", replace(SETTINGS, method=method).to_json())
+    write_json(folder.path / "config.json", asdict(replace(SETTINGS, method=method)))
     with pytest.raises(UserError, match="nothing to train or sample"):
         trained_sampler(folder.path)
 

@@ -52,7 +52,7 @@ def make_engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make
 
 
 def order(job: Job, **changes: Any) -> Order:
-    facts = {"folder": str(job.run.path), "evaluations": (), "device": "cpu", "commit": "abc", **changes}
+    facts = {"folder": job.run.path, "evaluations": (), "device": "cpu", "commit": "abc", **changes}
     return Order(**facts)
 
 
@@ -110,7 +110,7 @@ def test_every_engine_gives_the_same_bits(
     assert ended(make_engine().submit([order(one) for one in jobs])) == [Ended("done")] * 2
     for one in jobs:
         alone = job(one.run.path.parts[-3], runs="alone").run
-        work(alone.path, device="cpu")
+        work(Order(alone.path, (), "cpu"))
         assert fingerprint(one.run.path) == fingerprint(alone.path)
 
 
@@ -133,7 +133,7 @@ def test_a_killed_process_resumes_and_ends_in_the_same_bits(
         assert ended(engine.submit([order(killed)])) == [Ended("done")]
         assert killed.run.metrics.lines()[:2] == before[:2]  # seconds and all: these were not made again
     alone = job(budget=30_000, runs="alone").run
-    work(alone.path, device="cpu")
+    work(Order(alone.path, (), "cpu"))
     assert fingerprint(killed.run.path) == fingerprint(alone.path)
 
 
@@ -187,7 +187,7 @@ def test_a_preempted_job_is_requeued_and_goes_on(
     logs = "".join(path.read_text() for path in (tmp_path / "logs").rglob("*.err"))
     assert "Requeued job" in logs + "".join(path.read_text() for path in (tmp_path / "logs").rglob("*.out"))
     alone = job(budget=30_000, runs="alone").run
-    work(alone.path, device="cpu")
+    work(Order(alone.path, (), "cpu"))
     assert fingerprint(made.run.path) == fingerprint(alone.path)
 
 
@@ -208,13 +208,14 @@ def test_a_submitted_job_is_not_submitted_again(job: MakeJob, tmp_path: Path) ->
 def test_the_death_of_the_command_leaves_no_orphans(job: MakeJob) -> None:
     made = job(budget=3_000_000)
     script = f"""
+from pathlib import Path
 from experiments import configuration
 from experiments.runs.engines import engine
 from experiments.runs.work import Order
 import time
 if __name__ == "__main__":
     launcher = configuration.plain(configuration.resolve([]))["launcher"]
-    engine(launcher, "cpu", 1).submit([Order(folder={str(made.run.path)!r}, evaluations=(), device="cpu")])
+    engine(launcher, "cpu", 1).submit([Order(folder=Path({str(made.run.path)!r}), evaluations=(), device="cpu")])
     time.sleep(600)
 """
     command = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(ROOT)})
@@ -253,7 +254,7 @@ def test_every_worker_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_
     engine = Local(launcher("local", tmp_path), "cuda", 6)
     monkeypatch.setattr(engine._context, "Process", Process, raising=False)
     assert "on 2 GPUs, 2 at a time" in engine.description
-    answers = ended(engine.submit([Order(folder=str(tmp_path / str(number))) for number in range(6)]))
+    answers = ended(engine.submit([Order(folder=tmp_path / str(number)) for number in range(6)]))
     engine.close()
     assert answers == [Ended("done")] * 6
     assert {gpu: seen.count(gpu) for gpu in seen} == {"3": 3, "GPU-5": 3}
