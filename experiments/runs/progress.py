@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -106,12 +107,12 @@ class Board:
                 self._bars.update(item.task, completed=item.done, text=item.text)
         completed = self._finished + sum(item.done / item.size for item in self._waiting)
         title = f"{self.title} {self._finished}/{len(self.items)}"
-        self._bars.update(self._overall, completed=completed, description=title, text=self._time_left())
+        self._bars.update(self._overall, completed=completed, description=title, text=self.time_left())
         if not self.console.is_terminal and time.monotonic() - self._printed > _SECONDS_BETWEEN_LINES:
             self._printed = time.monotonic()
             running = "; ".join(f"{item.name}: {item.text}" for item in self._waiting if item.text)
             elapsed = clock(time.time() - self._started)
-            self.say(f"[{elapsed}] {self._finished} of {len(self.items)} done, {self._time_left()} ({running})")
+            self.say(f"[{elapsed}] {self._finished} of {len(self.items)} done, {self.time_left()} ({running})")
 
     def end(self, item: Item) -> None:
         """An item's work has ended, well or not."""
@@ -121,7 +122,8 @@ class Board:
         if item.task is not None:
             self._bars.remove_task(item.task)
 
-    def _time_left(self) -> str:
+    def time_left(self) -> str:
+        """In words: what is left at the pace of what this command has seen done."""
         done = self._work_done + sum(item.done - (item.begun_at or 0.0) for item in self._waiting)
         left = sum(item.size - item.done for item in self._waiting)
         if self._first_heard is None or done < 0.02:
@@ -155,24 +157,31 @@ def watch(paths: Sequence[Path], *, once: bool = False, every: float = 2.0) -> i
 
 
 def _table(paths: Sequence[Path]) -> Table:
+    """A line per run: those that somebody works on first, then those that stopped, wait, or are complete."""
     folders = [path.parent for start in paths for path in sorted(Path(start).glob("**/config.json"))]
     if not folders:
         raise UserError(f"there are no runs in {', '.join(map(str, paths))}; name a folder such as runs")
-    table = Table()
-    for title in ("run", "state", "evaluations", "now", "seen", "where"):
-        table.add_column(title, overflow="fold")
-    for path in folders:
-        run = RunFolder(path)
+    lines = []
+    for run in map(RunFolder, folders):
+        dataset, method, identity, seed = run.path.parts[-4:]
         evaluations, progress, failure = run.evaluations(), run.progress(), run.failure()
         done = sum(evaluation.done for evaluation in evaluations)
-        state = run.state if failure is None else f"{run.state}, stopped"
-        now = seen = where = ""
-        if failure is not None:
-            now = failure.message
-        elif progress is not None and (run.state not in ("finished", "diverged") or done < len(evaluations)):
-            now, where = progress.text, f"{progress.host}, process {progress.pid}"
-            seen = f"{clock(time.time() - progress.updated)} ago"
-        table.add_row("/".join(path.parts[-4:]), state, f"{done}/{len(evaluations)}", now, seen, where)
+        state, rank, now = run.state, 2, ""
+        if state == "wanted" and evaluations and done == len(evaluations):
+            state = "complete"  # there was nothing to train
+        if state in ("diverged", "complete") or (state == "finished" and done == len(evaluations)):
+            rank = 3
+        elif failure is not None:
+            state, rank, now = f"{state}, stopped", 1, failure.message
+        elif progress is not None:
+            ago = clock(time.time() - progress.updated)
+            rank, now = 0, f"{progress.text} ({ago} ago, {progress.host} {progress.pid})"
+        lines.append((rank, f"{dataset}/{method}/{identity[:6]} {seed}", state, f"{done}/{len(evaluations)}", now))
+    table = Table(box=None, pad_edge=False)
+    for title in ("run", "state", "evaluated", "now"):
+        table.add_column(title, no_wrap=title != "now")
+    for _, *line in sorted(lines, key=lambda line: line[0]):
+        table.add_row(*map(escape, line))
     return table
 
 

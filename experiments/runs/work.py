@@ -132,9 +132,11 @@ def work(order: Order, stop: Stop = lambda: False) -> str:
                 Statistics.open(folder.path).make(torch.device(order.device), report)
                 return "done"
             run = RunFolder.open(folder.path)
-            wanted = [one for one in run.evaluations() if order.evaluations is None or one.name in order.evaluations]
+            known = {evaluation.name: evaluation for evaluation in run.evaluations()}
+            names = known if order.evaluations is None else order.evaluations  # in the order that the plan wants them
+            pending = [known[name] for name in names if name in known and not known[name].done]
             with precision.products(run.settings.recipe.precision):
-                return _work_on_run(run, [one for one in wanted if not one.done], order, should_stop)
+                return _work_on_run(run, pending, order, should_stop)
         except KeyboardInterrupt:
             return "interrupted"
         except UserError as error:
