@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import importlib
+import importlib.util
+import inspect
 import math
 import os
 import select
@@ -20,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, ModuleType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import cdrl
 from cdrl.errors import UserError
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from cdrl.conditions import Condition
     from cdrl.sampler import Sampler
 
+Command = Callable[[Sequence[str]], int]
+"""From a command's arguments to its exit code."""
 COMMANDS = {
     "Experiments": {
         "run": "train, sample, score and tabulate a table or figure; goes on where an earlier call stopped",
@@ -53,6 +56,12 @@ COMMANDS = {
     },
 }
 """Every command by what it is about, with its line in the overview."""
+_SHARED: dict[str, dict[str, Any]] = {
+    "model": {"type": Path, "help": "a folder: a saved model, or in a checkout a finished run"},
+    "--device": {"default": "auto", "help": "auto | cpu | cuda | cuda:1"},
+    "--cache": {"default": Path(".cache"), "help": "weights and statistics"},
+}
+"""Arguments that several commands have."""
 _EXAMPLES = """\
   cdrl run experiment=table1 scale=nano
   cdrl sample results/demo/nano --images 64 --out samples.png
@@ -86,8 +95,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 code = 130
             sys.stdout.flush()
             return code
-    except BrokenPipeError as error:
-        return _without_reader(error)
+    except BrokenPipeError:
+        # Nobody reads on, as after ``| head``: leave without a word. A pipe to anything else that broke is an error.
+        streams = [sys.stdout.fileno(), sys.stderr.fileno()]
+        pipes = select.poll()
+        for stream in streams:
+            pipes.register(stream, 0)  # which still tells of a reader that is gone
+        if not pipes.poll(0):
+            raise
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in streams:
+            os.dup2(nowhere, stream)  # what is still in a buffer has to go somewhere
+        return _BROKEN_PIPE
 
 
 def _command(arguments: list[str]) -> int:
@@ -98,11 +117,14 @@ def _command(arguments: list[str]) -> int:
     if name == "--version":
         print(f"cdrl {cdrl.__version__}")
         return 0
-    own: dict[str, Callable[[Sequence[str]], int]] = {"sample": sample, "inpaint": inpaint}
+    own: dict[str, Command] = {"sample": sample, "inpaint": inpaint}
     if name in own:
         return own[name](rest)
-    if name not in _names():
-        raise UserError(_unknown(name))
+    names = [known for group in COMMANDS.values() for known in group]
+    if name not in names:
+        near = [f"run {name}"] if "=" in name else difflib.get_close_matches(name, names, 1)
+        hint = f"did you mean 'cdrl {near[0]}'? " if near else ""
+        raise UserError(f"unknown command '{name}'; {hint}cdrl --help lists them")
     suite = _suite()
     if suite is None:
         raise UserError(f"{name} belongs to the suite, which runs from a checkout: clone the repository, make setup")
@@ -112,10 +134,6 @@ def _command(arguments: list[str]) -> int:
         if (error.name or "").partition(".")[0] in ("cdrl", "baselines", "experiments"):
             raise
         raise UserError(f"{name} needs {error.name}; make setup installs it, or pip install -e '.[suite]'") from error
-
-
-def _names() -> list[str]:
-    return [name for group in COMMANDS.values() for name in group]
 
 
 def _overview() -> str:
@@ -130,14 +148,6 @@ def _overview() -> str:
     if _suite() is None:
         lines += ["", "The library alone is installed: of these it has sample and inpaint; the others need a checkout."]
     return "\n".join(lines)
-
-
-def _unknown(name: str) -> str:
-    near = difflib.get_close_matches(name, _names(), 1)
-    if "=" in name:
-        near = [f"run {name}"]
-    hint = f"did you mean 'cdrl {near[0]}'? " if near else ""
-    return f"unknown command '{name}'; {hint}cdrl --help lists them"
 
 
 def _suite() -> ModuleType | None:
@@ -167,37 +177,34 @@ def _terminated_like_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _without_reader(error: BrokenPipeError) -> int:
-    """Nobody reads on, as after ``| head``: leave without a word. A pipe to anything else that broke is an error."""
-    streams = [sys.stdout.fileno(), sys.stderr.fileno()]
-    pipes = select.poll()
-    for stream in streams:
-        pipes.register(stream, 0)  # which still tells of a reader that is gone
-    if not pipes.poll(0):
-        raise error
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in streams:
-        os.dup2(nowhere, stream)  # what is still in a buffer has to go somewhere
-    return _BROKEN_PIPE
-
-
 class CommandParser(argparse.ArgumentParser):
-    """The options of one command; a mistake in them is a `UserError`.
+    """The arguments of one command; a mistake in them is a `UserError`.
 
     Args:
-        command: its name.
-        description: what it does.
-        examples: command lines.
+        command: its docstring is its help: what it does, and then ``Examples:``.
+        usage: in place of the one that names every argument.
     """
 
-    def __init__(self, command: str, description: str, examples: Sequence[str]) -> None:
+    def __init__(self, command: Command, usage: str | None = None) -> None:
+        description, _, examples = inspect.getdoc(command).partition("\n\nExamples:\n")  # type: ignore[union-attr]
         super().__init__(
-            prog=f"cdrl {command}",
+            prog=f"cdrl {command.__name__}",
+            usage=usage,
             description=description,
-            epilog="examples:\n" + "\n".join(f"  {example}" for example in examples),
+            epilog=f"examples:\n{examples}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+
+    def add(self, name: str, *, among: argparse._ActionsContainer | None = None, **settings: Any) -> None:
+        """`add_argument`, where a default gives the type and ends the help; ``among`` is a group of alternatives."""
+        settings = {**_SHARED.get(name, {}), **settings}
+        default = settings.get("default")
+        if default is not None:
+            settings["type"] = Path if isinstance(default, Path) else type(default)
+            shown = default if isinstance(default, str | Path) else f"{default:,}".removesuffix(".0")
+            settings["help"] = f"{settings.get('help', '')} (default: {shown})".lstrip()
+        (among or self).add_argument(name, **settings)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; {self.prog} --help shows what there is")
@@ -214,27 +221,10 @@ def progress(title: str, total: float) -> Iterator[Callable[[float], None]]:
 
     A bar on a terminal where rich is installed, else a line now and then.
     """
-    try:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-    except ModuleNotFoundError:
-        bar = False
-    else:
-        bar = sys.stderr.isatty()
-    if not bar:
-        yield _lines(title, total)
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task(title, total=total)
-        yield lambda amount: bars.advance(task, amount)
-
-
-def _lines(title: str, total: float) -> Callable[[float], None]:
     begin = latest = time.monotonic()
     done = 0.0
 
-    def advance(amount: float) -> None:
+    def line(amount: float) -> None:
         nonlocal latest, done
         done += amount
         now = time.monotonic()
@@ -243,36 +233,43 @@ def _lines(title: str, total: float) -> Callable[[float], None]:
             left = (now - begin) * (total - done) / done
             note(f"{title}: {100 * done / total:.0f} %, about {left:.0f} s left")
 
-    return advance
+    if not sys.stderr.isatty() or importlib.util.find_spec("rich") is None:
+        yield line
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task(title, total=total)
+        yield lambda amount: bars.advance(task, amount)
 
 
 def sample(arguments: Sequence[str]) -> int:
-    """``cdrl sample``."""
-    parser = CommandParser(
-        "sample",
-        "Draw images from a trained model. Image i depends on the seed, on i and on what is asked for alone.",
-        [
-            "cdrl sample results/demo/nano --images 64 --out samples.png",
-            "cdrl sample runs/digits/cdrl/<hash>/seed0 --label 3 --guidance 0.7",
-            "cdrl sample MODEL --images 10000 --outdir samples/        single images, as cdrl score takes them",
-        ],
-    )
-    parser.add_argument("model", type=Path, help="a folder: a saved model, or in a checkout a finished run")
-    parser.add_argument("--images", type=int, default=36, help="how many (default: 36)")
-    parser.add_argument("--seed", type=int, default=0, help="of the samples (default: 0)")
-    parser.add_argument("--label", type=int, help="a class, 0 … C − 1, of a class-conditional model")
-    parser.add_argument("--guidance", type=float, default=0.0, help="weight of classifier-free guidance (default: 0)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="all in one picture (default: samples.png)")
-    parser.add_argument("--outdir", type=Path, metavar="FOLDER", help="each in a file of its own: 000000.png …")
-    parser.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:1 (default: auto)")
+    """Draw images from a trained model. Image i depends on the seed, on i and on what is asked for alone.
+
+    Examples:
+      cdrl sample results/demo/nano --images 64 --out samples.png
+      cdrl sample runs/digits/cdrl/<hash>/seed0 --label 3 --guidance 0.7
+      cdrl sample MODEL --images 10000 --outdir samples/        single images, as cdrl score takes them
+    """
+    parser = CommandParser(sample)
+    parser.add("model")
+    parser.add("--images", default=36, help="how many")
+    parser.add("--seed", default=0, help="of the samples")
+    parser.add("--label", type=int, help="a class, 0 … C − 1, of a class-conditional model")
+    parser.add("--guidance", default=0.0, help="weight of classifier-free guidance")
+    parser.add("--out", type=Path, metavar="FILE", help="all in one picture (default: samples.png)")
+    parser.add("--outdir", type=Path, metavar="FOLDER", help="each in a file of its own: 000000.png …")
+    parser.add("--device")
     options = parser.parse_args(arguments)
     if options.images < 1:
         raise UserError(f"--images must be at least 1, not {options.images}")
     out, outdir = options.out, options.outdir
-    if outdir is not None:
-        _prepare_folder(outdir, options.images)
-    else:
+    if outdir is None:
         out = out or Path("samples.png")
+    else:
+        _prepare_folder(outdir, options.images)
 
     from cdrl import pictures
 
@@ -285,13 +282,13 @@ def sample(arguments: Sequence[str]) -> int:
     shown: list[NDArray[np.uint8]] = []
     finite = 0
     for number, pixels in enumerate(draw(sampler, options.images, options.seed, condition)):
-        file = outdir / f"{number:06}.png" if outdir is not None else None
+        if outdir is not None:
+            file = outdir / f"{number:06}.png"
+            file.unlink(missing_ok=True)  # an earlier call may have drawn it
         if pixels is None:
-            if file is not None:  # an earlier call may have drawn it
-                file.unlink(missing_ok=True)
             continue
         finite += 1
-        if file is not None:
+        if outdir is not None:
             pictures.save(pictures.from_pixels(pixels), file)
         if out is not None:
             shown.append(pixels)
@@ -305,24 +302,20 @@ def sample(arguments: Sequence[str]) -> int:
 
 
 def inpaint(arguments: Sequence[str]) -> int:
-    """``cdrl inpaint``."""
-    parser = CommandParser(
-        "inpaint",
-        "Complete a picture: the picture with its hole in grey, then several completions, in a row.",
-        ["cdrl inpaint results/demo/nano photo.png mask.png --completions 8 --out completions.png"],
-    )
-    parser.add_argument("model", type=Path, help="a folder: a saved model, or in a checkout a finished run")
-    parser.add_argument("image", type=Path, help="a picture; its central square is brought to the model's size")
-    parser.add_argument("mask", type=Path, help="a picture of the same shape whose white pixels are known")
-    parser.add_argument("--completions", type=int, default=6, help="how many (default: 6)")
-    parser.add_argument(
-        "--repeats", type=int, default=2, help="passes through each level besides the first (default: 2)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the completions (default: 0)")
-    parser.add_argument(
-        "--out", type=Path, metavar="FILE", default=Path("completions.png"), help="(default: completions.png)"
-    )
-    parser.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:1 (default: auto)")
+    """Complete a picture: the picture with its hole in grey, then several completions, in a row.
+
+    Examples:
+      cdrl inpaint results/demo/nano photo.png mask.png --completions 8 --out completions.png
+    """
+    parser = CommandParser(inpaint)
+    parser.add("model")
+    parser.add("image", type=Path, help="a picture; its central square is brought to the model's size")
+    parser.add("mask", type=Path, help="a picture of the same shape whose white pixels are known")
+    parser.add("--completions", default=6, help="how many")
+    parser.add("--repeats", default=2, help="passes through each level besides the first")
+    parser.add("--seed", default=0, help="of the completions")
+    parser.add("--out", metavar="FILE", default=Path("completions.png"))
+    parser.add("--device")
     options = parser.parse_args(arguments)
     if options.completions < 1:
         raise UserError(f"--completions must be at least 1, not {options.completions}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -129,6 +131,27 @@ class Board:
         if self._first_heard is None or done < 0.02:
             return "time left: measuring"
         return f"time left: about {clock(left * (time.monotonic() - self._first_heard) / done)}"
+
+
+@contextmanager
+def shown(path: Path) -> Iterator[None]:
+    """Shows how far the work on a run folder is, and the time left, while it is done inside."""
+    run, over = RunFolder(path), threading.Event()
+    pending = sum(not evaluation.done for evaluation in run.evaluations())
+    item = Item(str(path), run, training=float(run.status() is None), evaluations=max(1, pending))
+
+    def follow() -> None:
+        while not over.wait(0.5):
+            board.refresh()
+
+    with Board("work", [item]) as board:
+        thread = threading.Thread(target=follow, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
 
 def watch(paths: Sequence[Path], *, once: bool = False, every: float = 2.0) -> int:

@@ -120,7 +120,7 @@ def test_work_does_one_folder_after_another_until_time_is_over(run: Path, monkey
         return answers.pop(0)
 
     monkeypatch.setattr("experiments.runs.work.work", work)
-    monkeypatch.setattr(cli, "_shown", lambda folder: nullcontext())
+    monkeypatch.setattr("experiments.runs.progress.shown", lambda folder: nullcontext())
     assert main(["work", str(run), str(run), "--threads", "2", "--device", "cpu"]) == 0
     assert orders == [Order(run, device="cpu", threads=2)] * 2
     assert main(["work", str(run), "--seconds", "0"]) == 75
