@@ -113,9 +113,8 @@ def watch(arguments: Sequence[str]) -> int:
     parser = CommandParser(watch)
     parser.add("folders", type=Path, nargs="*", metavar="folder", help="with runs below (default: runs)")
     options = parser.parse_args(arguments)
-    for folder in options.folders:
-        if not folder.is_dir():
-            raise UserError(f"there is no folder {folder}; name one with runs below, such as runs")
+    if missing := [folder for folder in options.folders if not folder.is_dir()]:
+        raise UserError(f"there is no folder {missing[0]}; name one with runs below, such as runs")
 
     from experiments.runs.progress import watch as show
 
@@ -249,23 +248,18 @@ def report(arguments: Sequence[str]) -> int:
     parser = CommandParser(report)
     parser.add("--results", metavar="FOLDER", default=Path("results"))
     parser.add("--page", action="store_true", help="the page alone: leave tables and figures as they are")
-    drawn = "trace the sampling of this run or saved model into results/demo/"
-    parser.add("--animate", type=Path, metavar="MODEL", help=drawn)
+    what = "trace the sampling of this run or saved model into results/demo/"
+    parser.add("--animate", type=Path, metavar="MODEL", help=what)
     options = parser.parse_args(arguments)
 
     from experiments.report import build_all, traceable_run
     from experiments.runs.trained import trained_sampler
 
-    model = options.animate
-    if (
-        model is None
-        and not (options.results / "demo" / "trajectory.png").exists()
-        and (first := traceable_run(options.results))
-    ):
+    model, drawn = options.animate, (options.results / "demo" / "trajectory.png").exists()
+    if model is None and not drawn and (first := traceable_run(options.results)):
         model = first.path
     cli.note(f"making {'the page' if options.page else 'tables, figures and the page'} from {options.results} …")
-    trace = model and trained_sampler(model)
-    print(*build_all(options.results, page_only=options.page, trace=trace), sep="\n")
+    print(*build_all(options.results, page_only=options.page, trace=model and trained_sampler(model)), sep="\n")
     return 0
 
 

@@ -43,7 +43,7 @@ def resolve(overrides: Sequence[str]) -> DictConfig:
         methods = f"method=[{','.join(choices('method'))}]"
         changes = _specialisation(chosen.get("experiment", "table1"), chosen.get("scale", "nano"), chosen)
         with initialize_config_dir(config_dir=str(CONF.resolve()), version_base="1.3"):
-            config = compose("config", overrides=[methods, *changes, *map(_quoted_path, overrides)])
+            config = compose("config", overrides=[methods, *changes, *map(_spelt, overrides)])
     except (HydraException, ConfigCompositionException, OmegaConfBaseException) as error:
         raise UserError(_one_line(error, overrides)) from error
     for name in choices("method"):
@@ -58,10 +58,7 @@ def resolve(overrides: Sequence[str]) -> DictConfig:
 
 def text(config: DictConfig) -> str:
     """The configuration as YAML, interpolations resolved. Raises `UserError` where one leads nowhere."""
-    try:
-        return OmegaConf.to_yaml(config, resolve=True)
-    except OmegaConfBaseException as error:
-        raise UserError(_one_line(error, ())) from error
+    return OmegaConf.to_yaml(OmegaConf.create(plain(config)))
 
 
 def plain(config: Any) -> Any:
@@ -84,8 +81,7 @@ def merged(base: DictConfig, changes: Mapping[str, Any], where: str) -> dict[str
 
 def digest(value: Any) -> str:
     """Twelve hexadecimal digits that name a piece of configuration by its content."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:12]
 
 
 def choices(group: str) -> list[str]:
@@ -101,7 +97,7 @@ def manifest(name: str) -> DictConfig:
 
 def experiments(scale: str) -> list[str]:
     """The experiments of ``experiment=all`` at a scale, by their ``order``; one may say where it does not belong."""
-    names = [name for name in choices("experiment") if scale in manifest(name).experiment.get("all", _all_scales())]
+    names = [name for name in choices("experiment") if scale in manifest(name).experiment.get("all", choices("scale"))]
     return sorted(names, key=lambda name: (manifest(name).experiment.order, name))
 
 
@@ -110,24 +106,20 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
     every = "experiment=all"
     if every not in overrides:
         return [list(overrides)]
-    scale = _assignments(overrides).get("scale", "nano")
-    return [[f"experiment={name}" if word == every else word for word in overrides] for name in experiments(scale)]
-
-
-def _all_scales() -> list[str]:
-    return choices("scale")
+    names = experiments(_assignments(overrides).get("scale", "nano"))
+    return [[f"experiment={name}" if word == every else word for word in overrides] for name in names]
 
 
 def _specialisation(experiment: str, scale: str, chosen: Mapping[str, str]) -> list[str]:
     """What the files of methods and the experiment say of the scale, as overrides; later ones win."""
-    picks = manifest(experiment).experiment.get("choose", {}).get(scale) or {}
+    file = manifest(experiment)
+    picks = file.experiment.get("choose", {}).get(scale) or {}
     changes = [f"{group}={choice}" for group, choice in picks.items() if group not in chosen]
     for name in choices("method"):
         scales = OmegaConf.select(OmegaConf.load(CONF / "method" / f"{name}.yaml"), f"scales.{scale}")
         changes += _as_overrides(f"methods.{name}", scales or {})
-    changes += _as_overrides("methods", manifest(experiment).get("methods") or {})
-    scales = OmegaConf.select(manifest(experiment), f"experiment.scales.{scale}")
-    return changes + list(_as_overrides("experiment", scales or {}))
+    changes += _as_overrides("methods", file.get("methods") or {})
+    return [*changes, *_as_overrides("experiment", OmegaConf.select(file, f"experiment.scales.{scale}") or {})]
 
 
 def _as_overrides(key: str, node: Any) -> Iterator[str]:
@@ -151,10 +143,11 @@ def _literal(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
 
 
-def _quoted_path(override: str) -> str:
+def _spelt(override: str) -> str:
+    """An override as Hydra's grammar wants it: a path in quotes, unless it is quoted or interpolated already."""
     key, _, value = override.partition("=")
-    plain_word = value in ("", "null") or value[0] in "'\"$"
-    return override if plain_word or key.lstrip("+") not in _PATHS else f"{key}={_literal(value)}"
+    quoted = key.lstrip("+") in _PATHS and value not in ("", "null") and value[0] not in "'\"$"
+    return f"{key}={_literal(value)}" if quoted else override
 
 
 def _assignments(overrides: Sequence[str]) -> dict[str, str]:
@@ -196,13 +189,12 @@ def _all_keys(overrides: Sequence[str]) -> list[str]:
     """The settings there are with the chosen experiment, scale, data and protocol."""
     config = resolve([f"{name}={value}" for name, value in _assignments(overrides).items() if name in _GROUPS])
 
-    def walk(node: Any, prefix: str) -> list[str]:
-        if not isinstance(node, dict):
-            return []
-        names = [f"{prefix}{name}" for name in node]
-        return names + [key for name, value in node.items() for key in walk(value, f"{prefix}{name}.")]
+    def walk(node: Any, prefix: str) -> Iterator[str]:
+        for name, value in node.items() if isinstance(node, dict) else ():
+            yield f"{prefix}{name}"
+            yield from walk(value, f"{prefix}{name}.")
 
-    return walk(OmegaConf.to_container(config), "")
+    return list(walk(OmegaConf.to_container(config), ""))
 
 
 def _nearest(word: str, known: Sequence[str]) -> str:
