@@ -82,7 +82,10 @@ def _in_eight_bits(image: Image.Image, mode: str) -> Image.Image:
     if image.mode == "F":
         raise WrongImage("holds floating-point pixels of no known range; save it with 8 bits per channel")
     if image.mode.startswith("I"):
-        plain = _from_sixteen_bits(np.asarray(image, dtype=np.int64))
+        values = np.asarray(image, dtype=np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise WrongImage("holds more than 16 bits per pixel; save it with 8 bits per channel")
+        plain = Image.fromarray(((values + 128) // 257).astype(np.uint8))  # rounded; 65535 = 255 · 257
     elif "A" in image.getbands() or "transparency" in image.info:
         colours = image.convert("RGBA")
         plain = Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours)
@@ -91,12 +94,6 @@ def _in_eight_bits(image: Image.Image, mode: str) -> Image.Image:
     if "exif" in image.info:
         plain.info["exif"] = image.info["exif"]  # says how the camera was held
     return plain.convert(mode)
-
-
-def _from_sixteen_bits(values: NDArray[np.int64]) -> Image.Image:
-    if values.min() < 0 or values.max() > 65535:
-        raise WrongImage("holds more than 16 bits per pixel; save it with 8 bits per channel")
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))  # rounded; 65535 = 255 · 257
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -150,9 +147,8 @@ def tile(images: NDArray[np.uint8], columns: int, gap: int = 1, background: int 
     """Images ``(n, H, W, C)`` in rows of ``columns`` as one picture, ``gap`` pixels between them."""
     n, height, width, channels = images.shape
     lines = -(-n // columns)
-    canvas = np.full(
-        (lines * (height + gap) - gap, columns * (width + gap) - gap, channels), background, dtype=np.uint8
-    )
+    shape = (lines * (height + gap) - gap, columns * (width + gap) - gap, channels)
+    canvas = np.full(shape, background, dtype=np.uint8)
     for number, image in enumerate(images):
         y, x = divmod(number, columns)
         canvas[y * (height + gap) :, x * (width + gap) :][:height, :width] = image

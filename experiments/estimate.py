@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -26,14 +25,6 @@ ASSUMED_FLOPS = {"cpu": 4e10, "cuda": 2e13}
 """Floating-point operations per second and run where nothing like it has been trained: a CPU thread, a large GPU."""
 
 
-@dataclass(frozen=True)
-class Pace:
-    """Seconds per unit of cost, and where that is known from."""
-
-    seconds: float
-    source: str
-
-
 def print_plan(plan: Plan) -> None:
     """The rows, then the sums."""
     console = Console(highlight=False)
@@ -42,16 +33,11 @@ def print_plan(plan: Plan) -> None:
         table.add_column(name, overflow="fold")
     for row in plan.rows:
         for evaluation in row.evaluations:
-            settings = evaluation.run_settings
+            settings, budget = evaluation.run_settings, evaluation.run_settings.budget
+            cost, state = f"{budget:,}" if isinstance(budget, int) else f"{budget['seconds']:g} s", evaluation.run.state
+            training = (cost, state) if settings.recipe.trains else ("–", "–")
             done = "done" if evaluation.folder.done else "missing"
-            trains = settings.recipe.trains
-            table.add_row(
-                row.label,
-                str(evaluation.seed),
-                _budget(settings) if trains else "–",
-                evaluation.run.state if trains else "–",
-                f"{evaluation.settings['kind']}: {done}",
-            )
+            table.add_row(row.label, str(evaluation.seed), *training, f"{evaluation.settings['kind']}: {done}")
     console.print(table)
     for line in summary(plan):
         console.print(line, soft_wrap=True, markup=False)
@@ -68,7 +54,10 @@ def summary(plan: Plan) -> list[str]:
         f"{evaluations} evaluations to do"
     ]
     if missing:
-        lines += [_time(plan, missing, training), _disk(training)]
+        # Two checkpoints while one replaces the other, and milestones: weights, averages and Adam's two moments.
+        floats = sum(_size(job.settings)[0] * (2 * 4 + len(job.settings.milestones)) for job in training)
+        disk = f"about {4 * floats / 1e9:.2g} GB for checkpoints and milestones" if floats else "nothing to train"
+        lines += [_time(plan, missing, training), f"disk: {disk}"]
     needs: dict[str, None] = {}
     for job in missing:
         for evaluation in job.evaluations:
@@ -84,20 +73,19 @@ def _time(plan: Plan, missing: list[Job], training: list[Job]) -> str:
         device = resolve_device(config["device"])
     except UserError as error:
         return f"time: unknown ({error})"
-    seconds = longest = 0.0
+    times = [0.0]
     sources: dict[str, None] = {}
     for job in training:
         budget = job.settings.budget
         if isinstance(budget, int):
-            pace = _pace(job, Path(config["runs"]), device)
-            spent = pace.seconds * budget
-            sources[pace.source] = None
+            pace, source = _pace(job, device)
+            times.append(pace * budget)
         else:
-            spent = budget["seconds"]
-            sources["the budget is in seconds"] = None
-        seconds += spent
-        longest = max(longest, spent)
-    seconds += EVALUATION_SHARE * longest * sum(len(job.evaluations) for job in missing)
+            source = "the budget is in seconds"
+            times.append(budget["seconds"])
+        sources.setdefault(source)
+    longest = max(times)
+    seconds = sum(times) + EVALUATION_SHARE * longest * sum(len(job.evaluations) for job in missing)
     workers = config["launcher"]["workers"]
     if workers == "auto":
         workers = 1 if device.startswith("cuda") else cpu_cores()
@@ -106,29 +94,17 @@ def _time(plan: Plan, missing: list[Job], training: list[Job]) -> str:
     return f"time: about {clock(wall)} on {device_name(device)}, {workers} at a time ({known})"
 
 
-def _pace(job: Job, runs: Path, device: str) -> Pace:
-    """From a finished run of the same settings, else of the same method on the same data, else assumed."""
-    name = device_name(device)
-    folders = sorted(job.run.path.parent.glob("seed*")) + sorted(job.run.path.parent.parent.glob("*/seed*"))
-    for folder in folders:
-        status = RunFolder(folder).status() if (folder / "config.json").exists() else None
+def _pace(job: Job, device: str) -> tuple[float, str]:
+    """Seconds per unit of cost, and where that is known from: the same settings, else the same method and data."""
+    name, folder = device_name(device), job.run.path
+    for path in (*sorted(folder.parent.glob("seed*")), *sorted(folder.parent.parent.glob("*/seed*"))):
+        status = RunFolder(path).status() if (path / "config.json").exists() else None
         if status is None or status.device != name or not status.grad_evals:
             continue
-        other = RunFolder(folder).settings
-        if {**other.method, "label": ""} == {**job.settings.method, "label": ""}:
-            return Pace(status.seconds / status.grad_evals, f"pace measured in {folder}")
-    kind = "cuda" if device.startswith("cuda") else "cpu"
-    _, operations = _size(job.settings)
-    return Pace(operations / ASSUMED_FLOPS[kind], f"assuming {ASSUMED_FLOPS[kind]:.0e} FLOP/s per run, not measured")
-
-
-def _disk(training: list[Job]) -> str:
-    """Two checkpoints while one replaces the other, and the milestones."""
-    total = 0
-    for job in training:
-        parameters, _ = _size(job.settings)
-        total += 4 * parameters * (2 * 4 + len(job.settings.milestones))  # weights, averages and Adam's two moments
-    return f"disk: about {total / 1e9:.2g} GB for checkpoints and milestones" if total else "disk: nothing to train"
+        if {**RunFolder(path).settings.method, "label": ""} == {**job.settings.method, "label": ""}:
+            return status.seconds / status.grad_evals, f"pace measured in {path}"
+    assumed = ASSUMED_FLOPS["cuda" if device.startswith("cuda") else "cpu"]
+    return _size(job.settings)[1] / assumed, f"assuming {assumed:.0e} FLOP/s per run, not measured"
 
 
 def _size(settings: RunSettings) -> tuple[int, float]:
@@ -145,7 +121,3 @@ def _size_of(method: str, shape: ImageShape) -> tuple[int, float]:
     parameters = sum(parameter.numel() for network in networks for parameter in network.parameters())
     unit = network(EnergyNet, shape._replace(classes=0), getattr(recipe, "energy", {}), torch.device("meta"))
     return parameters, 2.0 * flops(unit, unit.shape)
-
-
-def _budget(settings: RunSettings) -> str:
-    return f"{settings.budget:,}" if isinstance(settings.budget, int) else f"{settings.budget['seconds']:g} s"
