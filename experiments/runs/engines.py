@@ -284,13 +284,13 @@ class Ray(_Cluster):
         if gpus == "auto":
             gpus = 1 if device != "cpu" and ray.cluster_resources().get("GPU") else 0
         self.threads = _cpus(launcher["threads"], gpus)
-        self._task = ray.remote(num_cpus=self.threads, num_gpus=gpus, max_retries=launcher["retries"])(attempt)
+        self._task = ray.remote(num_cpus=self.threads, num_gpus=gpus, max_retries=launcher["retries"])(_attempt_in)
         nodes = sum(bool(node["Alive"]) for node in ray.nodes())
         self.description = f"on a Ray cluster of {_counted(nodes, 'node')}, {_counted(self.threads, 'CPU thread')} each"
 
     def start(self, tasks: Sequence[_Task]) -> None:
         for task in tasks:
-            task.reference = self._task.remote(task.order)
+            task.reference = self._task.remote(os.getcwd(), task.order)
 
     def has_ended(self, reference: Any) -> bool:
         ready, _ = self._ray.wait([reference], timeout=0)
@@ -312,6 +312,12 @@ class Ray(_Cluster):
             time.sleep(0.5)
         if self._ours:
             self._ray.shutdown()
+
+
+def _attempt_in(directory: str, order: Order) -> Ended:
+    """`attempt` where relative paths mean what they mean to the command; SLURM's jobs begin there by themselves."""
+    os.chdir(directory)
+    return attempt(order)
 
 
 class Slurm(_Cluster):

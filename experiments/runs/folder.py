@@ -254,6 +254,11 @@ class RunFolder(WorkFolder):
             raise UserError(f"{path} is no run folder; name one such as runs/digits/cdrl/<hash>/seed0")
         return cls(path)
 
+    @classmethod
+    def below(cls, path: Path) -> list[RunFolder]:
+        """Every run in a folder, by path."""
+        return [cls(found.parent) for found in sorted(path.glob("**/config.json"))]
+
     @property
     def name(self) -> str:
         """The run for people: "cdrl seed 0"."""

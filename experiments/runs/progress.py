@@ -181,11 +181,11 @@ def watch(paths: Sequence[Path], *, once: bool = False, every: float = 2.0) -> i
 
 def _table(paths: Sequence[Path]) -> Table:
     """A line per run: those that somebody works on first, then those that stopped, wait, or are complete."""
-    folders = [path.parent for start in paths for path in sorted(Path(start).glob("**/config.json"))]
-    if not folders:
+    runs = [run for path in paths for run in RunFolder.below(path)]
+    if not runs:
         raise UserError(f"there are no runs in {', '.join(map(str, paths))}; name a folder such as runs")
     lines = []
-    for run in map(RunFolder, folders):
+    for run in runs:
         dataset, method, identity, seed = run.path.parts[-4:]
         evaluations, progress, failure = run.evaluations(), run.progress(), run.failure()
         done = sum(evaluation.done for evaluation in evaluations)

@@ -53,7 +53,7 @@ def trained_sampler(folder: Path) -> Sampler:
     """
     if (folder / "model.json").exists():
         return cdrl.load(folder).sampler
-    if not (folder / "config.json").exists():
+    if RunFolder(folder).state == "missing":
         raise UserError(
             f"{folder} is neither a finished run nor a saved model; give one of runs/<data set>/cdrl/…/seed0"
         )

@@ -224,19 +224,23 @@ def test_a_command_ends_when_its_seconds_are_over(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["ray", "slurm"])
-def test_the_table_is_the_same_through_every_engine(launcher: str, tmp_path: Path) -> None:
+def test_the_table_is_the_same_through_every_engine(
+    launcher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where all paths are relative to the folder that the command is called in."""
     pytest.importorskip({"ray": "ray", "slurm": "submitit"}[launcher])
     own = ["launcher.cluster=local", "launcher.workers=2", f"launcher.logs={tmp_path}/logs"]
-    line = [*TINY, "scale.seeds=[0,1]", "scale.budget=6000", "device=cpu"]
-    assert main([*line, *folders(tmp_path / "local")]) == 0
-    assert main([*line, *folders(tmp_path / launcher), f"launcher={launcher}", *own[: 3 * (launcher == "slurm")]]) == 0
+    line = [*TINY, "scale.seeds=[0,1]", "device=cpu", "experiment.rows.drl=null", "experiment.rows.noise=null"]
+    monkeypatch.chdir(tmp_path)
+    assert main([*line, *folders(Path("local"))]) == 0
+    assert main([*line, *folders(Path(launcher)), f"launcher={launcher}", *own[: 3 * (launcher == "slurm")]]) == 0
 
     def values(folder: str) -> list[tuple[str, ...]]:
         names = ("row", "metric", "value", "low", "high")
         return [tuple(cell[name] for name in names) for cell in cells(tmp_path / folder)]
 
     assert values("local") == values(launcher)
-    assert len(values("local")) > 15
+    assert len(values("local")) > 10
 
 
 @pytest.mark.parametrize(
