@@ -276,7 +276,7 @@ def sample(arguments: Sequence[str]) -> int:
     if out is not None:
         pictures.check_writable(out)
     sampler = _sampler(options.model, options.device)
-    condition = label_condition(sampler.energy_net.classes, options.label, options.guidance)
+    condition = _label_condition(sampler.energy_net.classes, options.label, options.guidance)
 
     begin = time.monotonic()
     shown: list[NDArray[np.uint8]] = []
@@ -365,12 +365,8 @@ def draw(
                 yield pixels if usable else None
 
 
-def label_condition(classes: int, label: int | None, guidance: float) -> Condition | None:
-    """What ``--label`` (0 … classes − 1) and ``--guidance`` ask of a model with so many classes; None for nothing.
-
-    Raises:
-        UserError: the model does not know the label, or guidance leads nowhere.
-    """
+def _label_condition(classes: int, label: int | None, guidance: float) -> Condition | None:
+    """What ``--label`` and ``--guidance`` ask of a model with so many classes. Raises `UserError` where it cannot."""
     from cdrl import conditions
 
     if label is None:

@@ -9,7 +9,7 @@ from cdrl import cli
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command line; returns the exit code, see `cdrl.cli.main`."""
+    """Returns the exit code, see `cdrl.cli.main`."""
     return cli.main(["run", *arguments])
 
 

@@ -6,6 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +14,13 @@ import numpy as np
 
 from cdrl.errors import UserError
 from experiments import published
+from experiments.data import DataSettings
 from experiments.files import write_json, write_text
 from experiments.measurement import COLUMNS, Measurement
 from experiments.metrics import metric
-from experiments.provenance import provenance
 from experiments.published import Number
 from experiments.runs.folder import Result, Status
-from experiments.runs.machine import commit, device_name, resolve_device
+from experiments.runs.machine import commit, device_name, resolve_device, versions
 from experiments.statistics import interval
 
 if TYPE_CHECKING:
@@ -39,6 +40,21 @@ def write_results(plan: Plan, command: Sequence[str]) -> Path:
     write_json(plan.results / "experiment.json", _facts(plan))
     write_json(plan.results / "provenance.json", provenance(plan, command))
     return plan.results
+
+
+def provenance(plan: Plan, command: Sequence[str]) -> dict[str, Any]:
+    """Where numbers come from: command, commit, machine, versions, data, settings of every run."""
+    training = DataSettings(**plan.config["data"]).load("train")
+    return {
+        "command": " ".join(command),
+        "commit": commit(),
+        "changed": list(plan.changed),
+        "device": device_name(resolve_device(plan.config["device"])),
+        **versions(),
+        "data": {"name": training.name, "source": training.source, "sha256": training.checksum},
+        "protocol": plan.config["metrics"],
+        "configs": {str(job.run.path): asdict(job.settings) for job in plan.jobs()},
+    }
 
 
 def check_writable(plan: Plan) -> None:

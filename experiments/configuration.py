@@ -46,9 +46,8 @@ def resolve(overrides: Sequence[str]) -> DictConfig:
             config = compose("config", overrides=[methods, *changes, *map(_spelt, overrides)])
     except (HydraException, ConfigCompositionException, OmegaConfBaseException) as error:
         raise UserError(_one_line(error, overrides)) from error
-    for name in choices("method"):
-        if not OmegaConf.is_dict((config.methods or {}).get(name)):
-            raise UserError(f"methods.{name} cannot be left out; leave out its rows: experiment.rows.<row>=null")
+    if lacking := [name for name in choices("method") if not OmegaConf.is_dict((config.methods or {}).get(name))]:
+        raise UserError(f"methods.{lacking[0]} cannot be left out; leave out its rows: experiment.rows.<row>=null")
     with open_dict(config):
         for node in (config.experiment, *config.methods.values()):
             node.pop("scales", None)
