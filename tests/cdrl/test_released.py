@@ -40,6 +40,9 @@ GAINS = {"temb_final": 4.0, "final_conv": 0.1}
 """Gradients that a chain can feel, and proposals that stay near x_t."""
 LABELS = torch.tensor([3, 5])
 STAGES = ("x5", "x4", "x3", "x2", "x1", "x0", "sample")
+LIMITS = {"energy": 5e-5, "gradient": 1e-4, "proposal": 3e-6}
+"""What the authors' float32 may make of a number, in units of the largest; 2e-5 on a trajectory. On every processor
+the stored numbers lie at 1.2e-5, 3.1e-5, 0.9e-6 and 0.6e-5 from ours, which are computed in float64."""
 Layout = list[tuple[str, list[int]]]
 """Names and shapes of a released state dict, in order."""
 
@@ -270,15 +273,12 @@ def probes(values: Tensor) -> list[float]:
 
 
 def assert_close(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
-    """All quantities to 1e-4 of their largest value; the clamped sample to that of x_0, which it was made from.
-
-    It is their float32 that makes the difference: stored numbers are at most 3e-5 away, on every processor.
-    """
+    """All quantities to a share of their largest value; the clamped sample to that of x_0, which it was made from."""
     assert mine.keys() == theirs.keys()
     for name in theirs:
         actual, expected, scale = map(torch.as_tensor, (mine[name], theirs[name], theirs[name.replace("sample", "x0")]))
         error = float((actual - expected).abs().max() / scale.abs().max())
-        assert error < 1e-4, f"{name} differs by {error:.1e}"
+        assert error < LIMITS.get(name, 2e-5), f"{name} differs by {error:.1e}"
 
 
 @pytest.fixture
