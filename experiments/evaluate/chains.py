@@ -183,7 +183,7 @@ def walk(target: Target, start: Tensor, steps: int, pixels: int, seed: int, prog
     y, (value, mean) = start, target.density_and_move(start)
     rows: list[tuple[Tensor, Tensor, Tensor]] = []
     for number, stream in enumerate(streams.unbind()):
-        moved = mean + target.constants.noise * randomness.normal(stream, index, tuple(y.shape[1:]))
+        moved = mean + target.constants.noise * randomness.normal(stream, index, tuple(y.shape[1:]), y.dtype)
         new_value, new_mean = target.density_and_move(moved)
         ratio = new_value - value + _log_move(target, y, new_mean) - _log_move(target, moved, mean)
         rows.append((ratio.clamp(max=0).exp(), new_value, moved.flatten(1)[:, watched].double()))

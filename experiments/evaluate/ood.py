@@ -86,8 +86,8 @@ def outside(name: str, inside: Images, seed: int, cache: str | None = None) -> I
 @torch.no_grad()
 def log_densities(sampler: Sampler, images: Images, seed: int, draws: int, batch: int) -> NDArray[np.float32]:
     """The scores of uint8 images ``(n, H, W, C)`` at every level, ``(levels, n)``."""
-    schedule, weights = sampler.schedule.to(sampler.device), sampler.energy_net.weights()
-    scores = np.zeros((schedule.levels, len(images)), np.float32)
+    schedule, weights = sampler.schedule.to(sampler.device, sampler.dtype), sampler.energy_net.weights()
+    scores = torch.zeros(schedule.levels, len(images), dtype=sampler.dtype).numpy()
     for start in range(0, len(images), batch):
         x = data.to_float(images[start : start + batch]).to(sampler.device)
         index = torch.arange(start, start + len(x), device=sampler.device)
@@ -96,7 +96,7 @@ def log_densities(sampler: Sampler, images: Images, seed: int, draws: int, batch
             repeats = draws if level else 1
             for draw in range(repeats):
                 stream = randomness.key(seed, "score", level, draw)
-                noise = randomness.normal(stream, index, sampler.shape) * float(level > 0)
+                noise = randomness.normal(stream, index, sampler.shape, sampler.dtype) * float(level > 0)
                 noisy = marginal(schedule, x, torch.full_like(index, level), noise)
                 values = energy(schedule.scale[level + 1] * noisy)
                 scores[level, start : start + len(x)] += values.cpu().numpy() / repeats

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from cdrl.errors import UserError
+from cdrl.sampler import Sampler
 from experiments import data
 from experiments.evaluate import TrainedRun, ood
 from tests.experiments.evaluate.conftest import Runs, quiet
+from tests.reference import EXACT
 
 SETTINGS = {"outside": ["uniform", "shuffled"], "images": 40, "draws": 2, "batch": 16}
 
@@ -19,6 +21,14 @@ SETTINGS = {"outside": ["uniform", "shuffled"], "images": 40, "draws": 2, "batch
 @pytest.fixture
 def run(make_run: Runs) -> TrainedRun:
     return make_run()
+
+
+@pytest.fixture
+def sampler(run: TrainedRun) -> Sampler:
+    """The run's, in float64."""
+    sampler = run.sampler()
+    sampler.energy_net.double()
+    return sampler
 
 
 def test_shuffled_keeps_each_images_pixels(run: TrainedRun) -> None:
@@ -56,19 +66,18 @@ def test_larger_images_shrink_by_squares_and_others_are_refused() -> None:
         ood._of_size(large, (3, 3, 1), "set")
 
 
-def test_lowest_level_scores_the_image_as_it_is(run: TrainedRun) -> None:
-    sampler = run.sampler()
+def test_lowest_level_scores_the_image_as_it_is(run: TrainedRun, sampler: Sampler) -> None:
     scores = ood.log_densities(sampler, run.test.images[:20], seed=0, draws=3, batch=7)
-    schedule = sampler.schedule
-    x = data.to_float(run.test.images[:20])
+    schedule = sampler.schedule.to("cpu", torch.float64)
+    x = data.to_float(run.test.images[:20]).double()
     expected = sampler.energy_net(schedule.a[1] * schedule.alpha[0] * x, schedule.logsnr[0].expand(20))
-    np.testing.assert_allclose(scores[0], expected.detach().numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(scores[0], expected.detach().numpy(), rtol=EXACT)
     assert scores.shape == (schedule.levels, 20)
 
 
-def test_scores_do_not_depend_on_the_batch(run: TrainedRun) -> None:
-    first, second = (ood.log_densities(run.sampler(), run.test.images[:20], 0, 2, batch) for batch in (20, 6))
-    np.testing.assert_allclose(first, second, rtol=1e-4, atol=1e-5)
+def test_scores_do_not_depend_on_the_batch(run: TrainedRun, sampler: Sampler) -> None:
+    first, second = (ood.log_densities(sampler, run.test.images[:20], 0, 2, batch) for batch in (20, 6))
+    np.testing.assert_allclose(first, second, rtol=EXACT)
 
 
 def test_sets_that_are_not_at_hand_are_left_out(tmp_path: Path) -> None:

@@ -22,24 +22,25 @@ from experiments.evaluate.chains import Target, diagnose, walk
 from experiments.evaluate.density import Grid, divergence, evaluate, learned_log_density, level_grid
 from experiments.evaluate.gradients import learning_gradient, spread
 from experiments.metrics import Protocol
+from tests.reference import EXACT
 
 
 def gaussian_chain(step: float, n: int = 64) -> tuple[Target, Tensor]:
-    """Chains at a standard normal of 4 dimensions, started in equilibrium: f = −s²|y|²/2, no tether."""
+    """Chains at a standard normal of 4 dimensions, started in equilibrium: f = −s²|y|²/2, no tether, float64."""
 
     def energy(y: Tensor) -> Tensor:
         return -0.5 * step**2 * y.square().sum(dim=(1, 2, 3))
 
-    zero = torch.zeros(n, 1, 1, 1)
+    zero = torch.zeros(n, 1, 1, 1, dtype=torch.float64)
     frozen: Any = energy
     target = Target(
         frozen,
-        torch.zeros(n, 1, 2, 2),
+        torch.zeros(n, 1, 2, 2, dtype=torch.float64),
         Coefficients(torch.tensor(0.5), zero, zero + step),
-        torch.full((n,), step**2),
+        zero[:, 0, 0, 0] + step**2,
         zero[:, 0, 0, 0],
     )
-    return target, torch.randn(n, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    return target, torch.randn(n, 1, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
 def acceptance(step: float) -> float:
@@ -56,13 +57,13 @@ def test_acceptance_of_one_move_by_hand() -> None:
     step = 0.9
     target, start = gaussian_chain(step, n=3)
     walked = walk(target, start, 1, 4, 0, lambda done, text: None)
-    y, moved = start.flatten(1).double(), torch.from_numpy(walked.pixels[0])
+    y, moved = start.flatten(1), torch.from_numpy(walked.pixels[0])
     mean = 1 - step**2 / 2
     log_ratio = (
         0.5 * (y.square() - moved.square())
         + 0.5 * ((moved - mean * y).square() - (y - mean * moved).square()) / step**2
     ).sum(dim=1)
-    np.testing.assert_allclose(walked.acceptance[0], log_ratio.clamp(max=0).exp().numpy(), rtol=1e-4)
+    np.testing.assert_allclose(walked.acceptance[0], log_ratio.clamp(max=0).exp().numpy(), rtol=EXACT)
 
 
 def test_diagnosis_of_chains_that_mix_and_of_a_drift() -> None:
@@ -107,10 +108,10 @@ def test_divergence_of_two_gaussians() -> None:
 
 
 def test_spread() -> None:
-    vectors = torch.randn(200, 5, generator=torch.Generator().manual_seed(0)) + 2
+    vectors = torch.randn(200, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 2
     total, square = spread(vectors)
-    assert total == pytest.approx(float(vectors.var(dim=0).sum()), rel=1e-5)
-    assert square == pytest.approx(float(vectors.mean(dim=0).square().sum()) - total / 200, rel=1e-5)
+    assert total == pytest.approx(float(vectors.var(dim=0).sum()), rel=EXACT)
+    assert square == pytest.approx(float(vectors.mean(dim=0).square().sum()) - total / 200, rel=EXACT)
 
 
 def test_learning_gradient_is_a_function_of_its_draw() -> None:

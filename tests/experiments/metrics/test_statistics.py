@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from experiments.metrics import auroc, inception_score, kernel_distance, precision_recall
+from tests.reference import EXACT
 
 
 def _rows(n: int, seed: int, dim: int = 8, shift: float = 0.0) -> Tensor:
@@ -81,9 +82,9 @@ def test_inception_score_of_sure_and_unsure_verdicts() -> None:
 
 def test_inception_score_equals_torch_fidelitys() -> None:
     theirs = pytest.importorskip("torch_fidelity.metric_isc").isc_features_to_metric
-    logits = 3 * _rows(400, 12, dim=20)
+    logits = 3 * _rows(400, 12, dim=20).double()
     expected = theirs(logits, splits=1, shuffle=False)["inception_score_mean"]
-    assert inception_score(logits.softmax(dim=1), splits=1) == pytest.approx(expected, rel=1e-5)
+    assert inception_score(logits.softmax(dim=1), splits=1) == pytest.approx(expected, rel=EXACT)
 
 
 def test_inception_score_does_not_mind_samples_sorted_by_class() -> None:
