@@ -416,9 +416,9 @@ def _shown(folder: Path) -> Iterator[None]:
 
 
 def _image_files(folder: Path) -> list[Path]:
-    from experiments.data import tree
+    from experiments.data import decoding
 
-    files = tree.images_below(folder) if folder.is_dir() else []
+    files = decoding.images_below(folder) if folder.is_dir() else []
     if len(files) < 2:
         raise UserError(f"{folder} holds {len(files)} images; name a folder of at least two image files")
     return files
@@ -453,7 +453,7 @@ def _folder_images(folder: Path, size: int | None, protocol_name: str | None, ca
     from PIL import Image
 
     from cdrl import pictures
-    from experiments.data import decoding, store, tree
+    from experiments.data import decoding, store
 
     files = _image_files(folder)
     first = pictures.picture(str(files[0]), files[0], "RGB", pictures.upright)
@@ -466,7 +466,10 @@ def _folder_images(folder: Path, size: int | None, protocol_name: str | None, ca
 
     def decode(allocate: store.Allocate) -> store.Decoded:
         decoding.fill(
-            allocate(len(files), side, channels), tree.encoded(files), pictures.photograph(side), f"reading {folder}"
+            allocate(len(files), side, channels),
+            decoding.encoded(files),
+            pictures.photograph(side),
+            f"reading {folder}",
         )
         return store.Decoded()
 

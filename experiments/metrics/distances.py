@@ -22,12 +22,10 @@ from torch import Tensor
 from experiments.metrics.frechet import Moments, frechet_distance
 from experiments.metrics.registry import Metric, register
 
-KID_SUBSETS = 100
-KID_SUBSET_SIZE = 1000
+KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
 NEIGHBOURS = 3
 SPLITS = 10
-_BLOCK = 2000
-"""Rows of the distance matrix held at a time."""
+_BLOCK = 2000  # rows of the distance matrix held at a time
 
 
 @dataclass(frozen=True)
@@ -76,15 +74,8 @@ def kernel_distance(
     size = min(subset_size, len(samples), len(reference))
     if size < 2:
         raise ValueError(f"a kernel distance needs at least two rows per side, not {size}")
-    result = kid_features_to_metric(
-        samples.double(),
-        reference.double(),
-        kid_subsets=subsets,
-        kid_subset_size=size,
-        rng_seed=seed,
-        verbose=False,
-    )
-    return float(result[KEY_METRIC_KID_MEAN])
+    settings = {"kid_subsets": subsets, "kid_subset_size": size, "rng_seed": seed, "verbose": False}
+    return float(kid_features_to_metric(samples.double(), reference.double(), **settings)[KEY_METRIC_KID_MEAN])
 
 
 def precision_recall(
@@ -149,30 +140,27 @@ def auroc(inside: ArrayLike, outside: ArrayLike) -> float:
     return float(roc_auc_score(np.repeat([1, 0], [len(side) for side in scores]), np.concatenate(scores)))
 
 
-def _frechet(c: Comparison) -> float:
-    return frechet_distance(c.moments.mean, c.moments.cov, c.reference.mean, c.reference.cov)
-
-
-def _kernel(c: Comparison) -> float:
-    return kernel_distance(c.features, c.reference_features, subset_size=c.kid_subset_size)
-
-
-def _class_accuracy(c: Comparison) -> float:
-    return float((c.predictions == c.labels).double().mean())
-
-
 _RATE, _POSITIVE = (0.0, 1.0), (0.0, math.inf)
 _LEGACY = frozenset({"fid-legacy-pytorch", "fid-legacy-tensorflow"})
 """Protocols of published numbers: 50,000 samples on 8 bits against the training set, in the weights of that time."""
 
 register(
-    Metric("fd", "Fréchet distance", "lower", _POSITIVE, "moments", _frechet, "FID", _LEGACY),
-    Metric("kid", "KID", "lower", needs="features", compute=_kernel),
+    Metric(
+        "fd", "Fréchet distance", "lower", _POSITIVE, "moments",
+        lambda c: frechet_distance(c.moments.mean, c.moments.cov, c.reference.mean, c.reference.cov), "FID", _LEGACY,
+    ),
+    Metric(
+        "kid", "KID", "lower", needs="features",
+        compute=lambda c: kernel_distance(c.features, c.reference_features, subset_size=c.kid_subset_size),
+    ),
     Metric("precision", "Precision", "higher", _RATE, "features", lambda c: c.precision_recall[0]),
     Metric("recall", "Recall", "higher", _RATE, "features", lambda c: c.precision_recall[1]),
     Metric(
         "is", "Inception score", "higher", (1.0, math.inf), "probabilities",
         lambda c: inception_score(c.probabilities), "Inception Score", _LEGACY,
     ),
-    Metric("class_accuracy", "Class accuracy", "higher", _RATE, "labels", _class_accuracy),
+    Metric(
+        "class_accuracy", "Class accuracy", "higher", _RATE, "labels",
+        lambda c: float((c.predictions == c.labels).double().mean()),
+    ),
 )  # fmt: skip

@@ -91,14 +91,14 @@ def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -
     mean1, cov1, mean2, cov2 = (value.to(cov1.device, torch.float64) for value in (mean1, cov1, mean2, cov2))
     if not all(bool(value.isfinite().all()) for value in (mean1, cov1, mean2, cov2)):
         raise ValueError("moments of the features are not finite")
+
+    def roots(eigenvalues: Tensor) -> Tensor:
+        """Square roots; eigenvalues within rounding of zero (either sign) count as zero."""
+        floor = eigenvalues.abs().max() * len(eigenvalues) * torch.finfo(eigenvalues.dtype).eps
+        return eigenvalues.where(eigenvalues > floor, 0.0).sqrt()
+
     weights, vectors = torch.linalg.eigh(cov1)
-    half = vectors * _roots(weights)
-    cross = _roots(torch.linalg.eigvalsh(half.T @ cov2 @ half)).sum()
+    half = vectors * roots(weights)
+    cross = roots(torch.linalg.eigvalsh(half.T @ cov2 @ half)).sum()
     distance = (mean1 - mean2).square().sum() + cov1.trace() + cov2.trace() - 2 * cross
     return max(distance.item(), 0.0)
-
-
-def _roots(eigenvalues: Tensor) -> Tensor:
-    """Square roots; eigenvalues within rounding of zero (either sign) count as zero."""
-    floor = eigenvalues.abs().max() * len(eigenvalues) * torch.finfo(eigenvalues.dtype).eps
-    return eigenvalues.where(eigenvalues > floor, 0.0).sqrt()

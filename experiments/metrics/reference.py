@@ -63,13 +63,9 @@ class Reference:
 
 
 def reference(
-    protocol: Protocol,
-    extractor: Extractor,
-    images: ImageSet,
-    cache: Path,
-    device: torch.device,
+    protocol: Protocol, extractor: Extractor, images: ImageSet, cache: Path, device: torch.device,
     on_progress: OnProgress | None = None,
-) -> Reference:
+) -> Reference:  # fmt: skip
     """Statistics of the protocol's part of ``images``: from the cache, or computed and kept there.
 
     Args:
@@ -79,24 +75,32 @@ def reference(
     Raises:
         UserError: ``images`` is another split than the protocol's or too small, or the cache cannot be written.
     """
-    count = _count(protocol, images)
-    features = needs_features(protocol.metrics)  # moments alone are a hundredth of it
-    path = _path(protocol, extractor, images, count, cache, features=True)
-    if not features and not (features := path.exists()):
-        path = _path(protocol, extractor, images, count, cache, features=False)
-    title = f"reference statistics of {images.name}"
-    parts = path.with_suffix(".parts")
+    if images.split != protocol.reference_split:
+        raise UserError(f"{protocol.name} compares with '{protocol.reference_split}' images, not '{images.split}'")
+    there = len(images)
+    count = protocol.reference_samples or max(there, 2)
+    if count > there:
+        raise UserError(f"{protocol.name} needs {count} {images.split} images; {images.name} has {there}: add some")
+
+    def path(features: bool) -> Path:
+        content = [extractor.name, extractor.sha256, images.checksum, count, protocol.flips, features]
+        key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+        name = f"{extractor.name}-{images.name}-{images.split}-{count}-{key}.safetensors"
+        return cache / "reference" / name
+
+    # Moments alone are a hundredth of all features; kept with features they serve as well.
+    features = needs_features(protocol.metrics) or path(True).exists()
+    parts, title = path(features).with_suffix(".parts"), f"reference statistics of {images.name}"
     about = {"protocol": protocol.name, "dataset": images.name, "split": images.split, "images": str(count)}
 
     def compute() -> dict[str, Tensor]:
-        pixels = images.images[:count]
-        return _compute(extractor, pixels, protocol.flips, features, device, parts, title)
+        return _compute(extractor, images.images[:count], protocol.flips, features, device, parts, title)
 
     with listening(on_progress):
-        statistics = weights.load_or_make(path, title, compute, about)
+        statistics = weights.load_or_make(path(features), title, compute, about)
     shutil.rmtree(parts, ignore_errors=True)
     moments = Moments.restore(int(statistics["count"]), statistics["mean"], statistics["cov"])
-    return Reference(moments, statistics.get("features"), count, path)
+    return Reference(moments, statistics.get("features"), count, path(features))
 
 
 @dataclass(frozen=True)
@@ -136,14 +140,10 @@ class Statistics:
         """Where the job is worked on; decided by everything that decides the statistics."""
         protocol = self.protocol
         settings = {
-            "extractor": protocol.extractor,
-            "weights": protocol.weights_sha256,
-            "split": protocol.reference_split,
-            "samples": protocol.reference_samples,
-            "flips": protocol.flips,
-            "features": needs_features(protocol.metrics),
-            "data": self.data.identity(),
-        }
+            "extractor": protocol.extractor, "weights": protocol.weights_sha256, "split": protocol.reference_split,
+            "samples": protocol.reference_samples, "flips": protocol.flips,
+            "features": needs_features(protocol.metrics), "data": self.data.identity(),
+        }  # fmt: skip
         name = f"{protocol.extractor}-{self.data.name}-{protocol.reference_split}-{digest(settings)}"
         return WorkFolder(self.cache / "statistics" / name)
 
@@ -191,32 +191,10 @@ def batches(extractor: Extractor, pixels: Pixels, device: torch.device) -> Itera
         yield extractor(pixels[start : start + size])
 
 
-def _count(protocol: Protocol, images: ImageSet) -> int:
-    """The number of images in the reference."""
-    if images.split != protocol.reference_split:
-        raise UserError(f"{protocol.name} compares with '{protocol.reference_split}' images, not '{images.split}'")
-    there = len(images.images)
-    count = protocol.reference_samples or max(there, 2)
-    if count > there:
-        raise UserError(f"{protocol.name} needs {count} {images.split} images; {images.name} has {there}: add some")
-    return count
-
-
-def _path(protocol: Protocol, extractor: Extractor, images: ImageSet, count: int, cache: Path, features: bool) -> Path:
-    content = [extractor.name, extractor.sha256, images.checksum, count, protocol.flips, features]
-    key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
-    return cache / "reference" / f"{extractor.name}-{images.name}-{images.split}-{count}-{key}.safetensors"
-
-
 def _compute(
-    extractor: Extractor,
-    images: NDArray[np.uint8],
-    flips: bool,
-    keep_features: bool,
-    device: torch.device,
-    parts: Path,
-    title: str,
-) -> dict[str, Tensor]:
+    extractor: Extractor, images: NDArray[np.uint8], flips: bool, keep_features: bool, device: torch.device,
+    parts: Path, title: str,
+) -> dict[str, Tensor]:  # fmt: skip
     """The statistics, continued from the features that an interrupted call left in ``parts``."""
     moments, kept = Moments(extractor.dim, device), []
     saved = time.monotonic()

@@ -15,13 +15,15 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_ndtr, logsumexp
 
 from cdrl.errors import UserError
-from experiments.data.points import PointSet
+from experiments.data.images import PointSet
 from experiments.data.registry import Place, data_set
 
 Array = NDArray[np.float64]
@@ -120,18 +122,11 @@ def density(name: str) -> Density:
     return DENSITIES[name]()
 
 
-def _register(name: str) -> None:
-    @data_set(name, layout="nothing: the points are drawn", needed_for="experiment toy")
-    def find(place: Place, split: str) -> PointSet:
-        points = density(name).draw(_COUNTS[split], np.random.RandomState(_SEEDS[split]))
-        return PointSet(
-            images=points.astype(np.float32)[:, None, None, :],  # type: ignore[arg-type]  # see PointSet
-            labels=None,
-            name=name,
-            split=split,
-            source=f"drawn from the {name} density",
-        )
+def _find(name: str, place: Place, split: str) -> PointSet:
+    points = density(name).draw(_COUNTS[split], np.random.RandomState(_SEEDS[split]))
+    images: Any = points.astype(np.float32)[:, None, None, :]
+    return PointSet(images, None, name, split, f"drawn from the {name} density")
 
 
 for _name in DENSITIES:
-    _register(_name)
+    data_set(_name, layout="nothing: the points are drawn", needed_for="experiment toy")(partial(_find, _name))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cdrl.errors import UserError
 from experiments.files import sha256
-from experiments.metrics.extractors.pixels import Extracted, Pixels, extract, to_nchw
+from experiments.metrics.extractors import Extracted, Pixels, extract, to_nchw
 
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 _SIZE = 224
