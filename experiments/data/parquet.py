@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cdrl.errors import UserError
-from experiments.data.decoding import Encoded
+from cdrl.pictures import Transform
+from experiments.data.decoding import Encoded, checked_labels, fill
+from experiments.data.store import Allocate, Decoded
 
 _PREFIXES = {"train": ("train",), "test": ("test", "validation", "valid", "val")}
 _ROWS_AT_ONCE = 512
@@ -33,6 +35,17 @@ def shards(root: Path, split: str) -> list[Path]:
                     raise UserError(f"{folder}: {len(paths)} of {int(total)} shards {name}-*; get the rest")
                 return paths
     return []
+
+
+def decode(
+    paths: Sequence[Path], label_columns: Sequence[str], transform: Transform, size: int, class_names: tuple[str, ...],
+    name: str, allocate: Allocate,
+) -> Decoded:  # fmt: skip
+    """All images, transformed to RGB of ``size``, and their labels; for the data set ``name``."""
+    numbers = labels(paths, *label_columns)
+    out = allocate(count(paths), size, 3)
+    fill(out, images(paths), transform, f"decoding {name}")
+    return Decoded(checked_labels(numbers, len(out), len(class_names), paths[0].parent), class_names)
 
 
 def count(paths: Sequence[Path]) -> int:

@@ -25,7 +25,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from cdrl.errors import UserError
@@ -33,8 +32,8 @@ from experiments.configuration import digest
 from experiments.data import DataSettings, ImageSet
 from experiments.files import read_json, write_json
 from experiments.metrics import weights
+from experiments.metrics.distances import Moments
 from experiments.metrics.extractors import Extracted, Extractor, Pixels, build
-from experiments.metrics.frechet import Moments
 from experiments.metrics.protocols import Protocol
 from experiments.metrics.registry import needs_features
 from experiments.progress import OnProgress, listening, progress
@@ -94,7 +93,43 @@ def reference(
     about = {"protocol": protocol.name, "dataset": images.name, "split": images.split, "images": str(count)}
 
     def compute() -> dict[str, Tensor]:
-        return _compute(extractor, images.images[:count], protocol.flips, features, device, parts, title)
+        """Continued from the features that an interrupted call left in ``parts``."""
+        moments, kept = Moments(extractor.dim, device), []
+        saved = time.monotonic()
+        with progress(title, count) as advance:
+            for start in range(0, count, _PART):
+                # The part's images, and the features that are there already.
+                pixels = np.asarray(images.images[start : min(start + _PART, count)])
+                share = len(pixels)
+                if protocol.flips:
+                    pixels = np.concatenate([pixels, pixels[:, :, ::-1]])
+                part = parts / f"{start:09d}.safetensors"
+                known = weights.load(part)
+                rows = [] if known is None else [known["features"]]
+                done = sum(map(len, rows))
+                advance(min(done, share))
+
+                # The other features, kept every few seconds, when stopped, and when the part is complete.
+                if done < len(pixels):
+                    try:
+                        for batch in batches(extractor, pixels[done:], device):
+                            rows.append(batch.features.cpu())
+                            advance(max(min(done + len(rows[-1]), share) - done, 0))
+                            done += len(rows[-1])
+                            if time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
+                                saved = time.monotonic()
+                                weights.save(part, {"features": torch.cat(rows)}, durable=False)
+                    finally:
+                        if rows:
+                            weights.save(part, {"features": torch.cat(rows)}, durable=False)
+
+                # Part by part in order, so that an interruption changes no sum.
+                whole = torch.cat(rows)
+                moments.update(whole)
+                if features:
+                    kept.append(whole)
+        statistics = {"count": torch.tensor(moments.count), "mean": moments.mean.cpu(), "cov": moments.cov.cpu()}
+        return {**statistics, "features": torch.cat(kept)} if kept else statistics
 
     with listening(on_progress):
         statistics = weights.load_or_make(path(features), title, compute, about)
@@ -189,46 +224,3 @@ def batches(extractor: Extractor, pixels: Pixels, device: torch.device) -> Itera
     size = _BATCH.get(device.type, _BATCH["cpu"])
     for start in range(0, len(pixels), size):
         yield extractor(pixels[start : start + size])
-
-
-def _compute(
-    extractor: Extractor, images: NDArray[np.uint8], flips: bool, keep_features: bool, device: torch.device,
-    parts: Path, title: str,
-) -> dict[str, Tensor]:  # fmt: skip
-    """The statistics, continued from the features that an interrupted call left in ``parts``."""
-    moments, kept = Moments(extractor.dim, device), []
-    saved = time.monotonic()
-    with progress(title, len(images)) as advance:
-        for start in range(0, len(images), _PART):
-            # The part's images, and the features that are there already.
-            pixels = np.asarray(images[start : start + _PART])
-            share = len(pixels)
-            if flips:
-                pixels = np.concatenate([pixels, pixels[:, :, ::-1]])
-            part = parts / f"{start:09d}.safetensors"
-            known = weights.load(part)
-            rows = [] if known is None else [known["features"]]
-            done = sum(map(len, rows))
-            advance(min(done, share))
-
-            # The other features, kept every few seconds, when stopped, and when the part is complete.
-            if done < len(pixels):
-                try:
-                    for batch in batches(extractor, pixels[done:], device):
-                        rows.append(batch.features.cpu())
-                        advance(max(min(done + len(rows[-1]), share) - done, 0))
-                        done += len(rows[-1])
-                        if time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
-                            saved = time.monotonic()
-                            weights.save(part, {"features": torch.cat(rows)}, durable=False)
-                finally:
-                    if rows:
-                        weights.save(part, {"features": torch.cat(rows)}, durable=False)
-
-            # Part by part in order, so that an interruption changes no sum.
-            features = torch.cat(rows)
-            moments.update(features)
-            if keep_features:
-                kept.append(features)
-    statistics = {"count": torch.tensor(moments.count), "mean": moments.mean.cpu(), "cov": moments.cov.cpu()}
-    return {**statistics, "features": torch.cat(kept)} if kept else statistics

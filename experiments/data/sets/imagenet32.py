@@ -19,6 +19,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,14 @@ _TINY_LAYOUT = (
 def find(place: Place, split: str) -> Recipe:
     """ImageNet 32×32 from the folder; the first layout that is there."""
     root = place.root
-    if files := _batch_files(root, split):
-        lists = [path for path in (root / _CLASS_LIST, files[0].parent / _CLASS_LIST) if path.is_file()][:1]
-        return Recipe(partial(_decode_batches, files, lists), "official downsampled batches", [*files, *lists])
+    for folder, suffix in product(_BATCH_FOLDERS[split], (".npz", "")):
+        files = [root / folder / f"{name}{suffix}" for name in _BATCHES[split]]
+        missing = [path for path in files if not path.is_file()]
+        if 0 < len(missing) < len(files):
+            raise UserError(f"{missing[0]} is missing; all {len(files)} batches belong together")
+        if not missing:
+            lists = [path for path in (root / _CLASS_LIST, files[0].parent / _CLASS_LIST) if path.is_file()][:1]
+            return Recipe(partial(_decode_batches, files, lists), "official downsampled batches", [*files, *lists])
     if shards := parquet.shards(root, split):
         return _IMAGENET.from_parquet(shards)
     if (root / "train_64").is_dir():
@@ -75,7 +81,14 @@ def find(place: Place, split: str) -> Recipe:
 def find_tiny(place: Place, split: str) -> Recipe:
     """Tiny-ImageNet from the folder. The test split is the labelled validation set."""
     if shards := parquet.shards(place.root, split):
-        return _TINY.from_parquet(shards, _tiny_class_names(place.root))
+        path, named = place.root / "classes.json", tuple[str, ...]()
+        if path.is_file():
+            content = _read_json(path, "it names the classes; remove it to number them")
+            named = tuple(map(str, content.get("wnids_sorted", ()) if isinstance(content, dict) else content))
+            if len(named) != _TINY.classes:
+                expected = f"expected {_TINY.classes}; get it again or remove it"
+                raise UserError(f"{path}: names {len(named)} classes, {expected}")
+        return _TINY.from_parquet(shards, named)
     folder = next((path for path in (place.root, place.root / "tiny-imagenet-200") if (path / "train").is_dir()), None)
     if folder is None:
         raise UserError(f"{place.root} holds no tinyimagenet32 ({split}); it needs {_TINY_LAYOUT}")
@@ -100,17 +113,6 @@ def find_tiny(place: Place, split: str) -> Recipe:
     return _TINY.from_files(val, validation, names)
 
 
-def _tiny_class_names(root: Path) -> tuple[str, ...]:
-    path = root / "classes.json"
-    if not path.is_file():
-        return ()
-    content = _read_json(path, "it names the classes; remove it to number them")
-    names = tuple(map(str, content.get("wnids_sorted", ()) if isinstance(content, dict) else content))
-    if len(names) != _TINY.classes:
-        raise UserError(f"{path}: names {len(names)} classes, expected {_TINY.classes}; get it again or remove it")
-    return names
-
-
 @dataclass(frozen=True)
 class _Shrunk:
     """A data set of so many classes whose images are shrunk from 64×64; ``comparable`` as in `ImageSet`."""
@@ -121,14 +123,8 @@ class _Shrunk:
 
     def from_parquet(self, shards: Sequence[Path], class_names: tuple[str, ...] = ()) -> Recipe:
         """Shards with 64×64 images and a column ``label``; classes are numbered unless named."""
-
-        def decode(allocate: Allocate) -> Decoded:
-            labels = parquet.labels(shards, "label")
-            out = allocate(parquet.count(shards), _SIZE, 3)
-            decoding.fill(out, parquet.images(shards), _SHRINK, f"decoding {self.name}")
-            names = class_names or tuple(map(str, range(self.classes)))
-            return Decoded(decoding.checked_labels(labels, len(out), self.classes, shards[0].parent), names)
-
+        names = class_names or tuple(map(str, range(self.classes)))
+        decode = partial(parquet.decode, shards, ("label",), _SHRINK, _SIZE, names, self.name)
         return Recipe(decode, "64x64 Parquet shards, bilinear", shards, {}, self.comparable)
 
     def from_files(
@@ -159,18 +155,6 @@ class _Shrunk:
 _IMAGENET, _TINY = _Shrunk("imagenet32", 1000), _Shrunk("tinyimagenet32", 200, comparable=False)
 
 
-def _batch_files(root: Path, split: str) -> list[Path]:
-    for folder in _BATCH_FOLDERS[split]:
-        for suffix in (".npz", ""):
-            files = [root / folder / f"{name}{suffix}" for name in _BATCHES[split]]
-            missing = [path for path in files if not path.is_file()]
-            if not missing:
-                return files
-            if len(missing) < len(files):
-                raise UserError(f"{missing[0]} is missing; all {len(files)} batches belong together")
-    return []
-
-
 def _decode_batches(files: Sequence[Path], class_list: Sequence[Path], allocate: Allocate) -> Decoded:
     """One batch in memory at a time: first only the labels, to know how many images there are, then the pixels."""
     classes = _IMAGENET.classes
@@ -195,10 +179,18 @@ def _decode_batches(files: Sequence[Path], class_list: Sequence[Path], allocate:
             decoding.checked_labels(batch_labels, len(rows), classes, path)
             start += len(rows)
             advance(len(rows))
-    if class_list:
-        order, names = _class_order(class_list[0])
-        return Decoded(order[np.concatenate(labels)], names)
-    return Decoded(np.concatenate(labels), tuple(str(number) for number in range(1, classes + 1)))
+    if not class_list:
+        return Decoded(np.concatenate(labels), tuple(str(number) for number in range(1, classes + 1)))
+
+    # From lines "wnid number name": each label of the kit becomes the rank of its wnid.
+    lines = [line.split() for line in class_list[0].read_text().splitlines() if line.strip()]
+    try:
+        wnids = [words[0] for words in sorted(lines, key=lambda words: int(words[1]))]
+    except (ValueError, IndexError):
+        wnids = []
+    if len(wnids) != classes:
+        raise UserError(f"{class_list[0]}: expected {classes} lines 'wnid number name'; get it again or remove it")
+    return Decoded(np.argsort(np.argsort(wnids))[np.concatenate(labels)], tuple(sorted(wnids)))
 
 
 def _array(path: Path, key: str) -> NDArray[Any]:
@@ -212,19 +204,6 @@ def _array(path: Path, key: str) -> NDArray[Any]:
         raise UserError(f"{path}: holds no {key!r}; not an official batch, get it again") from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: not a readable npz file ({error}); get it again") from error
-
-
-def _class_order(path: Path) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """From ``map_clsloc.txt`` (lines "wnid number name"): kit label -> rank of its wnid, and the wnids in order."""
-    lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
-    try:
-        wnids = [words[0] for words in sorted(lines, key=lambda words: int(words[1]))]
-    except (ValueError, IndexError):
-        wnids = []
-    if len(wnids) != _IMAGENET.classes:
-        raise UserError(f"{path}: expected {_IMAGENET.classes} lines 'wnid number name'; get it again or remove it")
-    ranks = {wnid: rank for rank, wnid in enumerate(sorted(wnids))}
-    return np.array([ranks[wnid] for wnid in wnids], dtype=np.int64), tuple(sorted(wnids))
 
 
 def _authors_layout(root: Path, split: str) -> Recipe:

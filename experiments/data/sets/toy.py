@@ -27,8 +27,7 @@ from experiments.data.images import PointSet
 from experiments.data.registry import Place, data_set
 
 Array = NDArray[np.float64]
-_COUNTS = {"train": 50_000, "test": 10_000}
-_SEEDS = {"train": 1, "test": 2}
+_COUNTS, _SEEDS = {"train": 50_000, "test": 10_000}, {"train": 1, "test": 2}
 _CHUNK = 4096  # points at a time, against a few hundred components each
 
 
@@ -46,8 +45,7 @@ class Density(ABC):
     def log_density(self, x: Array, alpha: float = 1.0, sigma: float = 0.0) -> Array:
         """Log-density in nats ``(n,)`` of ``alpha · x_0 + sigma · ε`` at ``x`` ``(n, 2)``; −inf outside the support."""
         with np.errstate(divide="ignore"):
-            parts = [self._log(x[start : start + _CHUNK], alpha, sigma) for start in range(0, len(x), _CHUNK)]
-        return np.concatenate(parts)
+            return np.concatenate([self._log(x[i : i + _CHUNK], alpha, sigma) for i in range(0, len(x), _CHUNK)])
 
 
 @dataclass(frozen=True)

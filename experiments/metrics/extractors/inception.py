@@ -47,16 +47,9 @@ FILES = {"clean": TORCHSCRIPT, "legacy_tensorflow": TORCHSCRIPT, "legacy_pytorch
 
 
 class Inception:
-    """See the module's docstring.
+    """See the module's docstring; arguments and errors as of `build`, which names ``mode`` in `INCEPTION_MODES`.
 
-    Args:
-        mode: "clean", "legacy_tensorflow" or "legacy_pytorch".
-        cache: folder that holds ``weights/``; a missing file is downloaded there.
-        weights: a weight file or its folder, instead of the cache.
-        expected: SHA-256 to demand of the file, instead of the pinned one.
-
-    Raises:
-        UserError: if the weights are missing and cannot be downloaded, or are not the right ones.
+    A missing weight file is downloaded into ``cache/weights/``.
     """
 
     dim, classes = 2048, 1008

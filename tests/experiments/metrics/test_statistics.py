@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiments.metrics import auroc, inception_score, kernel_distance, precision_recall
+from experiments.metrics.distances import auroc, inception_score, kernel_distance, precision_recall
 
 
 def _rows(n: int, seed: int, dim: int = 8, shift: float = 0.0) -> Tensor:
