@@ -39,10 +39,7 @@ def report(console: Console, cache: Path | str = ".cache") -> None:
     console.print(f"Python {platform.python_version()}, torch {torch.__version__}, {gpu}\n")
     for title, items in (("Data sets", data_items()), ("Weights and statistics", weight_items(Path(cache)))):
         console.print(f"[bold]{title}[/]")
-        # Splits of one data set usually share all but the hash, and are printed as one.
-        for _, alike in itertools.groupby(
-            items, lambda item: (item.name.partition("/")[0], item.state, item.where, item.needed_for, item.remedy)
-        ):
+        for _, alike in itertools.groupby(items, _situation):
             _print(console, list(alike))
         console.print()
 
@@ -60,9 +57,8 @@ def missing_for(settings: DataSettings, protocol: Protocol, cache: Path | str) -
 
 def data_items() -> list[Availability]:
     """One item per data set and split."""
-    return [
-        DataSettings(name=name).availability(split) for name in data.names() for split in registry.entry(name).splits
-    ]
+    sets = map(registry.entry, data.names())
+    return [DataSettings(name=known.name).availability(split) for known in sets for split in known.splits]
 
 
 def weight_items(cache: Path) -> list[Availability]:
@@ -117,6 +113,11 @@ def _readiness(cache: Path) -> str:
         needs = ", ".join(dict.fromkeys(line.partition(":")[0] for line in missing))
         words.append(f"{config.scale.name}: " + (f"needs {needs}" if needs else "yes"))
     return "; ".join(words)
+
+
+def _situation(item: Availability) -> tuple[str, ...]:
+    """The facts that splits of one data set usually share, to be printed once."""
+    return (item.name.partition("/")[0], item.state, item.where, item.needed_for, item.remedy)
 
 
 def _print(console: Console, alike: list[Availability]) -> None:

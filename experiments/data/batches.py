@@ -19,6 +19,7 @@ from experiments.data.images import ImageSet, PointSet
 
 _SHARE_OF_FREE_MEMORY = 0.5  # the rest is for networks, activations and the chain
 _EPOCHS_KEPT = 2
+_CHUNK = 8192  # images
 
 
 class DeviceBatches:
@@ -41,16 +42,9 @@ class DeviceBatches:
     """
 
     def __init__(
-        self,
-        image_set: ImageSet,
-        batch_size: int,
-        seed: int,
-        device: torch.device | str = "cpu",
-        *,
-        flip: bool = False,
-        label_from: str | None = None,
-        resident: bool | None = None,
-    ) -> None:
+        self, image_set: ImageSet, batch_size: int, seed: int, device: torch.device | str = "cpu", *,
+        flip: bool = False, label_from: str | None = None, resident: bool | None = None,
+    ) -> None:  # fmt: skip
         if batch_size < 1:
             raise UserError(f"batch size {batch_size} is not positive; give at least 1")
         if len(image_set) == 0:
@@ -64,8 +58,14 @@ class DeviceBatches:
 
         # As a tensor that shares the array's memory: torch demands a writable one, though nothing here writes.
         pixels = image_set.images
-        rows = torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy())
-        self._images = _to_device(rows, self.device) if self.resident else rows
+        self._images = torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy())
+        if self.resident:
+            # uint8 NCHW on the device, moved in pieces so that only one piece is held twice.
+            rows, (count, height, width, channels) = self._images, pixels.shape
+            self._images = torch.empty((count, channels, height, width), dtype=torch.uint8, device=self.device)
+            for start in range(0, count, _CHUNK):
+                chunk = slice(start, start + _CHUNK)
+                self._images[chunk] = rows[chunk].to(self.device).permute(0, 3, 1, 2)
         labels = image_set.labels_from(label_from)
         self._labels = None if labels is None else torch.from_numpy(labels + 1).to(self._images.device)
         self._orders: OrderedDict[int, Tensor] = OrderedDict()
@@ -93,19 +93,14 @@ class DeviceBatches:
         pieces, size = [], len(self.image_set)
         while count > 0:
             epoch, offset = divmod(start, size)
-            piece = self._order(epoch)[offset : offset + count]
-            pieces.append(piece)
-            start, count = start + len(piece), count - len(piece)
+            if epoch not in self._orders:  # the latest few are kept, so that a batch only slices
+                order = randomness.permutation(randomness.key(self.seed, "data/order", epoch), size)
+                self._orders[epoch] = order.to(self._images.device)
+                while len(self._orders) > _EPOCHS_KEPT:
+                    self._orders.popitem(last=False)
+            pieces.append(self._orders[epoch][offset : offset + count])
+            start, count = start + len(pieces[-1]), count - len(pieces[-1])
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-
-    def _order(self, epoch: int) -> Tensor:
-        """The permutation of an epoch; the latest few are kept, so that a batch only slices."""
-        if epoch not in self._orders:
-            order = randomness.permutation(randomness.key(self.seed, "data/order", epoch), len(self.image_set))
-            self._orders[epoch] = order.to(self._images.device)
-            while len(self._orders) > _EPOCHS_KEPT:
-                self._orders.popitem(last=False)
-        return self._orders[epoch]
 
     def _move(self, rows: Tensor) -> Tensor:
         """To the training device without waiting; torch's pinned allocator guards the buffer until the copy is done."""
@@ -147,12 +142,3 @@ def fits(image_set: ImageSet, device: torch.device) -> bool:
         return False
     free, _ = torch.cuda.mem_get_info(device)
     return image_set.images.nbytes < _SHARE_OF_FREE_MEMORY * free
-
-
-def _to_device(rows: Tensor, device: torch.device, chunk: int = 8192) -> Tensor:
-    """uint8 NHWC on the host -> uint8 NCHW on the device, in pieces so that only one piece is held twice."""
-    count, height, width, channels = rows.shape
-    images = torch.empty((count, channels, height, width), dtype=torch.uint8, device=device)
-    for start in range(0, count, chunk):
-        images[start : start + chunk] = rows[start : start + chunk].to(device).permute(0, 3, 1, 2)
-    return images

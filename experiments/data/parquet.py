@@ -56,8 +56,7 @@ def count(paths: Sequence[Path]) -> int:
 def images(paths: Sequence[Path]) -> Iterator[Encoded]:
     """Every image of the shards, in order; the column is ``img`` or ``image``, bytes or a struct with ``bytes``."""
     for path in paths:
-        file = _open(path)
-        column = _column(path, file, ("img", "image"))
+        file, column = _open(path), _column(path, ("img", "image"))
         with _named_errors(path, "damaged Parquet file"):
             batches = file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=[column])
             for row, value in enumerate(value for batch in batches for value in batch.column(0).to_pylist()):
@@ -71,8 +70,7 @@ def labels(paths: Sequence[Path], *columns: str) -> NDArray[np.int64]:
     """The first of ``columns`` that the shards have, concatenated."""
     parts = [np.zeros(0, dtype=np.int64)]
     for path in paths:
-        file = _open(path)
-        column = _column(path, file, columns)
+        file, column = _open(path), _column(path, columns)
         with _named_errors(path, f"column {column!r} is no list of labels"):
             parts.append(np.asarray(file.read(columns=[column]).column(column).to_numpy(), dtype=np.int64))
     return np.concatenate(parts)
@@ -85,11 +83,11 @@ def _open(path: Path) -> Any:
         return pq.ParquetFile(path)
 
 
-def _column(path: Path, file: Any, wanted: Sequence[str]) -> str:
-    present = file.schema_arrow.names
-    for name in wanted:
-        if name in present:
-            return name
+def _column(path: Path, wanted: Sequence[str]) -> str:
+    """The first of the wanted columns that is there."""
+    present = _open(path).schema_arrow.names
+    if column := next((name for name in wanted if name in present), None):
+        return column
     raise UserError(f"{path}: no column {' or '.join(wanted)}, only {', '.join(present)}; wrong file?")
 
 

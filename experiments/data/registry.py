@@ -62,11 +62,7 @@ class DataSet:
     checksums: Mapping[str, str] = field(default_factory=dict)
 
     def place(self, root: str | Path | None, data_cache: str | Path | None) -> Place:
-        """The folders: ``root``, else the environment variable, else ``<data_cache>/<name>``.
-
-        ``data_cache`` is the folder of downloads and decoded arrays: as named, else $CDRL_DATA_CACHE, else ``data/`` of
-        the repository.
-        """
+        """The folders; the arguments as in `DataSettings`."""
         folder = Path(data_cache or os.environ.get(CACHE_VARIABLE) or _REPOSITORY / "data").expanduser()
         named = root or os.environ.get(self.variable)
         return Place(Path(named).expanduser() if named else folder / self.name, bool(named), folder)
@@ -99,27 +95,18 @@ def data_set(name: str, **facts: Any) -> Callable[[Find], Find]:
 
 
 @cache
-def _discover() -> None:
+def names() -> tuple[str, ...]:
+    """All data sets, sorted."""
     from experiments.data import sets
 
     for module in pkgutil.iter_modules(sets.__path__):
         importlib.import_module(f"{sets.__name__}.{module.name}")
-
-
-def names() -> tuple[str, ...]:
-    """All data sets, sorted."""
-    _discover()
     return tuple(sorted(_REGISTRY))
 
 
 def entry(name: str) -> DataSet:
-    """The registered data set.
-
-    Raises:
-        UserError: if there is none of that name.
-    """
-    _discover()
-    if name not in _REGISTRY:
+    """The registered data set. Raises `UserError` if there is none of that name."""
+    if name not in names():
         raise UserError(f"unknown data set {name!r}; choose one of {', '.join(names())}")
     return _REGISTRY[name]
 
@@ -165,7 +152,7 @@ class DataSettings:
         flip: whether training mirrors every other image.
         label_from: the attribute that labels come from.
         concepts: kinds of concepts to train on, see `experiments.data.attributes`.
-        data_cache: where downloads and decoded arrays go; None for the default of `DataSet.place`.
+        data_cache: where downloads and decoded arrays go; None for $CDRL_DATA_CACHE, then ``data/`` of the repository.
         options: the data set's own options.
     """
 

@@ -25,6 +25,7 @@ from experiments.metrics.registry import Metric, register
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
 NEIGHBOURS = 3
 SPLITS = 10
+_NONE = torch.empty(0)
 _BLOCK = 2000  # rows of the distance matrix held at a time
 
 
@@ -36,26 +37,23 @@ class Moments:
     Args:
         dim: length d of a row.
         device: where the float64 sums live.
+
+    Attributes:
+        count: of the rows so far.
+        mean: (d,) float64.
     """
 
     def __init__(self, dim: int, device: torch.device | str = "cpu") -> None:
         self.count = 0
-        self._mean = torch.zeros(dim, dtype=torch.float64, device=device)
+        self.mean = torch.zeros(dim, dtype=torch.float64, device=device)
         self._scatter = torch.zeros(dim, dim, dtype=torch.float64, device=device)
 
     @classmethod
     def restore(cls, count: int, mean: Tensor, cov: Tensor) -> Moments:
         """The moments that had this ``count``, ``mean`` (d,) and ``cov`` (d, d)."""
         moments = cls(len(mean), mean.device)
-        moments.count = count
-        moments._mean = mean.double()
-        moments._scatter = cov.double() * (count - 1)
+        moments.count, moments.mean, moments._scatter = count, mean.double(), cov.double() * (count - 1)
         return moments
-
-    @property
-    def mean(self) -> Tensor:
-        """(d,) float64."""
-        return self._mean
 
     @property
     def cov(self) -> Tensor:
@@ -72,22 +70,22 @@ class Moments:
         """Add the rows of ``features`` (n, d)."""
         if len(features) == 0:
             return
-        rows = features.to(self._mean.device, torch.float64)
+        rows = features.to(self.mean.device, torch.float64)
         mean = rows.mean(dim=0)
         centred = rows - mean
         self._absorb(len(rows), mean, centred.T @ centred)
 
     def merge(self, other: Moments) -> None:
         """Add all rows of ``other``, as if they had been given to `update` here."""
-        device = self._mean.device
+        device = self.mean.device
         if other.count:
-            self._absorb(other.count, other._mean.to(device), other._scatter.to(device))
+            self._absorb(other.count, other.mean.to(device), other._scatter.to(device))
 
     def _absorb(self, count: int, mean: Tensor, scatter: Tensor) -> None:
         total = self.count + count
-        shift = mean - self._mean
+        shift = mean - self.mean
         self._scatter = self._scatter + scatter + torch.outer(shift, shift) * (self.count * count / total)
-        self._mean = self._mean + shift * (count / total)
+        self.mean = self.mean + shift * (count / total)
         self.count = total
 
 
@@ -105,11 +103,11 @@ class Comparison:
 
     moments: Moments
     reference: Moments
-    features: Tensor
-    reference_features: Tensor
-    probabilities: Tensor
-    predictions: Tensor
-    labels: Tensor
+    features: Tensor = _NONE
+    reference_features: Tensor = _NONE
+    probabilities: Tensor = _NONE
+    predictions: Tensor = _NONE
+    labels: Tensor = _NONE
     kid_subset_size: int = KID_SUBSET_SIZE
 
     @cached_property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -54,8 +55,7 @@ class Scorer:
         self.reference_samples = self._reference.images
         self._needs = {METRICS[name].needs for name in protocol.metrics}
         self._moments = Moments(self._extractor.dim, self._device)
-        kinds = ("features", "probabilities", "predictions", "labels")
-        self._gathered: dict[str, list[Tensor]] = {kind: [] for kind in kinds}
+        self._gathered: dict[str, list[Tensor]] = defaultdict(list)
 
     @property
     def samples(self) -> int:
@@ -95,14 +95,11 @@ class Scorer:
         """
         if self.samples < 2:
             raise UserError(f"{self.protocol.name} needs at least 2 samples, not {self.samples}; ask for more samples")
-        gathered = {name: torch.cat(parts).to(self._device) if parts else torch.empty(0)
-                    for name, parts in self._gathered.items()}  # fmt: skip
-        reference, size = self._reference, self.protocol.kid_subset_size
-        rows = reference.features if "features" in self._needs and reference.features is not None else torch.empty(0)
-        comparison = Comparison(
-            moments=self._moments, reference=reference.moments, reference_features=rows.to(self._device),
-            kid_subset_size=size, **gathered,
-        )  # fmt: skip
+        gathered = {name: torch.cat(parts).to(self._device) for name, parts in self._gathered.items()}
+        if "features" in self._needs and self._reference.features is not None:
+            gathered["reference_features"] = self._reference.features.to(self._device)
+        size = self.protocol.kid_subset_size
+        comparison = Comparison(self._moments, self._reference.moments, kid_subset_size=size, **gathered)
         values = {}
         with precision.products("fp32"):  # whatever the samples were drawn in
             for name in self.protocol.metrics:

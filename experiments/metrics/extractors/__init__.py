@@ -63,12 +63,9 @@ def accepts(name: str, channels: int, size: int) -> bool:
 
 
 def build(
-    name: str,
-    cache: Path,
-    device: torch.device | str = "cpu",
-    weights: str | Path | None = None,
+    name: str, cache: Path, device: torch.device | str = "cpu", weights: str | Path | None = None,
     expected: str | None = None,
-) -> Extractor:
+) -> Extractor:  # fmt: skip
     """The extractor of this name, ready on ``device``.
 
     Args:

@@ -73,11 +73,12 @@ class Inception:
         """Features (n, 2048) and probabilities (n, 1008) of grey or colour ``pixels``."""
         images = to_nchw(pixels, 3, "cpu").permute(0, 2, 3, 1).numpy()
         resized = torch.from_numpy(np.stack([self._resize(image) for image in images]))
-        return extract(self._features, to_nchw(resized, 3, self._device), _CPU_BATCH)
 
-    def _features(self, images: Tensor) -> Extracted:
-        features = self._network(images)
-        return Extracted(features, F.linear(features, self._head).softmax(dim=1))
+        def classified(images: Tensor) -> Extracted:
+            features = self._network(images)
+            return Extracted(features, F.linear(features, self._head).softmax(dim=1))
+
+        return extract(classified, to_nchw(resized, 3, self._device), _CPU_BATCH)
 
 
 def _open(mode: str, path: Path, device: torch.device) -> tuple[Callable[[Tensor], Tensor], Tensor]:
