@@ -95,8 +95,7 @@ class ImageSet:
     def labels_from(self, attribute: str | None) -> NDArray[np.int64] | None:
         """The labels, or with an attribute's name 0/1 for that attribute absent/present.
 
-        Raises:
-            KeyError: if there is no such attribute.
+        Raises `KeyError` if there is no such attribute.
         """
         if attribute is None:
             return self.labels

@@ -19,8 +19,7 @@ from cdrl.errors import UserError
 def load_batch(path: Path) -> dict[str, Any]:
     """The dictionary in a pickled batch file (Python 2 or 3), its keys as strings.
 
-    Raises:
-        UserError: if the file is missing, damaged, or holds anything but arrays and plain containers.
+    Raises `UserError` if the file is missing, damaged, or holds anything but arrays and plain containers.
     """
     try:
         with path.open("rb") as file:

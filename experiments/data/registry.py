@@ -170,8 +170,7 @@ class DataSettings:
     def load(self, split: str) -> ImageSet:
         """`load`, checked to be what the networks will be built for.
 
-        Raises:
-            UserError: as `load`, or when size, channels or classes differ from the settings.
+        Raises `UserError` as `load`, or when size, channels or classes differ from the settings.
         """
         images = load(self.name, split, self.root, data_cache=self.data_cache, **self.options)
         actual = {"image_size": images.image_size, "channels": images.channels}
@@ -186,8 +185,7 @@ class DataSettings:
     def availability(self, split: str) -> Availability:
         """What `load` would find; nothing is downloaded or decoded.
 
-        Raises:
-            UserError: no such data set, split or option.
+        Raises `UserError` where there is no such data set, split or option.
         """
         known = entry(self.name)
         known.check(split, self.options)

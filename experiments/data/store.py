@@ -66,8 +66,7 @@ class Recipe:
 def materialise(recipe: Recipe, cache: Path, name: str, split: str, expected: str | None = None) -> ImageSet:
     """Decode the recipe, or map what was decoded before; a process that finds another at it waits for it.
 
-    Raises:
-        UserError: if the pixels' hash is not ``expected``, or the cache cannot be written.
+    Raises `UserError` if the pixels' hash is not ``expected``, or the cache cannot be written.
     """
     folder, title = entry_folder(recipe, cache, name, split), f"data set {name} ({split})"
     images = open_entry(folder, name, split)

@@ -59,8 +59,7 @@ class Moments:
     def cov(self) -> Tensor:
         """(d, d) float64, the unbiased estimate (divided by count − 1).
 
-        Raises:
-            ValueError: with fewer than two rows.
+        Raises `ValueError` with fewer than two rows.
         """
         if self.count < 2:
             raise ValueError(f"a covariance needs at least two rows, not {self.count}")

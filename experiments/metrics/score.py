@@ -90,8 +90,7 @@ class Scorer:
     def result(self) -> dict[str, float]:
         """Metric → value, in the protocol's order; those that need labels only where labels were given.
 
-        Raises:
-            UserError: with fewer than two images.
+        Raises `UserError` with fewer than two images.
         """
         if self.samples < 2:
             raise UserError(f"{self.protocol.name} needs at least 2 samples, not {self.samples}; ask for more samples")

@@ -100,8 +100,7 @@ def load_or_make(
 ) -> Mapping[str, Tensor]:
     """What `save` kept, or else what one process makes and keeps while others that want it wait.
 
-    Raises:
-        UserError: it cannot be kept.
+    Raises `UserError` where it cannot be kept.
     """
     tensors: Mapping[str, Tensor] | None = load(path)
     if tensors is None:

@@ -160,8 +160,7 @@ def _decode_sheets(archive: Path, split: str, allocate: Allocate) -> Decoded:
 def torchvision_archive(kind: Variant, downloads: Path) -> Path:
     """Download and unpack torchvision's archive, checked by its MD5, and return the folder it unpacks to.
 
-    Raises:
-        UserError: if it cannot be fetched or is damaged.
+    Raises `UserError` if it cannot be fetched or is damaged.
     """
     from torchvision import datasets
     from torchvision.datasets.utils import check_integrity, download_url
@@ -190,8 +189,7 @@ def torchvision_archive(kind: Variant, downloads: Path) -> Path:
 def npm_archive(package: str, version: str, expected: str, folder: Path) -> Path:
     """The archive of an npm package, through the ``npm`` client as the user configured it (registry, proxy).
 
-    Raises:
-        UserError: if npm is missing or fails, or the archive is not the pinned one.
+    Raises `UserError` if npm is missing or fails, or the archive is not the pinned one.
     """
     archive = folder / f"{package}-{version}.tgz"
     with exclusive(archive.with_suffix(".lock"), archive.name, "set data.data_cache"):

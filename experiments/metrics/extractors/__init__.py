@@ -98,8 +98,7 @@ def build(
 def to_nchw(pixels: Pixels, channels: int, device: torch.device | str) -> Tensor:
     """Float32 (n, channels, height, width) in 0 … 255 on ``device``; grey is repeated to fill colour channels.
 
-    Raises:
-        ValueError: for anything but uint8 or float32 (n, height, width, 1 or ``channels``).
+    Raises `ValueError` for anything but uint8 or float32 (n, height, width, 1 or ``channels``).
     """
     images = torch.as_tensor(np.array(pixels, order="C") if isinstance(pixels, np.ndarray) else pixels)
     if images.ndim != 4 or images.dtype not in (torch.uint8, torch.float32):
