@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import platform
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,10 +46,8 @@ def report(console: Console, cache: Path | str = ".cache") -> None:
 
 def missing_for(settings: DataSettings, protocol: Protocol, cache: Path | str) -> list[str]:
     """Data and weights that training and measuring would miss: one line each, with a remedy."""
-    missing = []
-    for there in map(settings.availability, ("train", protocol.reference_split)):
-        if not there.present:
-            missing.append(f"{settings.name}: {there.remedy}")
+    splits = map(settings.availability, ("train", protocol.reference_split))
+    missing = [f"{settings.name}: {item.remedy}" for item in splits if not item.present]
     if protocol.extractor != "digits":  # which is trained when first needed
         item = _weights(protocol.extractor, Path(cache), protocol.weights, protocol.weights_sha256)
         if not item.present:
@@ -58,10 +55,10 @@ def missing_for(settings: DataSettings, protocol: Protocol, cache: Path | str) -
     return list(dict.fromkeys(missing))
 
 
-def data_items(data_cache: Path | str | None = None) -> list[Availability]:
-    """One item per data set and split; ``data_cache`` as in `data.load`."""
+def data_items() -> list[Availability]:
+    """One item per data set and split."""
     sets = map(registry.entry, data.names())
-    return [data.availability(known.name, split, data_cache=data_cache) for known in sets for split in known.splits]
+    return [DataSettings(name=known.name).availability(split) for known in sets for split in known.splits]
 
 
 def weight_items(cache: Path) -> list[Availability]:
@@ -95,14 +92,13 @@ def _weights(extractor: str, cache: Path, given: str | None = None, pinned: str 
         if absent == "download":
             remedy = f"downloaded when first needed; without a network: {remedy}"
     state = absent if not path.is_file() else "ready" if sha256(path) == pinned else "wrong"
-    return Availability(
-        name=name, state=state, where=str(path), variable=variable, sha256=pinned, needed_for=users, remedy=remedy
-    )
+    facts = {"variable": variable, "sha256": pinned, "needed_for": users, "remedy": remedy}
+    return Availability(name=name, state=state, where=str(path), **facts)
 
 
 def _kept(name: str, path: Path, needed_for: str, remedy: str) -> Availability:
     """A file that was made here."""
-    state = "missing" if not path.is_file() else "ready" if weights.intact(path) else "wrong"
+    state = "missing" if not path.is_file() else "wrong" if weights.load(path, warn=False) is None else "ready"
     digest = "" if state == "missing" else sha256(path)
     return Availability(name=name, state=state, where=str(path), sha256=digest, needed_for=needed_for, remedy=remedy)
 
@@ -130,13 +126,7 @@ def _print(console: Console, alike: list[Availability]) -> None:
     named = f" (or ${first.variable})" if first.variable else ""
     console.print(f"  {_MARKS.get(first.state, '[yellow]missing[/]')}  [bold]{escape(name)}[/]")
     console.print(f"           at {escape(first.where)}{named}")
-    for item in alike:
-        if item.sha256:
-            console.print(f"           sha256 {item.sha256}" + (f" ({item.name.partition('/')[2]})" if others else ""))
+    for item in filter(lambda item: item.sha256, alike):
+        console.print(f"           sha256 {item.sha256}" + (f" ({item.name.partition('/')[2]})" if others else ""))
     if not first.present:
-        console.print(f"           without it: {escape(first.needed_for)}")
-        console.print(f"           {escape(first.remedy)}")
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+        console.print(f"           without it: {escape(first.needed_for)}\n           {escape(first.remedy)}")

@@ -62,13 +62,13 @@ def progress(title: str, total: int) -> Iterator[Advance]:
         nonlocal latest, done
         done += count
         now = time.monotonic()
-        text = f"{title}: {done:,} of {total:,} images"
+        wait = _SECONDS_BETWEEN_LINES if listener is None else _SECONDS_BETWEEN_REPORTS
+        if now - latest < wait and (listener is None or done < total):
+            return
+        latest, text = now, f"{title}: {done:,} of {total:,} images"
         if listener is not None:
-            if now - latest >= _SECONDS_BETWEEN_REPORTS or done >= total:
-                latest = now
-                listener(done / max(total, 1), text)
-        elif now - latest >= _SECONDS_BETWEEN_LINES:
-            latest = now
+            listener(done / max(total, 1), text)
+        else:
             announce(f"{text}, about {(now - start) * (total - done) / max(done, 1):.0f} s left")
 
     if listener is not None:
@@ -85,27 +85,34 @@ def announce(text: str) -> None:
 
 
 @contextmanager
-def exclusive(path: Path, title: str, remedy: str = "choose another folder with cache=FOLDER") -> Iterator[None]:
-    """Only one process at a time is inside, on all machines that share the folder; the others wait and say for whom.
+def exclusive(
+    path: Path, title: str, remedy: str = "choose another folder with cache=FOLDER", wait: float | None = None,
+    on_lost: Callable[[], None] = lambda: None,
+) -> Iterator[None]:  # fmt: skip
+    """Only one process at a time is inside, on all machines that share the folder; the others wait.
 
     The place of an owner that died is taken at once on its own machine, and after a minute without a sign of life on
     another. Works on file systems without flock.
 
     Args:
         path: the lock's file; gone afterwards.
-        title: what is made inside, for those who wait.
+        title: what is made or worked on inside, for those who wait.
         remedy: for a folder that cannot be written.
+        wait: seconds to wait in silence; None waits for as long as it takes, and says for whom.
+        on_lost: called from another thread when somebody has taken over, because no sign of life got through.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the folder cannot be written, or another process is still inside after ``wait``.
     """
-    lock, said = SoftFileLease(path, lease_duration=_LEASE), False
+    lock, said = SoftFileLease(path, lease_duration=_LEASE, on_compromise=lambda _: on_lost()), False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         while not lock.is_locked:
             try:
-                lock.acquire(timeout=2 * _SECONDS_BETWEEN_REPORTS)
+                lock.acquire(timeout=2 * _SECONDS_BETWEEN_REPORTS if wait is None else wait)
             except Timeout:
+                if wait is not None:
+                    raise UserError(f"another process is working on {title}; wait for it or stop it") from None
                 owner = lock.owner
                 if owner is not None and (_listener.get() is not None or not said):
                     announce(f"waiting for {title} (made by {owner.hostname}, process {owner.pid})")

@@ -4,23 +4,10 @@
 decoder and no downloader: each data set brings its own when it is asked for.
 """
 
-from __future__ import annotations
-
 from cdrl.pictures import to_float, to_uint8
-from experiments.data.batches import DeviceBatches
-from experiments.data.images import ImageSet
-from experiments.data.registry import Availability, DataSettings, at_hand, availability, load, names, place
+from experiments.data.batches import DeviceBatches, PointBatches
+from experiments.data.images import ImageSet, PointSet
+from experiments.data.registry import Availability, DataSettings, at_hand, load, names
 
-__all__ = [
-    "Availability",
-    "DataSettings",
-    "DeviceBatches",
-    "ImageSet",
-    "at_hand",
-    "availability",
-    "load",
-    "names",
-    "place",
-    "to_float",
-    "to_uint8",
-]
+__all__ = ["Availability", "DataSettings", "DeviceBatches", "ImageSet", "PointBatches", "PointSet"]
+__all__ += ["at_hand", "load", "names", "to_float", "to_uint8"]

@@ -57,11 +57,22 @@ def kinds(image_set: ImageSet, names: Sequence[str]) -> list[Kind]:
     Raises:
         UserError: the set has no such thing.
     """
+    rules = {name: rule for name, rule in RULES.items() if rule.channels == image_set.channels}
     concepts: list[Kind] = []
+    first = 1
     for name in names:
-        values, of = _values(image_set, name)
-        first = concepts[-1].first + len(concepts[-1].values) if concepts else 1
+        if name == CLASS and image_set.labels is not None:
+            values, of = image_set.class_names, image_set.labels
+        elif image_set.attributes is not None and name in image_set.attribute_names:
+            holds = image_set.attributes[:, image_set.attribute_names.index(name)]
+            values, of = (f"not {name}", name), holds.astype(np.int64)
+        elif name in rules:
+            values, of = rules[name].values, rules[name].decide(image_set.images)
+        else:
+            known = [*([CLASS] if image_set.labels is not None else []), *image_set.attribute_names, *rules]
+            raise UserError(f"data set {image_set.name} has no kind of concept '{name}'; there are {', '.join(known)}")
         concepts.append(Kind(name, values, first, of))
+        first += len(values)
     return concepts
 
 
@@ -129,22 +140,7 @@ class ConceptBatches:
         images, _ = self.batches.batch(iteration, first, count)
         start = iteration * self.batches.batch_size + first
         positions = torch.arange(start, start + len(images), device=self._table.device)
-        columns = randomness.integers(
-            randomness.key(self.batches.seed, "data/concept"), positions, self._table.shape[1]
-        )
+        key = randomness.key(self.batches.seed, "data/concept")
+        columns = randomness.integers(key, positions, self._table.shape[1])
         labels = self._table[self.batches.indices(start, len(images)), columns]
         return images, labels.to(images.device, non_blocking=True)
-
-
-def _values(image_set: ImageSet, name: str) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    if name == CLASS and image_set.labels is not None:
-        return image_set.class_names, image_set.labels
-    if name in image_set.attribute_names:
-        of = image_set.labels_from(name)
-        assert of is not None
-        return (f"not {name}", name), of
-    rules = {name: rule for name, rule in RULES.items() if rule.channels == image_set.channels}
-    if name in rules:
-        return rules[name].values, rules[name].decide(image_set.images)
-    known = [*([CLASS] if image_set.labels is not None else []), *image_set.attribute_names, *rules]
-    raise UserError(f"data set {image_set.name} has no kind of concept '{name}'; there are {', '.join(known)}")

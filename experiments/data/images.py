@@ -1,4 +1,4 @@
-"""`ImageSet`: images in memory (or mapped from disk) with what is known about them."""
+"""`ImageSet`: images in memory (or mapped from disk) with what is known about them; `PointSet`: points as such."""
 
 from __future__ import annotations
 
@@ -95,14 +95,30 @@ class ImageSet:
     def labels_from(self, attribute: str | None) -> NDArray[np.int64] | None:
         """The labels, or with an attribute's name 0/1 for that attribute absent/present.
 
-        Raises:
-            KeyError: if there is no such attribute.
+        Raises `KeyError` if there is no such attribute.
         """
         if attribute is None:
             return self.labels
         if self.attributes is None or attribute not in self.attribute_names:
             raise KeyError(attribute)
         return self.attributes[:, self.attribute_names.index(attribute)].astype(np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class PointSet(ImageSet):
+    """Points of the plane as images of one pixel with two channels, so that the networks take them with kernel 1.
+
+    ``images`` are float32 ``(n, 1, 1, 2)``, already what the networks see; the rest as in `ImageSet`.
+    """
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != np.float32 or self.images.shape[1:] != (1, 1, 2):
+            raise ValueError(f"points must be float32 (n, 1, 1, 2), not {self.images.dtype} {self.images.shape}")
+
+    @property
+    def points(self) -> NDArray[np.float32]:
+        """``(n, 2)``."""
+        return np.asarray(self.images, np.float32).reshape(-1, 2)
 
 
 def pixel_checksum(images: NDArray[np.uint8]) -> str:

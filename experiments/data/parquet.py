@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cdrl.errors import UserError
-from experiments.data.decoding import Encoded
+from cdrl.pictures import Transform
+from experiments.data.decoding import Encoded, checked_labels, fill
+from experiments.data.store import Allocate, Decoded
 
 _PREFIXES = {"train": ("train",), "test": ("test", "validation", "valid", "val")}
-_IMAGE_COLUMNS = ("img", "image")
 _ROWS_AT_ONCE = 512
 
 
@@ -35,6 +37,17 @@ def shards(root: Path, split: str) -> list[Path]:
     return []
 
 
+def decode(
+    paths: Sequence[Path], label_columns: Sequence[str], transform: Transform, size: int, class_names: tuple[str, ...],
+    name: str, allocate: Allocate,
+) -> Decoded:  # fmt: skip
+    """All images, transformed to RGB of ``size``, and their labels; for the data set ``name``."""
+    numbers = labels(paths, *label_columns)
+    out = allocate(count(paths), size, 3)
+    fill(out, images(paths), transform, f"decoding {name}")
+    return Decoded(checked_labels(numbers, len(out), len(class_names), paths[0].parent), class_names)
+
+
 def count(paths: Sequence[Path]) -> int:
     """Rows in all shards together."""
     return sum(_open(path).metadata.num_rows for path in paths)
@@ -43,52 +56,47 @@ def count(paths: Sequence[Path]) -> int:
 def images(paths: Sequence[Path]) -> Iterator[Encoded]:
     """Every image of the shards, in order; the column is ``img`` or ``image``, bytes or a struct with ``bytes``."""
     for path in paths:
-        column = _column(path, _IMAGE_COLUMNS)
-        for row, value in enumerate(_values(path, column)):
-            data = value.get("bytes") if isinstance(value, dict) else value
-            if not isinstance(data, bytes):
-                raise UserError(f"{path}, row {row}: no image bytes in column {column!r}; get the shard again")
-            yield f"{path}, row {row}", data
+        file, column = _open(path), _column(path, ("img", "image"))
+        with _named_errors(path, "damaged Parquet file"):
+            batches = file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=[column])
+            for row, value in enumerate(value for batch in batches for value in batch.column(0).to_pylist()):
+                data = value.get("bytes") if isinstance(value, dict) else value
+                if not isinstance(data, bytes):
+                    raise UserError(f"{path}, row {row}: no image bytes in column {column!r}; get the shard again")
+                yield f"{path}, row {row}", data
 
 
 def labels(paths: Sequence[Path], *columns: str) -> NDArray[np.int64]:
     """The first of ``columns`` that the shards have, concatenated."""
-    import pyarrow as pa
-
-    parts = []
+    parts = [np.zeros(0, dtype=np.int64)]
     for path in paths:
-        column = _column(path, columns)
-        try:
-            values = _open(path).read(columns=[column]).column(column).to_numpy()
-            parts.append(np.asarray(values, dtype=np.int64))
-        except (pa.ArrowException, OSError, ValueError, TypeError) as error:
-            raise UserError(f"{path}: column {column!r} is no list of labels ({error}); get it again") from error
-    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+        file, column = _open(path), _column(path, columns)
+        with _named_errors(path, f"column {column!r} is no list of labels"):
+            parts.append(np.asarray(file.read(columns=[column]).column(column).to_numpy(), dtype=np.int64))
+    return np.concatenate(parts)
 
 
 def _open(path: Path) -> Any:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
+    with _named_errors(path, "not a readable Parquet file"):
         return pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a readable Parquet file ({error}); get it again") from error
-
-
-def _values(path: Path, column: str) -> Iterator[Any]:
-    import pyarrow as pa
-
-    try:
-        for batch in _open(path).iter_batches(batch_size=_ROWS_AT_ONCE, columns=[column]):
-            yield from batch.column(0).to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: damaged Parquet file ({error}); get it again") from error
 
 
 def _column(path: Path, wanted: Sequence[str]) -> str:
+    """The first of the wanted columns that is there."""
     present = _open(path).schema_arrow.names
-    for name in wanted:
-        if name in present:
-            return name
+    if column := next((name for name in wanted if name in present), None):
+        return column
     raise UserError(f"{path}: no column {' or '.join(wanted)}, only {', '.join(present)}; wrong file?")
+
+
+@contextmanager
+def _named_errors(path: Path, what: str) -> Iterator[None]:
+    """Arrow's errors, most of them also a ValueError or TypeError, as `UserError` about the file."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: {what} ({error}); get it again") from error

@@ -16,24 +16,10 @@ import numpy as np
 from cdrl.errors import UserError
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Finds the constructors of arrays, under numpy's old and new module names."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        admitted = _ADMITTED.get((module.replace("numpy._core", "numpy.core"), name))
-        if admitted is None:
-            raise pickle.UnpicklingError(f"it names {module}.{name}")
-        return admitted
-
-    def persistent_load(self, pid: Any) -> Any:
-        raise pickle.UnpicklingError("it refers to an object outside the file")
-
-
 def load_batch(path: Path) -> dict[str, Any]:
     """The dictionary in a pickled batch file (Python 2 or 3), its keys as strings.
 
-    Raises:
-        UserError: if the file is missing, damaged, or holds anything but arrays and plain containers.
+    Raises `UserError` if the file is missing, damaged, or holds anything but arrays and plain containers.
     """
     try:
         with path.open("rb") as file:
@@ -45,6 +31,19 @@ def load_batch(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, expected a dictionary of arrays; get it again")
     return {key.decode() if isinstance(key, bytes) else str(key): value for key, value in content.items()}
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Finds the constructors of arrays, under numpy's old and new module names."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        admitted = _ADMITTED.get(f"{module.replace('numpy._core', 'numpy.core')}.{name}")
+        if admitted is None:
+            raise pickle.UnpicklingError(f"it names {module}.{name}")
+        return admitted
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise pickle.UnpicklingError("it refers to an object outside the file")
 
 
 def _dtype(*args: Any) -> np.dtype[Any]:
@@ -65,8 +64,7 @@ def _array_from_bytes(data: Any, dtype: np.dtype[Any], shape: tuple[int, ...], o
 
 
 def _scalar(dtype: np.dtype[Any], data: bytes | str) -> Any:
-    raw = data.encode("latin1") if isinstance(data, str) else data
-    return np.frombuffer(raw, dtype=dtype)[0]
+    return np.frombuffer(data.encode("latin1") if isinstance(data, str) else data, dtype=dtype)[0]
 
 
 def _latin1(text: str, encoding: str = "latin1") -> bytes:
@@ -76,12 +74,12 @@ def _latin1(text: str, encoding: str = "latin1") -> bytes:
     return text.encode("latin1")
 
 
-_ADMITTED: dict[tuple[str, str], Any] = {
-    ("numpy.core.multiarray", "_reconstruct"): _empty_array,
-    ("numpy.core.multiarray", "scalar"): _scalar,
-    ("numpy.core.numeric", "_frombuffer"): _array_from_bytes,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): _dtype,
-    ("_codecs", "encode"): _latin1,
-    ("collections", "OrderedDict"): dict,
+_ADMITTED: dict[str, Any] = {
+    "numpy.core.multiarray._reconstruct": _empty_array,
+    "numpy.core.multiarray.scalar": _scalar,
+    "numpy.core.numeric._frombuffer": _array_from_bytes,
+    "numpy.ndarray": np.ndarray,
+    "numpy.dtype": _dtype,
+    "_codecs.encode": _latin1,
+    "collections.OrderedDict": dict,
 }

@@ -1,4 +1,4 @@
-"""The data sets by name. Each is one file in `experiments.data.sets` that registers a function with `data_set`."""
+"""The data sets by name. Each is a function that a file in `experiments.data.sets` registers with `data_set`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from cdrl.errors import UserError
 from experiments.data.images import ImageSet
 from experiments.data.store import Recipe, entry_folder, materialise, open_entry, verify
 
-SPLITS = ("train", "test")
 CACHE_VARIABLE = "CDRL_DATA_CACHE"
 _REPOSITORY = Path(__file__).resolve().parents[2]
+_REGISTRY: dict[str, DataSet] = {}
 
 
 @dataclass(frozen=True)
@@ -36,117 +36,79 @@ class Place:
     cache: Path
 
 
+Find = Callable[..., ImageSet | Recipe]
+"""``(place, split, **options)`` -> an `ImageSet`, or the `Recipe` to decode one. Raises `UserError` when files are
+missing or damaged."""
+
+
 @dataclass(frozen=True)
 class DataSet:
     """A data set's entry in the registry.
 
     Attributes:
-        find: ``(place, split, **options)`` -> an `ImageSet`, or the `Recipe` to decode one. Raises `UserError` when
-            files are missing or damaged.
+        find: see `Find`.
         layout: what the folder must hold, in words (shown when it does not).
         needed_for: what cannot be computed without it.
-        variable: the environment variable that may name the folder.
+        variable: the environment variable that may name the folder; ``CDRL_DATA_<NAME>`` unless said.
         checksums: split -> SHA-256 of the decoded pixels, where the one right value is known.
     """
 
     name: str
-    find: Callable[..., ImageSet | Recipe]
+    find: Find
     layout: str
     needed_for: str
-    variable: str
-    splits: tuple[str, ...] = SPLITS
+    variable: str = ""
+    splits: tuple[str, ...] = ("train", "test")
     checksums: Mapping[str, str] = field(default_factory=dict)
 
+    def place(self, root: str | Path | None, data_cache: str | Path | None) -> Place:
+        """The folders; the arguments as in `DataSettings`."""
+        folder = Path(data_cache or os.environ.get(CACHE_VARIABLE) or _REPOSITORY / "data").expanduser()
+        named = root or os.environ.get(self.variable)
+        return Place(Path(named).expanduser() if named else folder / self.name, bool(named), folder)
 
-_REGISTRY: dict[str, DataSet] = {}
+    def look(self, place: Place, split: str, options: Mapping[str, Any]) -> ImageSet | Recipe:
+        """What `find` finds in a folder that a user may have named. Raises `UserError` also where that is missing."""
+        if place.named and not place.root.exists():
+            raise UserError(f"data folder {place.root} does not exist; {self.name} needs {self.layout}")
+        return self.find(place, split, **options)
+
+    def check(self, split: str, options: Mapping[str, Any]) -> None:
+        """Raises `UserError` unless there are such a split and such options."""
+        if split not in self.splits:
+            raise UserError(f"data set {self.name} has no split {split!r}; it has {', '.join(self.splits)}")
+        accepted = tuple(inspect.signature(self.find).parameters)[2:]
+        for option in options:
+            if option not in accepted:
+                its = ", ".join(accepted) or "none"
+                raise UserError(f"data set {self.name} has no option {option!r}; its options: {its}")
 
 
-def data_set(
-    name: str,
-    *,
-    layout: str,
-    needed_for: str,
-    variable: str | None = None,
-    splits: tuple[str, ...] = SPLITS,
-    checksums: Mapping[str, str] | None = None,
-) -> Callable[[Callable[..., ImageSet | Recipe]], Callable[..., ImageSet | Recipe]]:
-    """Register the decorated ``find`` function (see `DataSet`) under ``name``."""
+def data_set(name: str, **facts: Any) -> Callable[[Find], Find]:
+    """Register the decorated function under ``name``, with the other fields of `DataSet`."""
 
-    def register(find: Callable[..., ImageSet | Recipe]) -> Callable[..., ImageSet | Recipe]:
-        where = variable or f"CDRL_DATA_{name.upper()}"
-        _REGISTRY[name] = DataSet(name, find, layout, needed_for, where, splits, dict(checksums or {}))
+    def register(find: Find) -> Find:
+        _REGISTRY[name] = DataSet(name, find, **{"variable": f"CDRL_DATA_{name.upper()}", **facts})
         return find
 
     return register
 
 
 @cache
-def _discover() -> None:
+def names() -> tuple[str, ...]:
+    """All data sets, sorted."""
     from experiments.data import sets
 
     for module in pkgutil.iter_modules(sets.__path__):
         importlib.import_module(f"{sets.__name__}.{module.name}")
-
-
-def names() -> tuple[str, ...]:
-    """All data sets, sorted."""
-    _discover()
     return tuple(sorted(_REGISTRY))
 
 
 def entry(name: str) -> DataSet:
-    """The registered data set.
-
-    Raises:
-        UserError: if there is none of that name.
-    """
-    _discover()
-    if name not in _REGISTRY:
+    """The registered data set. Raises `UserError` if there is none of that name."""
+    if name not in names():
         raise UserError(f"unknown data set {name!r}; choose one of {', '.join(names())}")
     return _REGISTRY[name]
-
-
-def cache_folder(named: str | Path | None = None) -> Path:
-    """The folder of downloads and decoded arrays: as named, else $CDRL_DATA_CACHE, else ``data/`` of the repository."""
-    return Path(named or os.environ.get(CACHE_VARIABLE) or _REPOSITORY / "data").expanduser()
-
-
-def place(name: str, root: str | Path | None = None, data_cache: str | Path | None = None) -> Place:
-    """The folders of a data set: ``root``, else its environment variable, else ``<cache>/<name>``."""
-    named = root or os.environ.get(entry(name).variable)
-    folder = cache_folder(data_cache)
-    return Place(Path(named).expanduser() if named else folder / name, bool(named), folder)
-
-
-def load(
-    name: str,
-    split: str,
-    root: str | Path | None = None,
-    *,
-    data_cache: str | Path | None = None,
-    **options: Any,
-) -> ImageSet:
-    """One split of a data set, verified; decoded arrays are kept and mapped from disk the second time.
-
-    Args:
-        name: one of `names()`.
-        split: "train" or "test".
-        root: the folder that holds the files; None for the environment variable, then ``<data_cache>/<name>``.
-        data_cache: where downloads and decoded arrays go; None for `cache_folder()`.
-        options: the data set's own options (see ``conf/data/<name>.yaml``).
-
-    Raises:
-        UserError: naming the file or folder that is missing, damaged or different, and what to do.
-    """
-    known, where = entry(name), place(name, root, data_cache)
-    expected = known.checksums.get(split)
-    _check_options(known, split, options)
-    _check_folder(known, where)
-    recipe = known.find(where, split, **options)
-    if isinstance(recipe, ImageSet):
-        verify(recipe.checksum, expected, f"data set {name} ({split})")
-        return recipe
-    return materialise(recipe, where.cache, name, split, expected)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,52 +139,6 @@ class Availability:
         return self.state in ("ready", "found")
 
 
-def availability(
-    name: str,
-    split: str,
-    root: str | Path | None = None,
-    *,
-    data_cache: str | Path | None = None,
-    **options: Any,
-) -> Availability:
-    """What `load` would find; nothing is downloaded or decoded.
-
-    Raises:
-        UserError: no such data set, split or option.
-    """
-    known, where = entry(name), place(name, root, data_cache)
-    _check_options(known, split, options)
-    state, location, sha256, remedy = "missing", str(where.root), known.checksums.get(split, ""), ""
-    naming = f"name its folder with data.root=FOLDER or {known.variable}=FOLDER"
-    try:
-        _check_folder(known, where)
-        recipe = known.find(where, split, **options)
-        if isinstance(recipe, ImageSet):
-            state, location, sha256 = "ready", recipe.source, recipe.checksum
-        elif (images := open_entry(entry_folder(recipe, where.cache, name, split), name, split)) is not None:
-            state, sha256 = "ready", images.checksum
-        elif recipe.files:
-            state = "found"
-        else:
-            state, remedy = "download", f"downloaded when first needed; or {naming}"
-    except UserError as error:
-        remedy = str(error) if where.named or "data.root" in str(error) else f"{error}; {naming}"
-    return Availability(
-        name=f"{name}/{split}",
-        state=state,
-        where=location,
-        variable=known.variable,
-        sha256=sha256,
-        needed_for=known.needed_for,
-        remedy=remedy,
-    )
-
-
-def at_hand(candidates: Sequence[str], data_cache: str | Path | None = None) -> list[str]:
-    """Those of the data sets whose test images need no download."""
-    return [name for name in candidates if availability(name, "test", data_cache=data_cache).present]
-
-
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
     """A data set as configured in ``conf/data/<name>.yaml``, and where it lies.
@@ -236,7 +152,7 @@ class DataSettings:
         flip: whether training mirrors every other image.
         label_from: the attribute that labels come from.
         concepts: kinds of concepts to train on, see `experiments.data.attributes`.
-        data_cache: where downloads and decoded arrays go; None for `cache_folder()`.
+        data_cache: where downloads and decoded arrays go; None for $CDRL_DATA_CACHE, then ``data/`` of the repository.
         options: the data set's own options.
     """
 
@@ -254,44 +170,76 @@ class DataSettings:
     def load(self, split: str) -> ImageSet:
         """`load`, checked to be what the networks will be built for.
 
-        Raises:
-            UserError: as `load`, or when size, channels or classes differ from the settings.
+        Raises `UserError` as `load`, or when size, channels or classes differ from the settings.
         """
         images = load(self.name, split, self.root, data_cache=self.data_cache, **self.options)
         actual = {"image_size": images.image_size, "channels": images.channels}
         if not self.label_from and self.classes:
             actual["classes"] = images.classes
         for key, value in actual.items():
-            if getattr(self, key) != value:
-                raise UserError(
-                    f"data set {self.name} has {key} {value}, the configuration says {getattr(self, key)}; "
-                    f"set data.{key}={value}"
-                )
+            if (configured := getattr(self, key)) != value:
+                facts = f"data set {self.name} has {key} {value}, the configuration says {configured}"
+                raise UserError(f"{facts}; set data.{key}={value}")
         return images
 
     def availability(self, split: str) -> Availability:
-        """What `load` would find; nothing is downloaded or decoded."""
-        return availability(self.name, split, self.root, data_cache=self.data_cache, **self.options)
+        """What `load` would find; nothing is downloaded or decoded.
+
+        Raises `UserError` where there is no such data set, split or option.
+        """
+        known = entry(self.name)
+        known.check(split, self.options)
+        place = known.place(self.root, self.data_cache)
+        state, where, sha256, remedy = "missing", str(place.root), known.checksums.get(split, ""), ""
+        naming = f"name its folder with data.root=FOLDER or {known.variable}=FOLDER"
+        try:
+            recipe = known.look(place, split, self.options)
+            if isinstance(recipe, ImageSet):
+                state, where, sha256 = "ready", recipe.source, recipe.checksum
+            elif (
+                images := open_entry(entry_folder(recipe, place.cache, self.name, split), self.name, split)
+            ) is not None:
+                state, sha256 = "ready", images.checksum
+            elif recipe.files:
+                state = "found"
+            else:
+                state, remedy = "download", f"downloaded when first needed; or {naming}"
+        except UserError as error:
+            remedy = str(error) if place.named or "data.root" in str(error) else f"{error}; {naming}"
+        facts = {"variable": known.variable, "sha256": sha256, "needed_for": known.needed_for, "remedy": remedy}
+        return Availability(name=f"{self.name}/{split}", state=state, where=where, **facts)
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide the images: any name but "folder" is one known data set, wherever it lies."""
         facts = {key: value for key, value in asdict(self).items() if key not in ("root", "data_cache")}
         if self.name == "folder":
-            facts["root"] = str(place("folder", self.root).root.absolute())
+            facts["root"] = str(entry("folder").place(self.root, None).root.absolute())
         return facts
 
 
-def _check_options(known: DataSet, split: str, options: Mapping[str, Any]) -> None:
-    if split not in known.splits:
-        raise UserError(f"data set {known.name} has no split {split!r}; it has {', '.join(known.splits)}")
-    accepted = tuple(inspect.signature(known.find).parameters)[2:]
-    for option in options:
-        if option not in accepted:
-            raise UserError(
-                f"data set {known.name} has no option {option!r}; its options: {', '.join(accepted) or 'none'}"
-            )
+def load(
+    name: str, split: str, root: str | Path | None = None, *, data_cache: str | Path | None = None, **options: Any
+) -> ImageSet:
+    """One split of a data set, verified; decoded arrays are kept and mapped from disk the second time.
+
+    Args:
+        name, root, data_cache: as in `DataSettings`.
+        split: "train" or "test"; see `DataSet.splits`.
+        options: the data set's own options (see ``conf/data/<name>.yaml``).
+
+    Raises:
+        UserError: naming the file or folder that is missing, damaged or different, and what to do.
+    """
+    known = entry(name)
+    known.check(split, options)
+    place, expected = known.place(root, data_cache), known.checksums.get(split)
+    recipe = known.look(place, split, options)
+    if isinstance(recipe, Recipe):
+        return materialise(recipe, place.cache, name, split, expected)
+    verify(recipe.checksum, expected, f"data set {name} ({split})")
+    return recipe
 
 
-def _check_folder(known: DataSet, where: Place) -> None:
-    if where.named and not where.root.exists():
-        raise UserError(f"data folder {where.root} does not exist; {known.name} needs {known.layout}")
+def at_hand(candidates: Sequence[str], data_cache: str | None = None) -> list[str]:
+    """Those of the data sets whose test images need no download."""
+    return [name for name in candidates if DataSettings(name=name, data_cache=data_cache).availability("test").present]

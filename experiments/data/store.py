@@ -66,8 +66,7 @@ class Recipe:
 def materialise(recipe: Recipe, cache: Path, name: str, split: str, expected: str | None = None) -> ImageSet:
     """Decode the recipe, or map what was decoded before; a process that finds another at it waits for it.
 
-    Raises:
-        UserError: if the pixels' hash is not ``expected``, or the cache cannot be written.
+    Raises `UserError` if the pixels' hash is not ``expected``, or the cache cannot be written.
     """
     folder, title = entry_folder(recipe, cache, name, split), f"data set {name} ({split})"
     images = open_entry(folder, name, split)
@@ -94,45 +93,30 @@ def entry_folder(recipe: Recipe, cache: Path, name: str, split: str) -> Path:
 def verify(actual: str, expected: str | None, what: str) -> None:
     """Raise `UserError` unless the hash is the expected one (None accepts any)."""
     if expected is not None and actual != expected:
-        raise UserError(
-            f"{what}: pixels hash to {actual}, the published data to {expected}; "
-            "the copy is damaged or not the original, get it again"
-        )
+        remedy = "the copy is damaged or not the original, get it again"
+        raise UserError(f"{what}: pixels hash to {actual}, the published data to {expected}; {remedy}")
 
 
 def open_entry(folder: Path, name: str, split: str) -> ImageSet | None:
     """Map a kept entry; None if there is none or it is not what was written."""
     try:
         record = json.loads((folder / "meta.json").read_text())
-        meta = record["meta"]
-        if record["sha256"] != _digest(meta):
-            return None
-
+        meta, pixels = record["meta"], folder / "images.npy"
         # Mode "c" (private writable) shares pages like "r" does, and torch takes only writable arrays.
-        pixels = folder / "images.npy"
         images = np.load(pixels, mmap_mode="c", allow_pickle=False)
-        if list(images.shape) != meta["shape"]:
+        moved = [*_stamp(pixels)] != meta["stamp"]
+        if (
+            record["sha256"] != _digest(meta)
+            or list(images.shape) != meta["shape"]
+            or (moved and pixel_checksum(images) != meta["checksum"])
+            or any(sha256(folder / f"{key}.npy") != checksum for key, checksum in meta["rows"].items())
+        ):
             return None
-        if [*_stamp(pixels)] != meta["stamp"] and pixel_checksum(images) != meta["checksum"]:
-            return None
-        rows: dict[str, Any] = {"labels": None, "attributes": None}
-        for key, checksum in meta["rows"].items():
-            path = folder / f"{key}.npy"
-            if sha256(path) != checksum:
-                return None
-            rows[key] = np.load(path, allow_pickle=False)
-
+        rows = {key: np.load(folder / f"{key}.npy", allow_pickle=False) for key in meta["rows"]}
         return ImageSet(
-            images=images,
-            name=name,
-            split=split,
-            source=meta["source"],
-            class_names=tuple(meta["class_names"]),
-            attribute_names=tuple(meta["attribute_names"]),
-            comparable=meta["comparable"],
-            known_checksum=meta["checksum"],
-            **rows,
-        )
+            images, rows.get("labels"), name, split, meta["source"], tuple(meta["class_names"]),
+            rows.get("attributes"), tuple(meta["attribute_names"]), meta["comparable"], meta["checksum"],
+        )  # fmt: skip
     except (OSError, ValueError, KeyError, EOFError, TypeError):
         return None
 
@@ -155,21 +139,15 @@ def _write_entry(folder: Path, recipe: Recipe, title: str, expected: str | None)
         checksum = pixel_checksum(images)
         verify(checksum, expected, f"{title}, {recipe.source}")
         rows = {}
-        for key, values in (("labels", rest.labels), ("attributes", rest.attributes)):
+        for key, values, kind in (("labels", rest.labels, np.int64), ("attributes", rest.attributes, np.bool_)):
             if values is not None:
-                path = draft / f"{key}.npy"
-                np.save(path, values.astype(np.int64 if key == "labels" else np.bool_))
-                rows[key] = sha256(path)
+                np.save(draft / f"{key}.npy", values.astype(kind))
+                rows[key] = sha256(draft / f"{key}.npy")
         meta = {
-            "source": rest.source or recipe.source,
-            "checksum": checksum,
-            "shape": images.shape,
-            "stamp": _stamp(pixels),
-            "rows": rows,
-            "class_names": rest.class_names,
-            "attribute_names": rest.attribute_names,
-            "comparable": recipe.comparable,
-        }
+            "source": rest.source or recipe.source, "checksum": checksum, "shape": images.shape,
+            "stamp": _stamp(pixels), "rows": rows, "class_names": rest.class_names,
+            "attribute_names": rest.attribute_names, "comparable": recipe.comparable,
+        }  # fmt: skip
         write_json(draft / "meta.json", {"meta": meta, "sha256": _digest(meta)})
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(draft, folder)

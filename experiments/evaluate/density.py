@@ -34,7 +34,7 @@ from cdrl.errors import UserError
 from cdrl.model import Model
 from cdrl.noise import NoiseSchedule
 from cdrl.sampler import Sampler
-from experiments.data.points import PointSet
+from experiments.data import PointSet
 from experiments.data.sets.toy import density
 from experiments.evaluate import OnProgress, TrainedRun
 from experiments.measurement import Measurement

@@ -12,7 +12,7 @@ from PIL import Image
 from cdrl.errors import UserError
 from cdrl.pictures import photograph, picture, upright
 from experiments import configuration
-from experiments.data import DataSettings, decoding, store, tree
+from experiments.data import DataSettings, decoding, store
 from experiments.metrics import Scorer, protocols
 from experiments.metrics.extractors import accepts
 from experiments.progress import announce, progress
@@ -60,7 +60,7 @@ def compare(
     # The reference's images.
     def decode(allocate: store.Allocate) -> store.Decoded:
         out = allocate(len(known), size, channels)
-        decoding.fill(out, tree.encoded(known), photograph(size), f"reading {against}")
+        decoding.fill(out, decoding.encoded(known), photograph(size), f"reading {against}")
         return store.Decoded()
 
     if against is None:
@@ -92,7 +92,7 @@ def compare(
 
 
 def _image_files(folder: Path) -> list[Path]:
-    files = tree.images_below(folder) if folder.is_dir() else []
+    files = decoding.images_below(folder) if folder.is_dir() else []
     if len(files) < 2:
         raise UserError(f"{folder} holds {len(files)} images; name a folder of at least two image files")
     return files

@@ -16,7 +16,12 @@ def split_rhat(traces: Array) -> float:
 
     ``R̂ = √(((n − 1)/n W + B/n)/W)`` with W the mean variance within, and B/n the variance between, half-chains.
     """
-    return _rhat(_halves(traces))
+    halves = _halves(traces)
+    n = halves.shape[1]
+    within = halves.var(axis=1, ddof=1).mean()
+    if within == 0:
+        return float("nan")
+    return float(np.sqrt((n - 1) / n + halves.mean(axis=1).var(ddof=1) / within))
 
 
 def effective_sample_size(traces: Array) -> float:
@@ -26,7 +31,9 @@ def effective_sample_size(traces: Array) -> float:
     """
     halves = _halves(traces)
     m, n = halves.shape
-    covariance = np.mean([_autocovariance(chain) for chain in halves], axis=0)
+    # The biased autocovariance at lags 0 … n − 1, by FFT.
+    spectrum = np.fft.rfft(halves - halves.mean(axis=1, keepdims=True), 2 * n, axis=1)
+    covariance = np.mean(np.fft.irfft(spectrum * spectrum.conj(), 2 * n, axis=1)[:, :n] / n, axis=0)
     within = covariance[0] * n / (n - 1)
     total = covariance[0] + halves.mean(axis=1).var(ddof=1)
     if total == 0:
@@ -43,18 +50,3 @@ def effective_sample_size(traces: Array) -> float:
 def _halves(traces: Array) -> Array:
     half = traces.shape[1] // 2
     return np.concatenate((traces[:, :half], traces[:, -half:])).astype(np.float64)
-
-
-def _rhat(chains: Array) -> float:
-    n = chains.shape[1]
-    within = chains.var(axis=1, ddof=1).mean()
-    if within == 0:
-        return float("nan")
-    return float(np.sqrt((n - 1) / n + chains.mean(axis=1).var(ddof=1) / within))
-
-
-def _autocovariance(chain: Array) -> Array:
-    """Biased autocovariance at lags 0 … n − 1, by FFT."""
-    n = len(chain)
-    spectrum = np.fft.rfft(chain - chain.mean(), 2 * n)
-    return np.fft.irfft(spectrum * spectrum.conj(), 2 * n)[:n] / n

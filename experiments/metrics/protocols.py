@@ -65,10 +65,9 @@ class Protocol:
     def from_config(cls, config: Mapping[str, Any]) -> Protocol:
         """The protocol of a resolved ``metrics`` config. Raises `UserError` for a missing or misspelt key."""
         known = {entry.name for entry in dataclasses.fields(cls)}
-        needed = {"name", "extractor", "samples"}
         if unknown := sorted(set(config) - known):
             raise UserError(f"metrics has no setting {', '.join(unknown)}; there are {', '.join(sorted(known))}")
-        if missing := sorted(needed - set(config)):
+        if missing := sorted({"name", "extractor", "samples"} - set(config)):
             raise UserError(f"metrics lacks {', '.join(missing)}; choose a protocol, such as metrics=fd-digits")
         return cls(**{**config, "metrics": tuple(config.get("metrics", ("fd",)))})
 
@@ -81,11 +80,9 @@ class Protocol:
         """Raises `UserError`, naming protocols that fit, unless it can look at images of that kind."""
         if accepts(self.extractor, channels, size):
             return
-        fitting = [name for name in names() if accepts(load(name).extractor, channels, size)]
-        raise UserError(
-            f"{self.name} cannot look at {size}x{size} images of {channels} channels; "
-            f"protocols that can: {', '.join(fitting) or 'none'}"
-        )
+        fitting = ", ".join(name for name in names() if accepts(load(name).extractor, channels, size)) or "none"
+        images = f"{size}x{size} images of {channels} channels"
+        raise UserError(f"{self.name} cannot look at {images}; protocols that can: {fitting}")
 
 
 def names() -> list[str]:

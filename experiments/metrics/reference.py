@@ -25,7 +25,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from cdrl.errors import UserError
@@ -33,8 +32,8 @@ from experiments.configuration import digest
 from experiments.data import DataSettings, ImageSet
 from experiments.files import read_json, write_json
 from experiments.metrics import weights
+from experiments.metrics.distances import Moments
 from experiments.metrics.extractors import Extracted, Extractor, Pixels, build
-from experiments.metrics.frechet import Moments
 from experiments.metrics.protocols import Protocol
 from experiments.metrics.registry import needs_features
 from experiments.progress import OnProgress, listening, progress
@@ -63,13 +62,9 @@ class Reference:
 
 
 def reference(
-    protocol: Protocol,
-    extractor: Extractor,
-    images: ImageSet,
-    cache: Path,
-    device: torch.device,
+    protocol: Protocol, extractor: Extractor, images: ImageSet, cache: Path, device: torch.device,
     on_progress: OnProgress | None = None,
-) -> Reference:
+) -> Reference:  # fmt: skip
     """Statistics of the protocol's part of ``images``: from the cache, or computed and kept there.
 
     Args:
@@ -79,24 +74,68 @@ def reference(
     Raises:
         UserError: ``images`` is another split than the protocol's or too small, or the cache cannot be written.
     """
-    count = _count(protocol, images)
-    features = needs_features(protocol.metrics)  # moments alone are a hundredth of it
-    path = _path(protocol, extractor, images, count, cache, features=True)
-    if not features and not (features := path.exists()):
-        path = _path(protocol, extractor, images, count, cache, features=False)
-    title = f"reference statistics of {images.name}"
-    parts = path.with_suffix(".parts")
+    if images.split != protocol.reference_split:
+        raise UserError(f"{protocol.name} compares with '{protocol.reference_split}' images, not '{images.split}'")
+    there = len(images)
+    count = protocol.reference_samples or max(there, 2)
+    if count > there:
+        raise UserError(f"{protocol.name} needs {count} {images.split} images; {images.name} has {there}: add some")
+
+    def path(features: bool) -> Path:
+        content = [extractor.name, extractor.sha256, images.checksum, count, protocol.flips, features]
+        key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+        name = f"{extractor.name}-{images.name}-{images.split}-{count}-{key}.safetensors"
+        return cache / "reference" / name
+
+    # Moments alone are a hundredth of all features; kept with features they serve as well.
+    features = needs_features(protocol.metrics) or path(True).exists()
+    parts, title = path(features).with_suffix(".parts"), f"reference statistics of {images.name}"
     about = {"protocol": protocol.name, "dataset": images.name, "split": images.split, "images": str(count)}
 
     def compute() -> dict[str, Tensor]:
-        pixels = images.images[:count]
-        return _compute(extractor, pixels, protocol.flips, features, device, parts, title)
+        """Continued from the features that an interrupted call left in ``parts``."""
+        moments, kept = Moments(extractor.dim, device), []
+        saved = time.monotonic()
+        with progress(title, count) as advance:
+            for start in range(0, count, _PART):
+                # The part's images, and the features that are there already.
+                pixels = np.asarray(images.images[start : min(start + _PART, count)])
+                share = len(pixels)
+                if protocol.flips:
+                    pixels = np.concatenate([pixels, pixels[:, :, ::-1]])
+                part = parts / f"{start:09d}.safetensors"
+                known = weights.load(part)
+                rows = [] if known is None else [known["features"]]
+                done = sum(map(len, rows))
+                advance(min(done, share))
+
+                # The other features, kept every few seconds, when stopped, and when the part is complete.
+                if done < len(pixels):
+                    try:
+                        for batch in batches(extractor, pixels[done:], device):
+                            rows.append(batch.features.cpu())
+                            advance(max(min(done + len(rows[-1]), share) - done, 0))
+                            done += len(rows[-1])
+                            if time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
+                                saved = time.monotonic()
+                                weights.save(part, {"features": torch.cat(rows)}, durable=False)
+                    finally:
+                        if rows:
+                            weights.save(part, {"features": torch.cat(rows)}, durable=False)
+
+                # Part by part in order, so that an interruption changes no sum.
+                whole = torch.cat(rows)
+                moments.update(whole)
+                if features:
+                    kept.append(whole)
+        statistics = {"count": torch.tensor(moments.count), "mean": moments.mean.cpu(), "cov": moments.cov.cpu()}
+        return {**statistics, "features": torch.cat(kept)} if kept else statistics
 
     with listening(on_progress):
-        statistics = weights.load_or_make(path, title, compute, about)
+        statistics = weights.load_or_make(path(features), title, compute, about)
     shutil.rmtree(parts, ignore_errors=True)
     moments = Moments.restore(int(statistics["count"]), statistics["mean"], statistics["cov"])
-    return Reference(moments, statistics.get("features"), count, path)
+    return Reference(moments, statistics.get("features"), count, path(features))
 
 
 @dataclass(frozen=True)
@@ -136,14 +175,10 @@ class Statistics:
         """Where the job is worked on; decided by everything that decides the statistics."""
         protocol = self.protocol
         settings = {
-            "extractor": protocol.extractor,
-            "weights": protocol.weights_sha256,
-            "split": protocol.reference_split,
-            "samples": protocol.reference_samples,
-            "flips": protocol.flips,
-            "features": needs_features(protocol.metrics),
-            "data": self.data.identity(),
-        }
+            "extractor": protocol.extractor, "weights": protocol.weights_sha256, "split": protocol.reference_split,
+            "samples": protocol.reference_samples, "flips": protocol.flips,
+            "features": needs_features(protocol.metrics), "data": self.data.identity(),
+        }  # fmt: skip
         name = f"{protocol.extractor}-{self.data.name}-{protocol.reference_split}-{digest(settings)}"
         return WorkFolder(self.cache / "statistics" / name)
 
@@ -189,68 +224,3 @@ def batches(extractor: Extractor, pixels: Pixels, device: torch.device) -> Itera
     size = _BATCH.get(device.type, _BATCH["cpu"])
     for start in range(0, len(pixels), size):
         yield extractor(pixels[start : start + size])
-
-
-def _count(protocol: Protocol, images: ImageSet) -> int:
-    """The number of images in the reference."""
-    if images.split != protocol.reference_split:
-        raise UserError(f"{protocol.name} compares with '{protocol.reference_split}' images, not '{images.split}'")
-    there = len(images.images)
-    count = protocol.reference_samples or max(there, 2)
-    if count > there:
-        raise UserError(f"{protocol.name} needs {count} {images.split} images; {images.name} has {there}: add some")
-    return count
-
-
-def _path(protocol: Protocol, extractor: Extractor, images: ImageSet, count: int, cache: Path, features: bool) -> Path:
-    content = [extractor.name, extractor.sha256, images.checksum, count, protocol.flips, features]
-    key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
-    return cache / "reference" / f"{extractor.name}-{images.name}-{images.split}-{count}-{key}.safetensors"
-
-
-def _compute(
-    extractor: Extractor,
-    images: NDArray[np.uint8],
-    flips: bool,
-    keep_features: bool,
-    device: torch.device,
-    parts: Path,
-    title: str,
-) -> dict[str, Tensor]:
-    """The statistics, continued from the features that an interrupted call left in ``parts``."""
-    moments, kept = Moments(extractor.dim, device), []
-    saved = time.monotonic()
-    with progress(title, len(images)) as advance:
-        for start in range(0, len(images), _PART):
-            # The part's images, and the features that are there already.
-            pixels = np.asarray(images[start : start + _PART])
-            share = len(pixels)
-            if flips:
-                pixels = np.concatenate([pixels, pixels[:, :, ::-1]])
-            part = parts / f"{start:09d}.safetensors"
-            known = weights.load(part)
-            rows = [] if known is None else [known["features"]]
-            done = sum(map(len, rows))
-            advance(min(done, share))
-
-            # The other features, kept every few seconds, when stopped, and when the part is complete.
-            if done < len(pixels):
-                try:
-                    for batch in batches(extractor, pixels[done:], device):
-                        rows.append(batch.features.cpu())
-                        advance(max(min(done + len(rows[-1]), share) - done, 0))
-                        done += len(rows[-1])
-                        if time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
-                            saved = time.monotonic()
-                            weights.save(part, {"features": torch.cat(rows)}, durable=False)
-                finally:
-                    if rows:
-                        weights.save(part, {"features": torch.cat(rows)}, durable=False)
-
-            # Part by part in order, so that an interruption changes no sum.
-            features = torch.cat(rows)
-            moments.update(features)
-            if keep_features:
-                kept.append(features)
-    statistics = {"count": torch.tensor(moments.count), "mean": moments.mean.cpu(), "cov": moments.cov.cpu()}
-    return {**statistics, "features": torch.cat(kept)} if kept else statistics

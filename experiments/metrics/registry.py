@@ -70,11 +70,6 @@ def needs_features(names: Iterable[str]) -> bool:
     return any(METRICS[name].needs == "features" for name in names)
 
 
-def needs_classes(names: Iterable[str]) -> list[str]:
-    """The metrics among these that look at class probabilities."""
-    return [name for name in names if METRICS[name].needs in ("probabilities", "labels")]
-
-
 _RATE, _POSITIVE = (0.0, 1.0), (0.0, math.inf)
 register(
     Metric("step_multiplier", "Step-size multiplier", "", _POSITIVE),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,11 @@ from cdrl import precision
 from cdrl.errors import UserError
 from cdrl.pictures import to_uint8, unscale
 from experiments.data import ImageSet
-from experiments.metrics.distances import Comparison
+from experiments.metrics.distances import Comparison, Moments
 from experiments.metrics.extractors import Extractor, Pixels, build
-from experiments.metrics.frechet import Moments
 from experiments.metrics.protocols import Protocol
 from experiments.metrics.reference import batches, reference
-from experiments.metrics.registry import METRICS, needs_classes
+from experiments.metrics.registry import METRICS
 
 
 class Scorer:
@@ -40,28 +40,22 @@ class Scorer:
     """
 
     def __init__(
-        self,
-        protocol: Protocol,
-        images: ImageSet,
-        cache: Path | str,
-        device: torch.device | str = "cpu",
+        self, protocol: Protocol, images: ImageSet, cache: Path | str, device: torch.device | str = "cpu",
         extractor: Extractor | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         protocol.check_fits(images.channels, images.image_size)
         self.protocol = protocol
         self._device = torch.device(device)
-        self._extractor = extractor or build(
-            protocol.extractor, Path(cache), self._device, protocol.weights, protocol.weights_sha256
-        )
-        if not self._extractor.classes and (names := needs_classes(protocol.metrics)):
+        wanted = protocol.extractor, Path(cache), self._device, protocol.weights, protocol.weights_sha256
+        self._extractor = extractor or build(*wanted)
+        names = [name for name in protocol.metrics if METRICS[name].needs in ("probabilities", "labels")]
+        if names and not self._extractor.classes:
             raise UserError(f"{protocol.extractor} knows no classes; leave {' and '.join(names)} out of its metrics")
         self._reference = reference(protocol, self._extractor, images, Path(cache), self._device)
         self.reference_samples = self._reference.images
         self._needs = {METRICS[name].needs for name in protocol.metrics}
         self._moments = Moments(self._extractor.dim, self._device)
-        self._gathered: dict[str, list[Tensor]] = {
-            name: [] for name in ("features", "probabilities", "predictions", "labels")
-        }
+        self._gathered: dict[str, list[Tensor]] = defaultdict(list)
 
     @property
     def samples(self) -> int:
@@ -81,36 +75,30 @@ class Scorer:
         if str(pixels.dtype).removeprefix("torch.") != wanted:
             raise ValueError(f"{self.protocol.name} looks at {wanted} pixels, not {pixels.dtype}")
         kept = self._gathered
-        asked = None if labels is None or "labels" not in self._needs else torch.as_tensor(labels).cpu()
-        if asked is not None:
-            kept["labels"].append(asked)
+        matched = labels is not None and "labels" in self._needs
+        if matched:
+            kept["labels"].append(torch.as_tensor(labels).cpu())
         for batch in batches(self._extractor, pixels, self._device):
             self._moments.update(batch.features)
             if "features" in self._needs:
                 kept["features"].append(batch.features.cpu())
             if "probabilities" in self._needs and batch.probabilities is not None:
                 kept["probabilities"].append(batch.probabilities.cpu())
-            if asked is not None and batch.probabilities is not None:
+            if matched and batch.probabilities is not None:
                 kept["predictions"].append(batch.probabilities.argmax(dim=1).cpu())
 
     def result(self) -> dict[str, float]:
         """Metric → value, in the protocol's order; those that need labels only where labels were given.
 
-        Raises:
-            UserError: with fewer than two images.
+        Raises `UserError` with fewer than two images.
         """
         if self.samples < 2:
             raise UserError(f"{self.protocol.name} needs at least 2 samples, not {self.samples}; ask for more samples")
-        gathered = {name: torch.cat(parts).to(self._device) if parts else torch.empty(0)
-                    for name, parts in self._gathered.items()}  # fmt: skip
-        features = self._reference.features if "features" in self._needs else None
-        comparison = Comparison(
-            moments=self._moments,
-            reference=self._reference.moments,
-            reference_features=torch.empty(0) if features is None else features.to(self._device),
-            kid_subset_size=self.protocol.kid_subset_size,
-            **gathered,
-        )
+        gathered = {name: torch.cat(parts).to(self._device) for name, parts in self._gathered.items()}
+        if "features" in self._needs and self._reference.features is not None:
+            gathered["reference_features"] = self._reference.features.to(self._device)
+        size = self.protocol.kid_subset_size
+        comparison = Comparison(self._moments, self._reference.moments, kid_subset_size=size, **gathered)
         values = {}
         with precision.products("fp32"):  # whatever the samples were drawn in
             for name in self.protocol.metrics:
@@ -125,5 +113,4 @@ def to_pixels(images: Tensor, rounding: bool) -> Tensor:
 
     Clamped; uint8 with ``rounding``, else float32 in 0 … 255.
     """
-    pixels = to_uint8(images) if rounding else unscale(images).permute(0, 2, 3, 1).contiguous()
-    return pixels.cpu()
+    return (to_uint8(images) if rounding else unscale(images).permute(0, 2, 3, 1).contiguous()).cpu()

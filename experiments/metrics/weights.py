@@ -6,12 +6,13 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors
 import safetensors.torch
-import torch
+import torch.hub
 from torch import Tensor
 
 from cdrl.errors import UserError
@@ -59,72 +60,56 @@ class WeightFile:
                 raise UserError(f"no weight file {path}; put {self.name} there (from {self.url})")
             with exclusive(path.with_name(f"{self.name}.lock"), self.name):
                 if not path.is_file():
-                    self._download(path)
+                    announce(f"fetching {self.url}")
+                    try:
+                        torch.hub.download_url_to_file(self.url, str(path), hash_prefix=self.sha256)
+                    except (OSError, RuntimeError) as error:
+                        raise UserError(
+                            f"cannot download {self.name} ({error}); get {self.url} elsewhere, then set {VARIABLE} to "
+                            "its folder or metrics.weights to the file"
+                        ) from error
         wanted, actual = expected or self.sha256, sha256(path)
         if actual != wanted:
             raise UserError(f"{path} has SHA-256 {actual}, not {wanted}; delete it and get {self.url} again")
         return path
 
-    def _download(self, path: Path) -> None:
-        from torch.hub import download_url_to_file
 
-        announce(f"fetching {self.url}")
-        try:
-            download_url_to_file(self.url, str(path), hash_prefix=self.sha256)
-        except (OSError, RuntimeError) as error:
-            remedy = f"get {self.url} elsewhere, then set {VARIABLE} to its folder or metrics.weights to the file"
-            raise UserError(f"cannot download {self.name} ({error}); {remedy}") from error
-
-
-def save(
-    path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None, durable: bool = True
-) -> None:
+def save(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] = {}, durable: bool = True) -> None:
     """Keep tensors, and facts about them, in a file with a checksum. Raises `UserError` as `write_whole`."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    record = json.dumps({**(about or {}), "sha256": _digest(tensors, about or {})}, sort_keys=True)
+    record = json.dumps({**about, "sha256": _digest(tensors, about)}, sort_keys=True)
     metadata = {"record": record}  # one entry, because safetensors writes several in any order
     write_whole(path, lambda unfinished: safetensors.torch.save_file(tensors, unfinished, metadata), durable)
 
 
-def load(path: Path) -> dict[str, Tensor] | None:
-    """What `save` kept; None where nothing is, or where it is damaged, which is said."""
-    tensors = _read(path)
-    if tensors is None and path.exists():
+def load(path: Path, warn: bool = True) -> dict[str, Tensor] | None:
+    """What `save` kept; None where nothing is, or where it is damaged, which is said unless ``warn`` is off."""
+    with suppress(OSError, ValueError, KeyError, safetensors.SafetensorError):
+        with safetensors.safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {})["record"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
+        if about.pop("sha256", None) == _digest(tensors, about):
+            return tensors
+    if warn and path.exists():
         announce(f"{path} is damaged; it is made again")
-    return tensors
+    return None
 
 
 def load_or_make(
-    path: Path, title: str, make: Callable[[], Mapping[str, Tensor]], about: Mapping[str, str] | None = None
+    path: Path, title: str, make: Callable[[], Mapping[str, Tensor]], about: Mapping[str, str] = {}
 ) -> Mapping[str, Tensor]:
     """What `save` kept, or else what one process makes and keeps while others that want it wait.
 
-    Raises:
-        UserError: it cannot be kept.
+    Raises `UserError` where it cannot be kept.
     """
     tensors: Mapping[str, Tensor] | None = load(path)
     if tensors is None:
         with exclusive(path.with_suffix(".lock"), title):
-            tensors = _read(path)  # another process may have made it meanwhile
+            tensors = load(path, warn=False)  # another process may have made it meanwhile
             if tensors is None:
                 tensors = make()
                 save(path, tensors, about)
     return tensors
-
-
-def intact(path: Path) -> bool:
-    """True for a file that is as `save` wrote it."""
-    return _read(path) is not None
-
-
-def _read(path: Path) -> dict[str, Tensor] | None:
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {})["record"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
-    except (OSError, ValueError, KeyError, safetensors.SafetensorError):
-        return None
-    return tensors if about.pop("sha256", None) == _digest(tensors, about) else None
 
 
 def _digest(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:

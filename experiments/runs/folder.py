@@ -26,14 +26,12 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
-
-from filelock import SoftFileLease, Timeout
 
 from cdrl import checkpoint
 from cdrl.errors import UserError
@@ -43,10 +41,9 @@ from experiments.configuration import digest
 from experiments.data import DataSettings, ImageSet
 from experiments.files import read_json, write_json, write_text
 from experiments.measurement import Measurement
+from experiments.progress import exclusive
 
 T = TypeVar("T")
-_LEASE = 60.0
-"""Seconds without a sign of life after which a folder whose owner cannot be asked (another machine) is taken over."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,31 +167,14 @@ class WorkFolder:
         except (KeyError, TypeError) as error:
             raise UserError(f"{path} is damaged ({error}); delete it; the same command makes it again") from None
 
-    @contextmanager
-    def lock(self, wait: float = 0.0, on_lost: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Keeps others from working here; works on file systems without flock.
-
-        A dead owner is taken over at once on the same machine, and after `_LEASE` seconds from another.
+    def lock(self, wait: float = 0.0, on_lost: Callable[[], None] = lambda: None) -> AbstractContextManager[None]:
+        """Keeps others from working here; see `exclusive`, also for the errors.
 
         Args:
-            wait: seconds to wait for the present owner; negative for as long as it takes.
+            wait: seconds to wait for the present owner.
             on_lost: called from another thread when somebody has taken over, because no sign of life got through.
-
-        Raises:
-            UserError: another process works here, or the folder cannot be written.
         """
-        lease = SoftFileLease(self.path / "lock", lease_duration=_LEASE, on_compromise=lambda _: on_lost())
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lease.acquire(timeout=wait)
-        except Timeout:
-            raise UserError(f"another process is working on {self.path}; wait for it or stop it") from None
-        except OSError as error:
-            raise UserError(f"cannot write to {self.path} ({error.strerror}); choose another folder") from error
-        try:
-            yield
-        finally:
-            lease.release()
+        return exclusive(self.path / "lock", str(self.path), "choose another folder", wait, on_lost)
 
     def begin(self) -> None:
         """Forgets what an earlier attempt left behind."""

@@ -12,8 +12,7 @@ from cdrl.cooperative import Cooperative
 from cdrl.errors import UserError
 from cdrl.recipe import ImageShape
 from cdrl.sampler import Sampler
-from experiments.data import DeviceBatches, ImageSet, attributes
-from experiments.data.points import PointBatches, PointSet
+from experiments.data import DeviceBatches, ImageSet, PointBatches, PointSet, attributes
 from experiments.runs.folder import RunFolder, RunSettings
 
 

@@ -6,24 +6,22 @@ Pixels 0 … 16 become round(v · 255 / 16). The split is fixed and stratified: 
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from experiments.data.images import ImageSet
 from experiments.data.registry import Place, data_set
 
 _HELD_OUT = 500
 _SPLIT_SEED = 20240
-_CHECKSUMS = {
-    "train": "c6e6fe5980a148c6a00f23bd9765cee8942444d96c82d7e2a10ebef06c7f4e23",
-    "test": "c0f8773f5faa709151018b26ad5caea3b532b020978efe4d22fe37cbd915c382",
-}
 
 
 @data_set(
     "digits",
     layout="nothing: the images come with scikit-learn",
     needed_for="scale nano of every experiment",
-    checksums=_CHECKSUMS,
+    checksums={
+        "train": "c6e6fe5980a148c6a00f23bd9765cee8942444d96c82d7e2a10ebef06c7f4e23",
+        "test": "c0f8773f5faa709151018b26ad5caea3b532b020978efe4d22fe37cbd915c382",
+    },
 )
 def find(place: Place, split: str) -> ImageSet:
     """The digits of one split, in their original order."""
@@ -31,24 +29,15 @@ def find(place: Place, split: str) -> ImageSet:
 
     bunch = load_digits()
     labels = bunch.target.astype(np.int64)
-    held_out = _held_out(labels)
-    rows = held_out if split == "test" else np.setdiff1d(np.arange(len(labels)), held_out)
-    pixels = np.rint(bunch.images[rows] * (255.0 / 16.0)).astype(np.uint8)
-    return ImageSet(
-        images=pixels[..., None],
-        labels=labels[rows],
-        name="digits",
-        split=split,
-        source="scikit-learn's digits",
-        class_names=tuple(str(digit) for digit in range(10)),
-    )
 
-
-def _held_out(labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Sorted rows of the held-out part: each class in proportion, largest remainders first."""
+    # Held out is each class in proportion, largest remainders first.
     shares = np.bincount(labels) * (_HELD_OUT / len(labels))
     counts = np.floor(shares).astype(np.int64)
     counts[np.argsort(counts - shares, kind="stable")[: _HELD_OUT - counts.sum()]] += 1
     random = np.random.RandomState(_SPLIT_SEED)  # the one numpy generator whose stream is frozen
-    rows = [random.permutation(np.flatnonzero(labels == c))[:count] for c, count in enumerate(counts)]
-    return np.sort(np.concatenate(rows))
+    parts = [random.permutation(np.flatnonzero(labels == c))[:count] for c, count in enumerate(counts)]
+    held_out = np.sort(np.concatenate(parts))
+
+    rows = held_out if split == "test" else np.setdiff1d(np.arange(len(labels)), held_out)
+    pixels = np.rint(bunch.images[rows] * (255.0 / 16.0)).astype(np.uint8)[..., None]
+    return ImageSet(pixels, labels[rows], "digits", split, "scikit-learn's digits", tuple("0123456789"))

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from cdrl.errors import UserError
 from cdrl.pictures import photograph
-from experiments.data import decoding, tree
+from experiments.data import decoding
 from experiments.data.registry import Place, data_set
 from experiments.data.store import Allocate, Decoded, Recipe
 
@@ -34,22 +33,6 @@ def find(place: Place, split: str, image_size: int = 32, channels: int = 3, held
         channels: 3 for RGB, 1 for grey.
         held_out: the share of images kept for "test" where the folder has no test images of its own.
     """
-    _check(place, image_size, channels, held_out)
-    base, shared = _base(place.root, split)
-    direct, folders = tree.images_in(base), tree.class_folders(base)
-    _check_kind(direct, folders)
-    pairs = [(0, path) for path in direct] or list(tree.by_class(folders))
-    if not pairs:
-        raise UserError(f"{base} holds no image; data set folder needs {_LAYOUT}")
-    names = () if direct else tuple(path.name for path in folders)
-    if shared:
-        pairs = _share(pairs, base, split, held_out)
-    options = {"image_size": image_size, "channels": channels, "held_out": held_out, "split": split, "reader": _READER}
-    decode = partial(_decode, pairs, names, image_size, channels)
-    return Recipe(decode, f"folder {place.root.name}", [path for _, path in pairs], options)
-
-
-def _check(place: Place, image_size: int, channels: int, held_out: float) -> None:
     if image_size < 4:
         raise UserError(f"image_size {image_size} is too small; give at least 4, a power of two fits the networks")
     if channels not in (1, 3):
@@ -59,15 +42,35 @@ def _check(place: Place, image_size: int, channels: int, held_out: float) -> Non
     if not place.root.is_dir():
         raise UserError(f"{place.root} is no folder; name yours with data.root=FOLDER: it needs {_LAYOUT}")
 
-
-def _check_kind(direct: list[Path], folders: list[Path]) -> None:
-    """Beside stray pictures, all classes would be left out without a word."""
-    inside = next((files[0] for files in map(tree.images_below, folders) if files), None) if direct else None
+    # Flat or by class, not both: beside stray pictures, all classes would be left out without a word.
+    base, shared = _base(place.root, split)
+    direct, folders = decoding.images_in(base), decoding.class_folders(base)
+    inside = next((files[0] for files in map(decoding.images_below, folders) if files), None) if direct else None
     if inside:
         raise UserError(
             f"{direct[0]} is in no class folder but {inside} is in one; move the first into one or away, or for "
             f"images without classes all of them into {direct[0].parent}"
         )
+    pairs = [(0, path) for path in direct] or list(decoding.by_class(folders))
+    if not pairs:
+        raise UserError(f"{base} holds no image; data set folder needs {_LAYOUT}")
+
+    # The split's part: the lowest-hashing names are held out, at least one image on either side.
+    if shared:
+        if len(pairs) < 2:
+            raise UserError(f"{base} holds one image only; give at least 2, one is held out")
+        ranked = sorted(pairs, key=lambda pair: hashlib.sha256(os.fsencode(pair[1].relative_to(base))).digest())
+        count = min(max(round(held_out * len(pairs)), 1), len(pairs) - 1)
+        pairs = sorted(ranked[:count] if split == "test" else ranked[count:], key=lambda pair: pair[1])
+    paths, labels = [path for _, path in pairs], np.array([label for label, _ in pairs], dtype=np.int64)
+
+    def decode(allocate: Allocate) -> Decoded:
+        out = allocate(len(paths), image_size, channels)
+        decoding.fill(out, decoding.encoded(paths), photograph(image_size), "decoding folder")
+        return Decoded() if direct else Decoded(labels, tuple(path.name for path in folders))
+
+    options = {"image_size": image_size, "channels": channels, "held_out": held_out, "split": split, "reader": _READER}
+    return Recipe(decode, f"folder {place.root.name}", paths, options)
 
 
 def _base(root: Path, split: str) -> tuple[Path, bool]:
@@ -80,29 +83,12 @@ def _base(root: Path, split: str) -> tuple[Path, bool]:
         return (train if split == "train" else tests[0]), False
 
     # Beside other folders of images, "train" is a class like them, unless it holds classes itself.
-    others = [path for path in tree.class_folders(root) if path != train and tree.images_below(path)]
+    others = [path for path in decoding.class_folders(root) if path != train and decoding.images_below(path)]
     if not others:
         return train, True
-    if tree.class_folders(train):
+    if decoding.class_folders(train):
         raise UserError(
             f"{train} holds folders, and beside it {others[0].name}/ holds images; move those away, or rename train/ "
             "if it is a class"
         )
     return root, True
-
-
-def _share(pairs: list[tuple[int, Path]], base: Path, split: str, held_out: float) -> list[tuple[int, Path]]:
-    """The split's part: the lowest-hashing names are held out, at least one image on either side."""
-    if len(pairs) < 2:
-        raise UserError(f"{base} holds one image only; give at least 2, one is held out")
-    ranked = sorted(pairs, key=lambda pair: hashlib.sha256(os.fsencode(pair[1].relative_to(base))).digest())
-    count = min(max(round(held_out * len(pairs)), 1), len(pairs) - 1)
-    return sorted(ranked[:count] if split == "test" else ranked[count:], key=lambda pair: pair[1])
-
-
-def _decode(
-    pairs: list[tuple[int, Path]], names: tuple[str, ...], image_size: int, channels: int, allocate: Allocate
-) -> Decoded:
-    out = allocate(len(pairs), image_size, channels)
-    decoding.fill(out, tree.encoded([path for _, path in pairs]), photograph(image_size), "decoding folder")
-    return Decoded(np.array([label for label, _ in pairs], dtype=np.int64) if names else None, names)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-from pathlib import Path
-
 import numpy as np
 
 from cdrl.errors import UserError
@@ -21,19 +18,19 @@ def find(place: Place, split: str) -> Recipe:
     path = place.root / f"{split}_32x32.mat"
     if not path.is_file():
         raise UserError(f"{path} is missing; svhn needs {_LAYOUT}")
-    return Recipe(partial(_decode, path), f"{path.name}, local copy", [path])
 
+    def decode(allocate: Allocate) -> Decoded:
+        from scipy.io import loadmat
 
-def _decode(path: Path, allocate: Allocate) -> Decoded:
-    from scipy.io import loadmat
+        try:
+            content = loadmat(str(path))
+            images, labels = content["X"], content["y"].ravel().astype(np.int64) % 10
+        except Exception as error:  # scipy's reader raises whatever comes to it
+            raise UserError(f"{path}: not SVHN's file of X and y ({error}); get it again") from error
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[:3] != (32, 32, 3):
+            raise UserError(f"{path}: X is {images.dtype} {images.shape}, expected uint8 (32, 32, 3, n); get it again")
+        out = allocate(images.shape[3], 32, 3)
+        out[:] = images.transpose(3, 0, 1, 2)
+        return Decoded(checked_labels(labels, len(out), 10, path), tuple("0123456789"))
 
-    try:
-        content = loadmat(str(path))
-        images, labels = content["X"], content["y"].ravel().astype(np.int64) % 10
-    except Exception as error:  # scipy's reader raises whatever comes to it
-        raise UserError(f"{path}: not SVHN's file of X and y ({error}); get it again") from error
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[:3] != (32, 32, 3):
-        raise UserError(f"{path}: X is {images.dtype} {images.shape}, expected uint8 (32, 32, 3, n); get it again")
-    out = allocate(images.shape[3], 32, 3)
-    out[:] = images.transpose(3, 0, 1, 2)
-    return Decoded(checked_labels(labels, len(out), 10, path), tuple(str(digit) for digit in range(10)))
+    return Recipe(decode, f"{path.name}, local copy", [path])

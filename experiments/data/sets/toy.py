@@ -15,18 +15,19 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_ndtr, logsumexp
 
 from cdrl.errors import UserError
-from experiments.data.points import PointSet
+from experiments.data.images import PointSet
 from experiments.data.registry import Place, data_set
 
 Array = NDArray[np.float64]
-_COUNTS = {"train": 50_000, "test": 10_000}
-_SEEDS = {"train": 1, "test": 2}
+_COUNTS, _SEEDS = {"train": 50_000, "test": 10_000}, {"train": 1, "test": 2}
 _CHUNK = 4096  # points at a time, against a few hundred components each
 
 
@@ -44,8 +45,7 @@ class Density(ABC):
     def log_density(self, x: Array, alpha: float = 1.0, sigma: float = 0.0) -> Array:
         """Log-density in nats ``(n,)`` of ``alpha · x_0 + sigma · ε`` at ``x`` ``(n, 2)``; −inf outside the support."""
         with np.errstate(divide="ignore"):
-            parts = [self._log(x[start : start + _CHUNK], alpha, sigma) for start in range(0, len(x), _CHUNK)]
-        return np.concatenate(parts)
+            return np.concatenate([self._log(x[i : i + _CHUNK], alpha, sigma) for i in range(0, len(x), _CHUNK)])
 
 
 @dataclass(frozen=True)
@@ -120,18 +120,11 @@ def density(name: str) -> Density:
     return DENSITIES[name]()
 
 
-def _register(name: str) -> None:
-    @data_set(name, layout="nothing: the points are drawn", needed_for="experiment toy")
-    def find(place: Place, split: str) -> PointSet:
-        points = density(name).draw(_COUNTS[split], np.random.RandomState(_SEEDS[split]))
-        return PointSet(
-            images=points.astype(np.float32)[:, None, None, :],  # type: ignore[arg-type]  # see PointSet
-            labels=None,
-            name=name,
-            split=split,
-            source=f"drawn from the {name} density",
-        )
+def _find(name: str, place: Place, split: str) -> PointSet:
+    points = density(name).draw(_COUNTS[split], np.random.RandomState(_SEEDS[split]))
+    images: Any = points.astype(np.float32)[:, None, None, :]
+    return PointSet(images, None, name, split, f"drawn from the {name} density")
 
 
 for _name in DENSITIES:
-    _register(_name)
+    data_set(_name, layout="nothing: the points are drawn", needed_for="experiment toy")(partial(_find, _name))

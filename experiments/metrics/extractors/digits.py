@@ -9,8 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +19,7 @@ from torch import Tensor, nn
 from experiments.data import ImageSet, load
 from experiments.files import sha256
 from experiments.metrics import weights
-from experiments.metrics.extractors.pixels import Extracted, Pixels, extract, to_nchw
+from experiments.metrics.extractors import Extracted, Pixels, extract, to_nchw
 from experiments.progress import announce
 
 DIM, CLASSES = 64, 10
@@ -50,16 +48,11 @@ class Classifier(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(1, width, 3, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(2 * width, 2 * width, 3, stride=2, padding=1),
-            nn.SiLU(),
-            nn.Flatten(),
-            nn.Linear(8 * width, DIM),
-            nn.SiLU(),
-        )
+            nn.Conv2d(1, width, 3, padding=1), nn.SiLU(),
+            nn.Conv2d(width, 2 * width, 3, stride=2, padding=1), nn.SiLU(),
+            nn.Conv2d(2 * width, 2 * width, 3, stride=2, padding=1), nn.SiLU(),
+            nn.Flatten(), nn.Linear(8 * width, DIM), nn.SiLU(),
+        )  # fmt: skip
         self.head = nn.Linear(DIM, CLASSES)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,18 +70,18 @@ class DigitsExtractor:
         path = weight_path(cache, recipe, images.checksum)
         state = weights.load_or_make(path, "the digits classifier", lambda: train(images, recipe).state_dict())
         self.sha256 = sha256(path)
-        self._device = device
-        self._network = Classifier(recipe.width)
-        self._network.load_state_dict(state)
-        self._network.to(device).eval()
+        network = Classifier(recipe.width)
+        network.load_state_dict(state)
+        self._device, self._network = device, network.to(device).eval()
 
     def __call__(self, pixels: Pixels) -> Extracted:
         """Features (n, 64) and probabilities (n, 10) of ``pixels`` (n, 8, 8, 1)."""
-        return extract(self._features, to_nchw(pixels, 1, self._device) / 127.5 - 1, _CPU_BATCH)
 
-    def _features(self, images: Tensor) -> Extracted:
-        features, logits = self._network(images)
-        return Extracted(features, logits.softmax(dim=1))
+        def classified(images: Tensor) -> Extracted:
+            features, logits = self._network(images)
+            return Extracted(features, logits.softmax(dim=1))
+
+        return extract(classified, to_nchw(pixels, 1, self._device) / 127.5 - 1, _CPU_BATCH)
 
 
 def weight_path(cache: Path, recipe: Recipe, checksum: str) -> Path:
@@ -100,21 +93,26 @@ def weight_path(cache: Path, recipe: Recipe, checksum: str) -> Path:
 def train(images: ImageSet, recipe: Recipe) -> Classifier:
     """The classifier of labelled 8×8 digits; the same weights every time on one machine."""
     announce("training the digits classifier")
-    with _one_thread(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        network = Classifier(recipe.width)
-        x = to_nchw(images.images, 1, "cpu") / 127.5 - 1
-        labels = torch.as_tensor(images.labels)
-        optimizer = torch.optim.AdamW(network.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
-        steps = recipe.epochs * -(-len(x) // recipe.batch_size)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=steps)
-        for _ in range(recipe.epochs):
-            for rows in torch.randperm(len(x)).split(recipe.batch_size):
-                _, logits = network(_augment(x[rows], recipe))
-                optimizer.zero_grad()
-                F.cross_entropy(logits, labels[rows], label_smoothing=0.05).backward()
-                optimizer.step()
-                schedule.step()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums split over threads round differently
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            network = Classifier(recipe.width)
+            x = to_nchw(images.images, 1, "cpu") / 127.5 - 1
+            labels = torch.as_tensor(images.labels)
+            optimizer = torch.optim.AdamW(network.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
+            steps = recipe.epochs * -(-len(x) // recipe.batch_size)
+            schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=steps)
+            for _ in range(recipe.epochs):
+                for rows in torch.randperm(len(x)).split(recipe.batch_size):
+                    _, logits = network(_augment(x[rows], recipe))
+                    optimizer.zero_grad()
+                    F.cross_entropy(logits, labels[rows], label_smoothing=0.05).backward()
+                    optimizer.step()
+                    schedule.step()
+    finally:
+        torch.set_num_threads(threads)
     return network.eval()
 
 
@@ -126,14 +124,3 @@ def _augment(x: Tensor, recipe: Recipe) -> Tensor:
     columns = torch.randint(2 * recipe.shift + 1, (n, 1)) + torch.arange(width)
     shifted = padded[torch.arange(n)[:, None, None], 0, rows[:, :, None], columns[:, None, :]][:, None]
     return shifted + recipe.noise * torch.rand(n, 1, 1, 1) * torch.randn_like(shifted)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """One CPU thread inside: sums split over threads round differently."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cdrl.errors import UserError
 from experiments.files import sha256
-from experiments.metrics.extractors.pixels import Extracted, Pixels, extract, to_nchw
+from experiments.metrics.extractors import Extracted, Pixels, extract, to_nchw
 
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 _SIZE = 224
@@ -26,15 +26,7 @@ Computing takes 23 to 31 of them; the rest is the system's, for the page faults 
 
 
 class EfficientNetLite0:
-    """See the module's docstring.
-
-    Args:
-        weights: a weight file, instead of the installed package's.
-        expected: SHA-256 to demand of it, instead of the pinned one.
-
-    Raises:
-        UserError: if the file is missing or hashes to something else.
-    """
+    """See the module's docstring; arguments and errors as of `build`."""
 
     name, dim, classes = "efficientnet-lite0", 1280, 0
 
@@ -47,17 +39,17 @@ class EfficientNetLite0:
         self.sha256 = sha256(path)
         if self.sha256 != (expected or SHA256):
             raise UserError(f"{path} has SHA-256 {self.sha256}, not {expected or SHA256}; install its package again")
-        self._device = device
-        self._network = EfficientNet.from_name("efficientnet-lite0")
-        self._network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        self._network.to(device).eval()
+        network = EfficientNet.from_name("efficientnet-lite0")
+        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        self._device, self._network = device, network.to(device).eval()
 
     def __call__(self, pixels: Pixels) -> Extracted:
         """Features (n, 1280)."""
-        return extract(self._features, to_nchw(pixels, 3, self._device), _CPU_BATCH)
 
-    def _features(self, images: Tensor) -> Extracted:
-        return Extracted(self._network.extract_features(preprocess(images)).mean(dim=(2, 3)))
+        def averaged(images: Tensor) -> Extracted:
+            return Extracted(self._network.extract_features(preprocess(images)).mean(dim=(2, 3)))
+
+        return extract(averaged, to_nchw(pixels, 3, self._device), _CPU_BATCH)
 
 
 def preprocess(x: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from cdrl.errors import UserError
 from experiments.files import sha256
-from experiments.metrics.extractors.pixels import Extracted, Pixels, extract, to_nchw
+from experiments.metrics.extractors import Extracted, Pixels, extract, to_nchw
 from experiments.metrics.weights import WeightFile
 
 TORCHSCRIPT = WeightFile(
@@ -47,73 +47,54 @@ FILES = {"clean": TORCHSCRIPT, "legacy_tensorflow": TORCHSCRIPT, "legacy_pytorch
 
 
 class Inception:
-    """See the module's docstring.
+    """See the module's docstring; arguments and errors as of `build`, which names ``mode`` in `INCEPTION_MODES`.
 
-    Args:
-        mode: "clean", "legacy_tensorflow" or "legacy_pytorch".
-        cache: folder that holds ``weights/``; a missing file is downloaded there.
-        weights: a weight file or its folder, instead of the cache.
-        expected: SHA-256 to demand of the file, instead of the pinned one.
-
-    Raises:
-        UserError: if the weights are missing and cannot be downloaded, or are not the right ones.
+    A missing weight file is downloaded into ``cache/weights/``.
     """
 
     dim, classes = 2048, 1008
 
     def __init__(
-        self,
-        mode: str,
-        cache: Path,
-        device: torch.device,
-        weights: str | Path | None = None,
+        self, mode: str, cache: Path, device: torch.device, weights: str | Path | None = None,
         expected: str | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
+        from cleanfid.resize import build_resizer
+
         path = FILES[mode].get(cache, weights, expected)
         self.name = "inception-" + mode.replace("_", "-")
         self.sha256 = sha256(path)
         self._device = device
         with warnings.catch_warnings():  # clean-fid calls dated functions, and turns all warnings off for good
             warnings.simplefilter("ignore")
-            self._resize, self._network, self._head = _open(mode, path, device)
+            self._resize = build_resizer(mode)
+            self._network, self._head = _open(mode, path, device)
 
     def __call__(self, pixels: Pixels) -> Extracted:
         """Features (n, 2048) and probabilities (n, 1008) of grey or colour ``pixels``."""
         images = to_nchw(pixels, 3, "cpu").permute(0, 2, 3, 1).numpy()
         resized = torch.from_numpy(np.stack([self._resize(image) for image in images]))
-        return extract(self._features, to_nchw(resized, 3, self._device), _CPU_BATCH)
 
-    def _features(self, images: Tensor) -> Extracted:
-        features = self._network(images)
-        return Extracted(features, F.linear(features, self._head).softmax(dim=1))
+        def classified(images: Tensor) -> Extracted:
+            features = self._network(images)
+            return Extracted(features, F.linear(features, self._head).softmax(dim=1))
 
-
-_Network = Callable[[Tensor], Tensor]
+        return extract(classified, to_nchw(resized, 3, self._device), _CPU_BATCH)
 
 
-def _open(mode: str, path: Path, device: torch.device) -> tuple[Callable[[np.ndarray], np.ndarray], _Network, Tensor]:
-    """clean-fid's resizer of one image, its network on pixels 0 … 255, and the output weights (1008, 2048)."""
-    from cleanfid.resize import build_resizer
+def _open(mode: str, path: Path, device: torch.device) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    """clean-fid's network on pixels 0 … 255, and the output weights (1008, 2048)."""
+    from cleanfid import inception_pytorch, inception_torchscript
 
     if mode == "legacy_pytorch":
-        return build_resizer(mode), *_open_port(path, device)
-    return build_resizer(mode), *_open_torchscript(path, device, resize_inside=mode == "legacy_tensorflow")
-
-
-def _open_torchscript(path: Path, device: torch.device, resize_inside: bool) -> tuple[_Network, Tensor]:
-    from cleanfid.inception_torchscript import InceptionV3W
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        # The library's own loader goes to the network and unpickles whatever comes; hand it the verified tensors.
+        with mock.patch.object(inception_pytorch, "load_state_dict_from_url", return_value=state):
+            port = inception_pytorch.InceptionV3(output_blocks=[3], resize_input=False).to(device).eval()
+        return lambda x: port(x / 255)[0].flatten(1), state["fc.weight"].to(device)
 
     if path.name != TORCHSCRIPT.name:
         raise UserError(f"clean-fid opens this network only by its own name; rename {path} to {TORCHSCRIPT.name}")
-    network = InceptionV3W(str(path.parent), download=False, resize_inside=resize_inside).to(device).eval()
+    inside = mode == "legacy_tensorflow"
+    network = inception_torchscript.InceptionV3W(str(path.parent), download=False, resize_inside=inside)
+    network = network.to(device).eval()
     return network, network.base.output.weight
-
-
-def _open_port(path: Path, device: torch.device) -> tuple[_Network, Tensor]:
-    from cleanfid import inception_pytorch
-
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    # The library's own loader goes to the network and unpickles whatever comes; hand it the verified tensors.
-    with mock.patch.object(inception_pytorch, "load_state_dict_from_url", return_value=state):
-        network = inception_pytorch.InceptionV3(output_blocks=[3], resize_input=False).to(device).eval()
-    return lambda x: network(x / 255)[0].flatten(1), state["fc.weight"].to(device)

@@ -11,8 +11,7 @@ from PIL import Image
 
 from cdrl.errors import UserError
 from cdrl.pictures import photograph, picture
-from experiments.data.decoding import bilinear, checked_labels, exactly, fill
-from experiments.data.tree import encoded, images_below
+from experiments.data.decoding import bilinear, checked_labels, encoded, exactly, fill, images_below
 
 
 def test_rows_keep_their_order(tmp_path: Path, pixels: Callable[..., np.ndarray], write_images: Callable) -> None:

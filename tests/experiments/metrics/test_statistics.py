@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiments.metrics import auroc, inception_score, kernel_distance, precision_recall
+from experiments.metrics.distances import auroc, inception_score, kernel_distance, precision_recall
 from tests.reference import EXACT
 
 
