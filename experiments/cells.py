@@ -64,9 +64,8 @@ def check_writable(plan: Plan) -> None:
         (plan.results / ".writable").touch()
         (plan.results / ".writable").unlink()
     except OSError as error:
-        raise UserError(
-            f"cannot write to {plan.results} ({error.strerror}); choose another folder: results=…"
-        ) from error
+        reason = f"cannot write to {plan.results} ({error.strerror})"
+        raise UserError(f"{reason}; choose another folder: results=…") from error
 
 
 def verdict(plan: Plan, measured: tuple[float, float, float], number: Number | None, protocol: str) -> str:
@@ -90,58 +89,48 @@ def _row_cells(plan: Plan, row: Row) -> Iterator[dict[str, Any]]:
     # What is there: training, evaluations, and their numbers by what they are about.
     statuses = [evaluation.run.status() for evaluation in row.evaluations]
     results = [evaluation.folder.result() for evaluation in row.evaluations]
-    data = row.evaluations[0].run_settings.data
+    data, settings = row.evaluations[0].run_settings.data, row.evaluations[0].settings
     groups: dict[tuple[Any, ...], list[Measurement]] = {}
     for measurement in (measurement for result in results if result for measurement in result.measurements):
         key = (measurement.dataset, measurement.metric, measurement.protocol, *measurement.about().values())
         groups.setdefault(key, []).append(measurement)
     shared = _shared_facts(plan, row, statuses, results)
 
+    def beside_published(about: Measurement, value: float, low: float, high: float) -> dict[str, Any]:
+        dataset = about.dataset or data.name
+        number = published.find(row.published, dataset, about) if row.published else None
+        return {
+            **shared, **about.about(), "dataset": dataset, "metric": about.metric, "protocol": about.protocol,
+            "image_size": about.image_size or data.image_size, "value": value,
+            "published": number.text if number else "", "published_status": number.status if number else "",
+            "verdict": verdict(plan, (value, low, high), number, about.protocol),
+        }  # fmt: skip
+
     # One cell for each.
     for measurements in groups.values():
         first = measurements[0]
-        dataset = first.dataset or data.name
         value, low, high = map(float, interval([measurement.value for measurement in measurements]))
         smallest, largest = metric(first.metric).bounds
-        number = published.find(row.published, dataset, first) if row.published else None
         seconds = [math.nan if m.seconds is None else m.seconds for m in measurements]
         yield {
-            **shared,
-            **first.about(),
-            "image_size": first.image_size or data.image_size,
-            "dataset": dataset,
-            "metric": first.metric,
-            "protocol": first.protocol,
-            "value": value,
+            **beside_published(first, value, low, high),
             "low": max(low, smallest) if math.isfinite(low) else low,
             "high": min(high, largest) if math.isfinite(high) else high,
             "seeds": len(measurements),
             "samples": first.samples,
-            **_published(number),
-            "verdict": verdict(plan, (value, low, high), number, first.protocol),
             "grad_evals": "" if first.grad_evals is None else round(first.grad_evals, 1),
             "sample_seconds": round(float(np.mean(seconds)), 3),
         }
-    if groups:
-        return
 
     # Nothing is measured: not run yet, or diverged, which is an outcome too.
-    protocol, settings = plan.config["metrics"], row.evaluations[0].settings
-    nothing = Measurement(
-        metric=protocol.get("metrics", ["fd"])[0],
-        protocol=protocol["name"],
-        value=math.nan,
-        samples=0,
-        steps=settings.get("steps"),
-        weight=settings.get("guidance", settings.get("weight")),
-        image_size=data.image_size,
-    )
-    cell = {**shared, **nothing.about(), "dataset": data.name, "metric": nothing.metric, "protocol": nothing.protocol}
-    if shared["note"]:
-        number = published.find(row.published, data.name, nothing) if row.published else None
-        judged = verdict(plan, (math.nan, math.nan, math.nan), number, nothing.protocol)
-        cell |= {**_published(number), "verdict": judged}
-    yield {**cell, "value": math.nan}
+    if not groups:
+        protocol, weight = plan.config["metrics"], settings.get("guidance", settings.get("weight"))
+        nothing = Measurement(
+            metric=protocol.get("metrics", ["fd"])[0], protocol=protocol["name"], value=math.nan, samples=0,
+            steps=settings.get("steps"), weight=weight,
+        )  # fmt: skip
+        cell = beside_published(nothing, math.nan, math.nan, math.nan)
+        yield cell if shared["note"] else {**cell, "published": "", "published_status": "", "verdict": "not-run"}
 
 
 def _shared_facts(
@@ -176,29 +165,19 @@ def _shared_facts(
     }
 
 
-def _published(number: Number | None) -> dict[str, Any]:
-    return {"published": number.text if number else "", "published_status": number.status if number else ""}
-
-
 def _facts(plan: Plan) -> dict[str, Any]:
     """experiment.json: title, question, figures and order, and where each row's runs are."""
-    return {
-        "name": plan.name,
-        "title": plan.title,
-        "question": plan.question,
-        "figures": list(plan.figures),
-        "order": plan.order,
-        "rows": [
-            {
-                "row": row.id,
-                "label": row.label,
-                "method": row.method,
-                "method_label": row.evaluations[0].run_settings.method.get("label") or row.method,
-                "evaluations": [
-                    {"seed": one.seed, "folder": str(one.folder.path), "run": str(one.run.path)}
-                    for one in row.evaluations
-                ],
-            }
-            for row in plan.rows
-        ],
-    }
+    rows = [
+        {
+            "row": row.id,
+            "label": row.label,
+            "method": row.method,
+            "method_label": row.evaluations[0].run_settings.method.get("label") or row.method,
+            "evaluations": [
+                {"seed": one.seed, "folder": str(one.folder.path), "run": str(one.run.path)} for one in row.evaluations
+            ],
+        }
+        for row in plan.rows
+    ]
+    facts = {name: getattr(plan, name) for name in ("name", "title", "question", "figures", "order")}
+    return {**facts, "rows": rows}

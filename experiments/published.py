@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -96,23 +95,12 @@ def find(spec: Mapping[str, Any], dataset: str, measurement: Measurement) -> Num
 
 
 def _number(line: Mapping[str, str]) -> Number:
-    words = {name: (line.get(name) or "").strip() for name in Number.__dataclass_fields__}
-    text = (line.get("value") or "").strip()
-    value = None
-    with suppress(ValueError):
+    facts: dict[str, Any] = {one.name: line.get(one.name, "").strip() for one in fields(Number) if one.name in line}
+    for name, kind in (("level", int), ("steps", int), ("weight", float)):
+        facts[name] = kind(facts[name]) if facts.get(name) else None
+    text, status = facts.pop("value", ""), facts.pop("status", "")
+    try:
         value = float(text)
-    return Number(
-        value=value,
-        status=words["status"] or "unconfirmed",
-        text=text,
-        dataset=words["dataset"],
-        metric=words["metric"],
-        model=words["model"],
-        source=words["source"],
-        note=words["note"],
-        data=words["data"],
-        against=words["against"],
-        level=int(words["level"]) if words["level"] else None,
-        steps=int(words["steps"]) if words["steps"] else None,
-        weight=float(words["weight"]) if words["weight"] else None,
-    )
+    except ValueError:
+        value = None
+    return Number(**facts, value=value, text=text, status=status or "unconfirmed")

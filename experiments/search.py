@@ -11,6 +11,7 @@ memory, and what has a line is not tried again.
 from __future__ import annotations
 
 import copy
+import csv
 import itertools
 import json
 import math
@@ -71,35 +72,50 @@ def search(
         config.scale.budget, config.scale.seeds, config.scale.milestones = budget, [SEED], []
         config.scale.samples = min(samples, config.scale.samples)
         config.metrics.metrics = config.metrics.metrics[:1]
-    scale = config.scale.name
-    path = Path(config.results or "results") / "search" / scale / f"{method}.csv"
+    path = Path(config.results or "results") / "search" / config.scale.name / f"{method}.csv"
     ends = time.monotonic() + (config.launcher.seconds or math.inf)
 
     # Trials that differ: a draw may be the scale's own settings in other words.
-    drawn = candidates(space(method, scale), trials + 1)
+    drawn = candidates(space(method, config.scale.name), trials + 1)
     distinct: dict[str, Settings] = {}
     for row, settings in zip(_plan(config, method, drawn, 1.0).rows, drawn, strict=True):
         distinct.setdefault(_key(row), settings)
     alive = list(distinct.values())[:trials]
     sizes = rounds(len(alive))
-    for number, size in enumerate(sizes):
-        # A round: one plan with a row per trial.
-        alive = alive[:size]
+    for number, size in enumerate(sizes, start=1):
+        # A round is one plan with a row per trial; those on record are not done again.
+        alive, log = alive[:size], read_log(path)
         plan = _plan(config, method, alive, 1.0 / (len(sizes) * size))
-        lines = _outcomes(plan, number, alive, path, ends)
-        if lines is None:
+        new = [row for row in plan.rows if _key(row) not in log]
+        seconds = ends - time.monotonic()
+        if new and seconds <= 0:
+            return None
+        launcher = {**plan.config["launcher"], "seconds": seconds if math.isfinite(seconds) else None}
+        try:
+            carry_out([replace(plan, rows=tuple(new), config={**plan.config, "launcher": launcher})], lambda _: None)
+        except UserError:
+            failures = [failure for row in new if (failure := row.evaluations[0].run.failure()) is not None]
+            if not failures or any(failure.mistake for failure in failures):
+                raise
+            # What crashed, for want of memory say, is an outcome too.
+        finally:
+            for row, settings in zip(plan.rows, alive, strict=True):
+                if row in new and (line := _line(row, number, settings)) is not None:
+                    log[_key(row)] = line
+            if log:
+                write_text(path, pd.DataFrame(list(log.values())).to_csv(index=False))
+        if not all(_key(row) in log for row in plan.rows):
             return None
 
         # The better third goes on.
+        lines = [log[_key(row)] for row in plan.rows]
         for line in lines:
-            print(
-                f"{method}, round {number + 1} of {len(sizes)}: {line['score']} ({line['status']}) {line['settings']}"
-            )
+            print(f"{method}, round {number} of {len(sizes)}: {line['score']} ({line['status']}) {line['settings']}")
         sign = -1.0 if metric(lines[0]["metric"]).better == "higher" else 1.0
         scores = [sign * float(line["score"]) for line in lines]
         ranking = sorted((score, place) for place, score in enumerate(scores) if math.isfinite(score))
         if not ranking:
-            raise UserError(f"every trial of {method} failed in round {number + 1}; see {path}")
+            raise UserError(f"every trial of {method} failed in round {number}; see {path}")
         alive = [alive[place] for _, place in ranking]
     print(f"every trial is a line of {path}")
     return as_overrides(method, alive[0])
@@ -125,10 +141,7 @@ def candidates(space: Mapping[str, Sequence[Any]], count: int, seed: int = 0) ->
 
 def rounds(count: int) -> list[int]:
     """How many trials each round has."""
-    sizes = [count]
-    while sizes[-1] > KEPT:
-        sizes.append(math.ceil(sizes[-1] / KEPT))
-    return sizes
+    return [count] if count <= KEPT else [count, *rounds(math.ceil(count / KEPT))]
 
 
 def as_overrides(method: str, settings: Settings) -> list[str]:
@@ -142,44 +155,15 @@ def as_overrides(method: str, settings: Settings) -> list[str]:
 
 def _plan(config: DictConfig, method: str, trials: Sequence[Settings], share: float) -> Plan:
     """One row per trial; each may spend ``share`` of the search's training."""
-    config = copy.deepcopy(config)
-    rows = {}
+    config, rows = copy.deepcopy(config), {}
     for number, settings in enumerate(trials):
-        changes = OmegaConf.create({})
-        for key, value in settings.items():
-            OmegaConf.update(changes, key, value, force_add=True)
-        rows[f"trial {number}"] = {
-            "method": method,
-            "train": configuration.plain(changes),
-            "evaluate": {"kind": "samples"},
-            "budget": share,
-        }
+        changes = (line.removeprefix(f"methods.{method}.") for line in as_overrides(method, settings))
+        train = OmegaConf.from_dotlist(list(changes))
+        row = {"method": method, "train": train, "evaluate": {"kind": "samples"}, "budget": share}
+        rows[f"trial {number}"] = row
     with open_dict(config):
         config.experiment.rows = rows
     return replace(make_plan(config), name=f"search {method}")
-
-
-def _outcomes(plan: Plan, number: int, trials: Sequence[Settings], path: Path, ends: float) -> list[Line] | None:
-    """The lines of a round's trials; those that ``path`` lacks are done and added. None when time is over."""
-    log = read_log(path)
-    new = tuple(row for row in plan.rows if _key(row) not in log)
-    seconds = ends - time.monotonic()
-    if new and seconds <= 0:
-        return None
-    launcher = {**plan.config["launcher"], "seconds": seconds if math.isfinite(seconds) else None}
-    try:
-        carry_out([replace(plan, rows=new, config={**plan.config, "launcher": launcher})], lambda _: None)
-    except UserError:
-        failures = [failure for row in new if (failure := row.evaluations[0].run.failure()) is not None]
-        if not failures or any(failure.mistake for failure in failures):
-            raise
-        # What crashed, for want of memory say, is an outcome too.
-    finally:
-        for row, settings in zip(plan.rows, trials, strict=True):
-            if row in new and (line := _line(row, number, settings)) is not None:
-                log[_key(row)] = line
-        write_log(path, list(log.values()))
-    return [log[_key(row)] for row in plan.rows] if all(_key(row) in log for row in plan.rows) else None
 
 
 def _key(row: Row) -> str:
@@ -192,7 +176,7 @@ def _line(row: Row, number: int, settings: Settings) -> Line | None:
     (evaluation,) = row.evaluations
     run, protocol = evaluation.run, evaluation.settings["metrics"]
     training, result, failure = run.status(), evaluation.folder.result(), run.failure()
-    score, status = math.nan, ""
+    score = math.nan
     if result is not None:
         score = next(one.value for one in result.measurements if one.metric == protocol["metrics"][0])
         status = "finished"
@@ -203,7 +187,7 @@ def _line(row: Row, number: int, settings: Settings) -> Line | None:
     else:
         return None
     facts = {
-        "round": number + 1,
+        "round": number,
         "settings": json.dumps(settings),
         "budget": json.dumps(evaluation.run_settings.budget),
         "score": f"{score:.6g}",
@@ -212,10 +196,7 @@ def _line(row: Row, number: int, settings: Settings) -> Line | None:
         "protocol": protocol["name"],
         "samples": evaluation.settings["samples"],
         "seconds": f"{training.seconds:.3f}" if training else "",
-        "iterations": training.iterations if training else "",
-        "grad_evals": training.grad_evals if training else "",
-        "device": training.device if training else "",
-        "commit": training.commit if training else "",
+        **{name: getattr(training, name, "") for name in ("iterations", "grad_evals", "device", "commit")},
         "trial": _key(row),
     }
     return {name: str(value) for name, value in facts.items()}
@@ -225,11 +206,5 @@ def read_log(path: Path) -> dict[str, Line]:
     """The lines of a search by trial, values as text."""
     if not path.exists():
         return {}
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    return {line["trial"]: {str(name): value for name, value in line.items()} for line in table.to_dict("records")}
-
-
-def write_log(path: Path, lines: Sequence[Line]) -> None:
-    """The inverse of `read_log`. Raises `UserError` where it cannot be written."""
-    if lines:
-        write_text(path, pd.DataFrame(lines).to_csv(index=False))
+    with path.open(newline="") as file:
+        return {line["trial"]: line for line in csv.DictReader(file)}

@@ -2,9 +2,9 @@
 
     evaluate(run, settings, out, progress) -> measurements
 
-Measurements are `experiments.measurement.Measurement`; arrays for figures are written to the folder ``out``. A module
-that scores samples under the protocol says so by ``SCORES = True``: then the protocol's reference statistics are made
-before it is needed.
+Here is what they share. Measurements are `experiments.measurement.Measurement`; arrays for figures are written to the
+folder ``out``. A module that scores samples under the protocol says so by ``SCORES = True``: then the protocol's
+reference statistics are made before it is needed.
 """
 
 from __future__ import annotations
@@ -16,14 +16,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
+from cdrl.conditions import Condition
 from cdrl.cooperative import Cooperative
 from cdrl.errors import UserError
 from cdrl.method import Method
+from cdrl.noise import NoiseSchedule, per_image
 from cdrl.recipe import Recipe
 from cdrl.sampler import Sampler
-from experiments.data import DataSettings, ImageSet
+from experiments.data import DataSettings, ImageSet, to_uint8
 from experiments.measurement import Measurement
 from experiments.progress import OnProgress
 
@@ -71,6 +76,31 @@ class TrainedRun:
             name = self.recipe.label or type(self.recipe).__name__
             raise UserError(f"this evaluation needs a series of energies (CDRL or DRL), not '{name}'")
         return self.method.sampler()
+
+    def pictures(
+        self, n: int, condition: Condition, batch: int, progress: Callable[[float], object]
+    ) -> NDArray[np.uint8]:
+        """``n`` samples of the series of energies, uint8 ``(n, H, W, C)``; ``progress`` is told the share done."""
+        drawn: list[NDArray[np.uint8]] = []
+        for images in self.sampler().batches(n, self.seed, condition, batch):
+            drawn.append(to_uint8(images).cpu().numpy())
+            progress(sum(map(len, drawn)) / n)
+        return np.concatenate(drawn)
+
+
+@torch.no_grad()
+def chain_start(sampler: Sampler, schedule: NoiseSchedule, upper: Tensor, level: Tensor, noise: Tensor) -> Tensor:
+    """Where a chain from x_t starts, ``(B, C, H, W)``: the initializer's draw, or x_t itself (DRL).
+
+    Args:
+        schedule: the sampler's, on the images' device.
+        upper: x_t, ``(B, C, H, W)``.
+        level: t in 1 … T, int64 ``(B,)``.
+        noise: standard normal, the shape of ``upper``.
+    """
+    if sampler.initializer is None:
+        return upper
+    return sampler.initializer(upper, schedule.logsnr[level]) + per_image(schedule.proposal_std[level]) * noise
 
 
 def evaluator(kind: str) -> Evaluator:

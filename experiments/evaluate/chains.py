@@ -24,6 +24,7 @@ Further settings: ``samples``, ``batch``. Written to ``chains.npz``: ``acceptanc
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,10 @@ from torch import Tensor
 from cdrl import langevin, randomness
 from cdrl.langevin import Coefficients
 from cdrl.networks import FrozenEnergy
-from cdrl.noise import marginal, per_image
+from cdrl.noise import marginal
 from cdrl.sampler import Sampler
 from experiments import data
-from experiments.evaluate import OnProgress, TrainedRun, samples
+from experiments.evaluate import OnProgress, TrainedRun, chain_start, samples
 from experiments.measurement import Measurement
 from experiments.metrics import to_pixels
 from experiments.metrics.mixing import effective_sample_size, split_rhat
@@ -102,25 +103,23 @@ def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: OnP
         acceptance=by_level["acceptance"].mean(axis=(2, 3)).astype(np.float32),
         log_density=by_level["log_density"].astype(np.float32),
     )
-    measurements = [
-        Measurement(metric=metric, protocol="chains", level=number, value=value, samples=images * chains)
-        for number in range(levels)
-        for metric, value in diagnose(
-            by_level["acceptance"][number],
-            by_level["log_density"][number],
-            by_level["pixels"][number],
-            warm_up=sampler.chain.steps,
-        ).items()
-    ]
+    measurements = []
+    for number in range(levels):
+        values = diagnose(**{name: traces[number] for name, traces in by_level.items()}, warm_up=sampler.chain.steps)
+        about = partial(Measurement, protocol="chains", level=number, samples=images * chains)
+        measurements += [about(metric=metric, value=value) for metric, value in values.items()]
 
     # Pictures from longer and longer chains.
+    def longer(steps: int) -> Sampler:
+        return replace(sampler, chain=replace(sampler.chain, steps=steps))
+
     if run.seed == settings["pictured"]:
         pictures: dict[str, Any] = {}
         lengths = [sampler.chain.steps, *settings["long"]]
         for number, steps in enumerate(lengths):
             share = _CHAINS_SHARE + (_PICTURES_SHARE - _CHAINS_SHARE) * number / len(lengths)
             progress(share, f"pictures with {steps} steps per level")
-            drawn = _longer(sampler, steps)(torch.arange(settings["pictures"]), run.seed)
+            drawn = longer(steps)(torch.arange(settings["pictures"]), run.seed)
             pictures[str(steps)] = data.to_uint8(drawn).cpu().numpy()
         np.savez_compressed(out / "long.npz", **pictures)
 
@@ -129,19 +128,13 @@ def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: OnP
     for number, steps in enumerate(scored):
         share = _PICTURES_SHARE + (1 - _PICTURES_SHARE) * number / len(scored)
         progress(share, f"scoring samples with {steps} steps per level")
-        longer = _longer(sampler, steps)
-        batches = longer.batches(settings["samples"], run.seed, None, settings["batch"])
+        batches = longer(steps).batches(settings["samples"], run.seed, None, settings["batch"])
         value = samples.headline(run, (to_pixels(batch, run.protocol.rounding) for batch in batches))
-        measurements.append(
-            Measurement(
-                metric=run.protocol.metrics[0],
-                protocol=run.protocol.name,
-                value=value,
-                samples=settings["samples"],
-                steps=steps,
-                grad_evals=longer.gradient_evaluations,
-            )
-        )
+        measurement = Measurement(
+            metric=run.protocol.metrics[0], protocol=run.protocol.name, value=value, samples=settings["samples"],
+            steps=steps, grad_evals=longer(steps).gradient_evaluations,
+        )  # fmt: skip
+        measurements.append(measurement)
     return measurements
 
 
@@ -158,12 +151,9 @@ def conditional(sampler: Sampler, x0: Tensor, level: Tensor, seed: int, same: in
     schedule, index = sampler.schedule.to(sampler.device), torch.arange(len(x0), device=sampler.device)
     upper_noise = randomness.normal(randomness.key(seed, "chains/upper"), index // same, sampler.shape)
     upper = marginal(schedule, x0, level, upper_noise)
-    start = upper
+    noise = randomness.normal(randomness.key(seed, "chains/proposal"), index, sampler.shape)
+    start = chain_start(sampler, schedule, upper, level, noise)
     with torch.no_grad():
-        if sampler.initializer is not None:
-            noise = randomness.normal(randomness.key(seed, "chains/proposal"), index, sampler.shape)
-            mean = sampler.initializer(upper, schedule.logsnr[level])
-            start = mean + per_image(schedule.proposal_std[level]) * noise
         energy = sampler.energy_net.frozen(sampler.energy_net.weights(), schedule.logsnr[level - 1])
     target = Target(
         energy=energy,
@@ -182,10 +172,14 @@ def walk(target: Target, start: Tensor, steps: int, pixels: int, seed: int, prog
     watched = torch.linspace(0, start[0].numel() - 1, pixels).round().long().to(start.device)
     y, (value, mean) = start, target.density_and_move(start)
     rows: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def log_move(to: Tensor, mean: Tensor) -> Tensor:  # log q up to the constant that both directions share
+        return -0.5 * ((to - mean).double() / target.constants.noise).square().sum(dim=(1, 2, 3))
+
     for number, stream in enumerate(streams.unbind()):
         moved = mean + target.constants.noise * randomness.normal(stream, index, tuple(y.shape[1:]), y.dtype)
         new_value, new_mean = target.density_and_move(moved)
-        ratio = new_value - value + _log_move(target, y, new_mean) - _log_move(target, moved, mean)
+        ratio = new_value - value + log_move(y, new_mean) - log_move(moved, mean)
         rows.append((ratio.clamp(max=0).exp(), new_value, moved.flatten(1)[:, watched].double()))
         y, value, mean = moved, new_value, new_mean
         if number % 100 == 0:
@@ -198,8 +192,7 @@ def diagnose(acceptance: Array, log_density: Array, pixels: Array, warm_up: int)
     kept = slice(min(warm_up, len(acceptance) // 10), None)
     quantities = np.concatenate((log_density[kept, ..., None], pixels[kept]), axis=3)
     rhat, size = [], []
-    for image in np.moveaxis(quantities, (1, 2), (0, 1)):  # (chains, steps, quantities) of one x_t
-        traces = [image[..., number] for number in range(image.shape[2])]
+    for traces in np.transpose(quantities, (1, 3, 2, 0)):  # (quantities, chains, steps) of one x_t
         rhat.append(np.nanmax([split_rhat(trace) for trace in traces]))
         size.append(np.nanmin([effective_sample_size(trace) for trace in traces]))
     tail = log_density[kept]
@@ -211,12 +204,3 @@ def diagnose(acceptance: Array, log_density: Array, pixels: Array, warm_up: int)
         "ess": float(np.mean(size)) * 1000 / (len(tail) * log_density.shape[2]),
         "energy_drift": float(drift.mean()),
     }
-
-
-def _log_move(target: Target, to: Tensor, mean: Tensor) -> Tensor:
-    """log q up to the constant that both directions share, ``(B,)``."""
-    return -0.5 * ((to - mean).double() / target.constants.noise).square().sum(dim=(1, 2, 3))
-
-
-def _longer(sampler: Sampler, steps: int) -> Sampler:
-    return replace(sampler, chain=replace(sampler.chain, steps=steps))

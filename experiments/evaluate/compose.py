@@ -26,7 +26,6 @@ import torch
 from numpy.typing import NDArray
 
 from cdrl import conditions
-from experiments import data
 from experiments.data.attributes import CLASS, RULES, Kind, kinds
 from experiments.evaluate import OnProgress, TrainedRun
 from experiments.measurement import Measurement
@@ -34,6 +33,7 @@ from experiments.metrics import Extractor, build
 
 Classifier = Callable[[NDArray[np.uint8]], NDArray[np.int64]]
 """Images ``(n, H, W, C)`` → the value of a kind that each shows, ``(n,)``."""
+Progress = Callable[[float], object]
 _PROBE_IMAGES = 20_000
 
 
@@ -86,33 +86,22 @@ def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: OnP
         run, avoiding, [classifiers[0], classifiers[-1]], settings, lambda done: progress(0.7 + 0.3 * done, "negations")
     )
     everything, alone = np.asarray(correct.all(axis=2)), np.asarray(without.all(axis=2))
+    names = np.array([[kind.values[value] for kind, value in zip(concepts, row, strict=True)] for row in every])
     np.savez(
-        out / "compose.npz",
-        images=images,
-        success=correct.mean(axis=1),
-        joint=everything.mean(axis=1),
-        share=together.share(),
-        combinations=every,
-        names=np.array([[concepts[k].values[v] for k, v in enumerate(row)] for row in every]),
-        avoid_images=avoided,
-        avoid_joint=alone.mean(axis=1),
-        avoid_share=avoiding.share(),
-        avoid_combinations=pairs,
-    )
+        out / "compose.npz", combinations=every, names=names, share=together.share(), images=images,
+        success=correct.mean(axis=1), joint=everything.mean(axis=1), avoid_combinations=pairs,
+        avoid_share=avoiding.share(), avoid_images=avoided, avoid_joint=alone.mean(axis=1),
+    )  # fmt: skip
 
     # Measure.
     cost = run.sampler().gradient_evaluations
 
     def measured(metric: str, hits: NDArray[np.bool_], task: Task | None = None, variant: str = "") -> Measurement:
         return Measurement(
-            metric=metric,
-            protocol=f"classifiers-{run.protocol.extractor}",
-            value=float(hits.mean()),
-            samples=hits.size,
-            weight=settings["weight"],
-            variant=variant,
+            metric=metric, protocol=f"classifiers-{run.protocol.extractor}", value=float(hits.mean()),
+            samples=hits.size, weight=settings["weight"], variant=variant,
             grad_evals=None if task is None else cost * len(task.condition(settings).weights),
-        )
+        )  # fmt: skip
 
     rare = together.share() < settings["rare"]
     measurements = [measured("all_concepts", everything, together)]
@@ -154,20 +143,10 @@ def _extracted(extractor: Extractor, images: NDArray[np.uint8], what: str, batch
 
 
 def _sampled(
-    run: TrainedRun,
-    task: Task,
-    classifiers: Sequence[Classifier],
-    settings: dict[str, Any],
-    progress: Callable[[float], object],
+    run: TrainedRun, task: Task, classifiers: Sequence[Classifier], settings: dict[str, Any], progress: Progress
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """Images ``(m, samples, H, W, C)`` of a task and whether each concept is as asked ``(m, samples, J)``."""
-    samples = settings["samples"]
-    condition = task.condition(settings)
-    total, drawn = samples * len(task.combinations), []
-    for batch in run.sampler().batches(total, run.seed, condition, settings["batch"]):
-        drawn.append(data.to_uint8(batch).cpu().numpy())
-        progress(sum(map(len, drawn)) / total)
-    images = np.concatenate(drawn)
+    rows = (len(task.combinations), settings["samples"])
+    images = run.pictures(rows[0] * rows[1], task.condition(settings), settings["batch"], progress)
     shown = np.stack([decide(images) for decide in classifiers], axis=1)
-    rows = (len(task.combinations), samples)
     return images.reshape(*rows, *images.shape[1:]), task.correct(shown.reshape(*rows, -1))

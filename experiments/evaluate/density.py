@@ -20,7 +20,6 @@ and ``truth`` (levels, grid, grid; rows are the second coordinate), ``samples``,
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,14 +72,14 @@ def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: OnP
     known, sampler, measurements = density(run.train.name), run.sampler(), []
     schedule, points = sampler.schedule, run.test.points[: settings["samples"]].astype(np.float64)
 
-    def measured(metric: str, level: int, value: float) -> Measurement:
-        return Measurement(metric=metric, protocol="grid", level=level, value=value, samples=len(points))
+    def measured(metric: str, level: int, value: float, samples: int = len(points)) -> Measurement:
+        return Measurement(metric=metric, protocol="grid", level=level, value=value, samples=samples)
 
     def truth(level: int, x: Array) -> Array:
         return known.log_density(x, float(schedule.alpha[level]), float(schedule.sigma[level]))
 
     # Every level on a grid of its own.
-    arrays: dict[str, list[Any]] = {"half": [], "learned": [], "truth": []}
+    arrays: dict[str, Any] = {"half": [], "learned": [], "truth": []}
     for level in range(schedule.levels):
         grid = level_grid(schedule, level, settings["grid"])
         estimate, exact = learned_log_density(sampler, level, grid), truth(level, grid.centres)
@@ -92,22 +91,16 @@ def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: OnP
             measured("log_likelihood", level, float(estimate[cell].mean())),
             measured("true_log_likelihood", level, float(exact[cell].mean())),
         ]
-        square = (grid.cells, grid.cells)
-        for name, value in (
-            ("half", grid.half),
-            ("learned", estimate.reshape(square)),
-            ("truth", exact.reshape(square)),
-        ):
-            arrays[name].append(value)
+        arrays["half"].append(grid.half)
+        arrays["learned"].append(estimate.reshape(grid.cells, grid.cells))
+        arrays["truth"].append(exact.reshape(grid.cells, grid.cells))
         progress((level + 1) / (schedule.levels + 1), f"level {level}")
 
     # Samples under the truth.
     batches = sampler.batches(settings["samples"], run.seed, None, settings["batch"])
     samples = torch.cat(list(batches)).flatten(1).cpu().numpy().astype(np.float64)
-    score = measured("sample_log_density", 0, float(np.mean(truth(0, samples))))
-    kept: dict[str, Any] = {name: np.array(values) for name, values in arrays.items()}
-    np.savez_compressed(out / "density.npz", samples=samples, data=points, **kept)
-    return [*measurements, replace(score, samples=len(samples))]
+    np.savez_compressed(out / "density.npz", samples=samples, data=points, **arrays)
+    return [*measurements, measured("sample_log_density", 0, float(np.mean(truth(0, samples))), len(samples))]
 
 
 def level_grid(schedule: NoiseSchedule, level: int, cells: int) -> Grid:

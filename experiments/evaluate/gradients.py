@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from cdrl.networks.energy import energies
 from cdrl.noise import independent_pair, per_image, shared_noise_pair
 from cdrl.sampler import Sampler
 from experiments import data
-from experiments.evaluate import OnProgress, TrainedRun
+from experiments.evaluate import OnProgress, TrainedRun, chain_start
 from experiments.measurement import Measurement
 
 PAIRS = ("shared", "independent")
@@ -52,15 +53,9 @@ def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: OnP
         progress((number + 1) / levels, f"level {number}")
     arrays: dict[str, Any] = moments
     np.savez(out / "gradients.npz", **arrays)
+    measured = partial(Measurement, metric="gradient_variance", protocol="gradient", samples=settings["draws"])
     return [
-        Measurement(
-            metric="gradient_variance",
-            protocol="gradient",
-            value=float(total / square),
-            samples=settings["draws"],
-            level=number,
-            variant=f"{kind} noise",
-        )
+        measured(value=float(total / square), level=number, variant=f"{kind} noise")
         for kind in PAIRS
         for number, (total, square) in enumerate(moments[kind])
     ]
@@ -81,15 +76,10 @@ def learning_gradient(
     else:
         lower, upper = independent_pair(schedule, x0, level, normal("pair"), normal("posterior"))
     positive = per_image(schedule.scale[level]) * lower
-    start = upper
-    if sampler.initializer is not None:
-        with torch.no_grad():
-            mean = sampler.initializer(upper, schedule.logsnr[level])
-        start = mean + schedule.proposal_std[t] * normal("proposal")
     weights = network.weights()
     chain = langevin.Chain(
         energy=network.frozen(weights, schedule.logsnr[level - 1]),
-        start=start,
+        start=chain_start(sampler, schedule, upper, level, normal("proposal")),
         anchor=upper,
         constants=langevin.coefficients(schedule, level, sampler.chain),
         streams=randomness.keys(seed, "gradients/chain", t, draw, count=sampler.chain.steps, device=x0.device),

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,6 @@ from torch import Tensor
 from cdrl import conditions, randomness
 from cdrl.errors import UserError
 from cdrl.pictures import mask_from_picture
-from cdrl.sampler import Sampler
 from experiments import data
 from experiments.evaluate import OnProgress, TrainedRun
 from experiments.measurement import Measurement
@@ -44,7 +44,9 @@ def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: OnP
     run.protocol.check_fits(run.test.channels, run.test.image_size)
     rows = np.linspace(0, len(run.test) - 1, min(settings["images"], len(run.test))).round().astype(np.int64)
     truth = run.test.images[rows]
-    cost = gradient_evaluations(run.sampler(), settings["repeats"])
+    # Per image: every chain runs 1 + repeats times, the last denoise once.
+    sampler = run.sampler()
+    cost = sampler.gradient_evaluations + settings["repeats"] * sampler.schedule.levels * sampler.chain.steps
     masks = mask_names(settings["masks"])
     measurements: list[Measurement] = []
     for number, (mask_file, name) in enumerate(masks.items()):
@@ -56,17 +58,9 @@ def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: OnP
         completions = complete(run, truth, known, settings, partly)
         np.savez(out / f"inpaint-{name}.npz", truth=truth, mask=known, completions=completions)
         values = measure(truth, known, completions, run.train.images.mean(axis=0)) | _agreement(run, truth, completions)
-        measurements += [
-            Measurement(
-                metric=metric,
-                protocol="inpaint",
-                value=value,
-                samples=completions.shape[0] * completions.shape[1],
-                mask=name,
-                grad_evals=cost,
-            )
-            for metric, value in values.items()
-        ]
+        count = completions.shape[0] * completions.shape[1]
+        measured = partial(Measurement, protocol="inpaint", samples=count, mask=name, grad_evals=cost)
+        measurements += [measured(metric=metric, value=value) for metric, value in values.items()]
     return measurements
 
 
@@ -86,12 +80,6 @@ def mask_names(masks: Sequence[str]) -> dict[str, str]:
     if len(set(names.values())) < len(names):
         raise UserError(f"two of the masks {', '.join(names)} would have the same name; rename one of the files")
     return names
-
-
-def gradient_evaluations(sampler: Sampler, repeats: int) -> int:
-    """Energy-gradient evaluations per image: every chain runs 1 + ``repeats`` times, the last denoise once."""
-    chains = sampler.schedule.levels * sampler.chain.steps
-    return sampler.gradient_evaluations + repeats * chains
 
 
 def mask(name: str, size: int, index: Tensor, seed: int) -> Mask:
@@ -125,11 +113,7 @@ def complete(
     image = data.to_float(truth).repeat_interleave(times, dim=0)
     pixels = torch.from_numpy(known).permute(0, 3, 1, 2).repeat_interleave(times, dim=0)
     condition = conditions.unconditional().inpainting(image, pixels, settings["repeats"])
-    drawn: list[Images] = []
-    for batch in run.sampler().batches(len(image), run.seed, condition, settings["batch"]):
-        drawn.append(data.to_uint8(batch).cpu().numpy())
-        progress(sum(map(len, drawn)) / len(image))
-    return np.concatenate(drawn).reshape(shape[0], times, *shape[1:])
+    return run.pictures(len(image), condition, settings["batch"], progress).reshape(shape[0], times, *shape[1:])
 
 
 def measure(truth: Images, known: Mask, completions: Images, filling: NDArray[np.floating]) -> dict[str, float]:

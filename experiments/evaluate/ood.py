@@ -15,6 +15,7 @@ Measured per level and set: ``auroc``. Written to ``ood.npz``: ``inside`` (level
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,25 +40,19 @@ def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: OnP
     """See the module's docstring."""
     sampler, inside = run.sampler(), run.test.images[: settings["images"]]
     sets = {name: outside(name, inside, run.seed, run.data.data_cache) for name in settings["outside"]}
-    scores: dict[str, NDArray[np.float32]] = {}
-    for number, (name, images) in enumerate({"inside": inside, **sets}.items()):
+    scores: dict[str, Any] = {}
+    examples: dict[str, Any] = {}
+    for number, (name, images) in enumerate({"inside": inside, **sets}.items(), start=1):
         scores[name] = log_densities(sampler, images, run.seed, settings["draws"], settings["batch"])
-        progress((number + 1) / (len(sets) + 1), f"scored {name}")
-    examples: dict[str, Any] = {name: images[:_EXAMPLES] for name, images in {"inside": inside, **sets}.items()}
-    arrays: dict[str, Any] = dict(scores)
+        examples[name] = images[:_EXAMPLES]
+        progress(number / (len(sets) + 1), f"scored {name}")
     np.savez(out / "examples.npz", **examples)
-    np.savez(out / "ood.npz", **arrays)
+    np.savez(out / "ood.npz", **scores)
+    measured = partial(Measurement, metric="auroc", protocol="log-density")
     return [
-        Measurement(
-            metric="auroc",
-            protocol="log-density",
-            value=auroc(scores["inside"][level], scores[name][level]),
-            samples=len(inside) + len(images),
-            level=level,
-            against=name,
-        )
-        for name, images in sets.items()
-        for level in range(len(scores["inside"]))
+        measured(value=auroc(above, below), samples=len(above) + len(below), level=level, against=name)
+        for name in sets
+        for level, (above, below) in enumerate(zip(scores["inside"], scores[name], strict=True))
     ]
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,14 +38,22 @@ GRID = 100
 
 
 def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: OnProgress) -> list[Measurement]:
-    """See the module's docstring."""
+    """See the module's docstring.
+
+    Raises:
+        UserError: guidance of a run that did not learn the data set's classes, or with a negative weight.
+    """
     n = len(run.test.images) if _real(run) else settings["samples"]
     labels = condition = None
     weight = settings.get("guidance")
     if weight is not None:
-        condition = _guidance(run, n, weight)
+        if not 0 < run.train.classes <= run.sampler().energy_net.classes:
+            raise UserError(
+                "evaluate.guidance leads towards classes, which this run was trained without; leave it out, or train "
+                "with conditional: true, as experiment=guidance does"
+            )
+        condition = methods.class_condition(n, run.train.classes, run.seed, weight)
         labels = condition.labels[0] - 1
-    # The curve's last point counts as many samples as the others: a Fréchet distance falls with their number.
     in_curve = settings["milestone_samples"] if settings.get("curve") and run.method is not None else 0
     total = n + in_curve * len(run.milestones)
 
@@ -70,27 +78,30 @@ def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: OnP
     progress(n / total, f"comparing {n} samples with {scorer.reference_samples} images")
     measurements = [
         Measurement(
-            metric=name,
-            protocol=run.protocol.name,
-            value=value,
-            samples=n,
-            steps=settings.get("steps"),
-            weight=weight,
-            grad_evals=gradient_evaluations(run, settings),
-            seconds=seconds,
+            metric=name, protocol=run.protocol.name, value=value, samples=n, steps=settings.get("steps"),
+            weight=weight, grad_evals=gradient_evaluations(run, settings), seconds=seconds,
         )
         for name, value in scorer.result().items()
-    ]
+    ]  # fmt: skip
+    if not in_curve or run.method is None:
+        return measurements
 
-    # The same along training.
-    if in_curve:
-
-        def scoring(number: int, share: float) -> None:
-            text = f"scoring milestone {number} of {len(run.milestones)}"
-            progress((n + in_curve * (number - 1 + share)) / total, text)
-
-        spent, values = _curve(run, settings, torch.cat(first), scoring)
-        np.savez(out / "curve.npz", grad_evals=spent, value=values)
+    # The same along training. The last point counts as many samples as the others: a Fréchet distance falls with them.
+    iterations, values = [], []
+    for number, folder in enumerate(run.milestones):
+        text = f"scoring milestone {number + 1} of {len(run.milestones)}"
+        progress((n + in_curve * number) / total, text)
+        iteration, method = _at_milestone(run.method, folder)
+        scorer = Scorer(run.protocol.headline, run.train, run.cache, run.device)
+        for pixels in draw(replace(run, method=method), in_curve, settings):
+            scorer.update(pixels)
+            progress((n + in_curve * number + scorer.samples) / total, text)
+        iterations.append(iteration)
+        values.append(scorer.result()[run.protocol.metrics[0]])
+    iterations.append(run.method.iterations)
+    values.append(headline(run, first))
+    cost = run.method.training_cost * run.recipe.batch_size
+    np.savez(out / "curve.npz", grad_evals=np.array(iterations) * cost, value=values)
     return measurements
 
 
@@ -117,20 +128,14 @@ def batches(run: TrainedRun, n: int, settings: dict[str, Any], condition: Condit
 
 def sampler(method: Cooperative, settings: dict[str, Any]) -> Sampler:
     """The method's sampler with an evaluation's changes; the method itself stays as it is."""
-    own = method.settings
-    chain = own.sampling or own.chain
-    method = copy.copy(method)
-    method.settings = replace(
-        own,
-        sampling=replace(
-            chain,
-            steps=settings.get("steps", chain.steps),
-            step_multiplier=settings.get("step_multiplier", chain.step_multiplier),
-        ),
-        last_denoise=settings.get("last_denoise", own.last_denoise),
-        spectral_ema=settings.get("spectral_ema", own.spectral_ema),
-    )
-    return method.sampler()
+
+    def changes(*names: str) -> dict[str, Any]:
+        return {name: settings[name] for name in names if name in settings}
+
+    own, changed = method.settings, copy.copy(method)
+    chain = replace(own.sampling or own.chain, **changes("steps", "step_multiplier"))
+    changed.settings = replace(own, sampling=chain, **changes("last_denoise", "spectral_ema"))
+    return changed.sampler()
 
 
 def gradient_evaluations(run: TrainedRun, settings: dict[str, Any]) -> float:
@@ -146,37 +151,6 @@ def _real(run: TrainedRun) -> bool:
     return isinstance(run.recipe, methods.Reference) and run.recipe.images == "real"
 
 
-def _guidance(run: TrainedRun, n: int, weight: float) -> Condition:
-    """Guidance for n images. Raises `UserError` unless the run learned the data set's classes, and ``weight`` ≥ 0."""
-    if not 0 < run.train.classes <= run.sampler().energy_net.classes:
-        raise UserError(
-            "evaluate.guidance leads towards classes, which this run was trained without; leave it out, or train with "
-            "conditional: true, as experiment=guidance does"
-        )
-    return methods.class_condition(n, run.train.classes, run.seed, weight)
-
-
-def _curve(
-    run: TrainedRun, settings: dict[str, Any], final: Tensor, progress: Callable[[int, float], None]
-) -> tuple[np.ndarray, np.ndarray]:
-    """The protocol's first metric at every milestone and of the ``final`` pixels, against gradient evaluations spent in
-    training."""
-    assert run.method is not None
-    cost, count = run.method.training_cost * run.recipe.batch_size, settings["milestone_samples"]
-    points: list[tuple[float, float]] = []
-    for number, folder in enumerate(run.milestones, start=1):
-        progress(number, 0.0)
-        iteration, method = _at_milestone(run.method, folder)
-        scorer = Scorer(run.protocol.headline, run.train, run.cache, run.device)
-        for pixels in draw(replace(run, method=method), count, settings):
-            scorer.update(pixels)
-            progress(number, scorer.samples / count)
-        points.append((iteration * cost, scorer.result()[run.protocol.metrics[0]]))
-    points.append((run.method.iterations * cost, headline(run, [final])))
-    spent, values = zip(*points, strict=True)
-    return np.array(spent), np.array(values)
-
-
 def _at_milestone(method: Method, folder: Path) -> tuple[int, Method]:
     """Iterations done, and the method with the averaged weights of that time; the method itself stays as it is."""
     tensors, facts = checkpoint.load(folder)
@@ -184,9 +158,8 @@ def _at_milestone(method: Method, folder: Path) -> tuple[int, Method]:
     earlier.learners = {name: copy.copy(learner) for name, learner in method.learners.items()}
     for name, learner in earlier.learners.items():
         learner.ema = copy.deepcopy(learner.ema)
-        prefix = f"{name}/"
-        part = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-        learner.ema.average.load_state_dict(part)
+        own = [key for key in tensors if key.startswith(f"{name}/")]
+        learner.ema.average.load_state_dict({key.removeprefix(f"{name}/"): tensors[key] for key in own})
     return facts["iteration"], earlier
 
 

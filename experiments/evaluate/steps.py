@@ -39,19 +39,14 @@ def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: OnP
     np.savez(out / "search.npz", multipliers=list(values), values=list(values.values()), chosen=chosen)
 
     # Measure.
-    scored = samples.evaluate(
-        run,
-        {**settings, "step_multiplier": chosen},
-        out,
-        lambda done, text: progress(_SEARCH_SHARE + (1 - _SEARCH_SHARE) * done, text),
-    )
+    def later(done: float, text: str) -> None:
+        progress(_SEARCH_SHARE + (1 - _SEARCH_SHARE) * done, text)
+
+    scored = samples.evaluate(run, {**settings, "step_multiplier": chosen}, out, later)
     search = Measurement(
-        metric="step_multiplier",
-        protocol="search",
-        value=float(chosen),
-        samples=settings["search_samples"],
+        metric="step_multiplier", protocol="search", value=float(chosen), samples=settings["search_samples"],
         steps=settings["steps"],
-    )
+    )  # fmt: skip
     return [*scored, search]
 
 

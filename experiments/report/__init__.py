@@ -40,13 +40,10 @@ def build_all(results: Path, page_only: bool = False, trace: Sampler | None = No
     results = Path(results)
     if not results.is_dir():
         raise UserError(f"there is no folder {results}; run an experiment first, or name another with --results")
-    lines = []
-    if trace is not None:
-        lines.append(f"demo: {', '.join(animation.write(trace, results / 'demo'))}")
+    lines = [] if trace is None else [f"demo: {', '.join(animation.write(trace, results / 'demo'))}"]
     for study in [] if page_only else studies(results):
-        names = draw(study)
+        lines.append(f"{study.name} {study.scale}: {', '.join(['table', *draw(study)])}")
         tables.write(study)
-        lines.append(f"{study.name} {study.scale}: table" + "".join(f", {name}" for name in names))
     return [*lines, f"written: {page.build(results)}"]
 
 

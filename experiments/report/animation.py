@@ -71,9 +71,12 @@ def animate(trace: Trace, size: int = 384, columns: int = 4) -> bytes:
     pages, steps = [], 0
     for frame, stage, level in zip(trace.frames, trace.stages, trace.levels, strict=True):
         steps = steps + 1 if stage in ("step", "refined") else 0
-        moving = f"step {steps}" if steps else stage
-        caption = stage if stage in ("noise", "sample") else f"level {level}: {moving}"
-        pages.append(_page(tile(frame, columns), zoom, caption))
+        caption = stage if stage in ("noise", "sample") else f"level {level}: {f'step {steps}' if steps else stage}"
+        large = tile(frame, columns).repeat(zoom, axis=0).repeat(zoom, axis=1)
+        page = Image.new("L" if large.shape[-1] == 1 else "RGB", (large.shape[1], large.shape[0] + 26), "white")
+        page.paste(Image.fromarray(large.squeeze()), (0, 0))
+        ImageDraw.Draw(page).text((2, large.shape[0] + 5), caption, fill="#444", font=ImageFont.load_default(14))
+        pages.append(page)
     buffer = io.BytesIO()
     durations = [_MILLISECONDS[stage] for stage in trace.stages]
     pages[0].save(buffer, "PNG", save_all=True, append_images=pages[1:], duration=durations, loop=0, optimize=True)
@@ -94,21 +97,18 @@ def stages(trace: Trace, images: int = 4) -> Figure:
 def energy(trace: Trace) -> Figure:
     """The rise of f along every level's chain: mean over the images, and each image faintly."""
     figure, axes = style.figure(width=4.9, height=2.8)
-    where = np.arange(len(trace.levels))
+    colour = style.colour("cdrl")
     for level in np.unique(trace.levels):
-        inside = (trace.levels == level) & np.isfinite(trace.rise).all(axis=1)
-        if inside.any():
-            axes.plot(where[inside], trace.rise[inside], color=style.colour("cdrl"), alpha=0.18, linewidth=0.8)
-            axes.plot(
-                where[inside], trace.rise[inside].mean(axis=1), color=style.colour("cdrl"), marker="o", markersize=3
-            )
+        where = np.flatnonzero((trace.levels == level) & np.isfinite(trace.rise).all(axis=1))
+        if len(where):
+            axes.plot(where, trace.rise[where], color=colour, alpha=0.18, linewidth=0.8)
+            axes.plot(where, trace.rise[where].mean(axis=1), color=colour, marker="o", markersize=3)
             axes.annotate(
-                f"level {level}", (where[inside].mean(), 1.0), xycoords=("data", "axes fraction"), ha="center",
-                fontsize=8, color=style.SOFT,
+                f"level {level}", (where.mean(), 1.0), xycoords=("data", "axes fraction"), ha="center", fontsize=8,
+                color=style.SOFT,
             )  # fmt: skip
     axes.axhline(0.0, color=style.SOFT, linewidth=0.8)
-    axes.set_xlabel("Frame: a proposal and its Langevin steps, level by level")
-    axes.set_ylabel("f above the proposal's")
+    axes.set(xlabel="Frame: a proposal and its Langevin steps, level by level", ylabel="f above the proposal's")
     return figure
 
 
@@ -132,16 +132,15 @@ class _Recorder:
         self.frames: list[tuple[str, int, NDArray[np.uint8], NDArray[np.float64]]] = []
 
     def observe(self, stage: str, level: int, images: Tensor) -> None:
-        nothing = np.full(len(images), np.nan)
         if stage == "refined":  # the chain's last step is already there; DRL without steps has none
             if self.frames[-1][0] == "step":
-                _, _, frame, rise = self.frames.pop()
-                self.frames.append(("refined", level, frame, rise))
+                self.frames[-1] = ("refined", level, *self.frames[-1][2:])
             return
+        rise = np.full(len(images), np.nan)
         if stage == "proposal":
             self.scale, self.level, self.start = float(self.schedule.scale[level + 1]), level, None
-            nothing = np.zeros(len(images))
-        self.frames.append((stage, level, _pixels(images), nothing))
+            rise = np.zeros(len(images))
+        self.frames.append((stage, level, _pixels(images), rise))
 
     def step(
         self, energy: FrozenEnergy, y: Tensor, anchor: Tensor, constants: Coefficients, stream: Tensor, index: Tensor
@@ -156,11 +155,3 @@ class _Recorder:
 
 def _pixels(images: Tensor) -> NDArray[np.uint8]:
     return data.to_uint8(images).cpu().numpy()
-
-
-def _page(picture: NDArray[np.uint8], zoom: int, caption: str) -> Image.Image:
-    large = np.repeat(np.repeat(picture, zoom, axis=0), zoom, axis=1)
-    page = Image.new("L" if picture.shape[-1] == 1 else "RGB", (large.shape[1], large.shape[0] + 26), "white")
-    page.paste(Image.fromarray(large.squeeze()), (0, 0))
-    ImageDraw.Draw(page).text((2, large.shape[0] + 5), caption, fill="#444", font=ImageFont.load_default(14))
-    return page

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import re
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from experiments.metrics import metric
 from experiments.report import tables
 from experiments.report.study import Study, studies
 
-_TEMPLATES = Path(__file__).parent
 _LARGEST_SVG = 350_000
 _WORDS = {"score": "Score", "budget": "Score against budget", "seconds": "Score against time", "samples": "Samples"}
 VERDICTS = {
@@ -47,23 +45,25 @@ def build(results: Path) -> Path:
     """Write ``report.html`` into the results folder, from what is in it; returns its path."""
     results = Path(results)
     every = studies(results)
-    groups = [[study for study in every if study.name == name] for name in dict.fromkeys(s.name for s in every)]
+    experiments: dict[str, dict[str, Any]] = {}
+    for study in every:
+        heading = {"id": study.name, "title": study.title, "question": study.question, "scales": []}
+        experiments.setdefault(study.name, heading)["scales"].append(_scale(study))
     counts = Counter(tables.verdict(cell) for study in every for _, cell in study.cells.iterrows())
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     text = environment.get_template("page.html").render(
-        experiments=[_experiment(group) for group in groups],
+        experiments=list(experiments.values()),
         verdicts=[(verdict, counts[verdict]) for verdict in VERDICTS if counts[verdict]],
         meanings=VERDICTS,
         cells=sum(int(study.cells["value"].notna().sum()) for study in every),
         demo=_demonstration(results),
         speed=_speed(results / "bench"),
     )
-    path = results / "report.html"
-    write_text(path, text)
-    return path
+    write_text(results / "report.html", text)
+    return results / "report.html"
 
 
 def inlined(path: Path, alt: str, caption: str = "") -> Picture:
@@ -84,75 +84,56 @@ def inlined(path: Path, alt: str, caption: str = "") -> Picture:
     return Picture(source, alt, caption, drawing, width)
 
 
-def _experiment(group: Sequence[Study]) -> dict[str, Any]:
-    first = group[0]
-    return {
-        "id": first.name,
-        "title": first.title,
-        "question": first.question,
-        "scales": [_scale(study) for study in group],
-    }
-
-
 def _scale(study: Study) -> dict[str, Any]:
-    names = sorted({path.stem for path in study.folder.iterdir() if path.suffix in (".svg", ".png")})
-    names.sort(key=lambda name: list(_WORDS).index(name) if name in _WORDS else len(_WORDS))
+    """A study in the template's words: its tables and pictures, and where each number comes from."""
+    # Pictures, the words that every experiment has first.
+    pictures = []
+    names = sorted({path.stem for path in study.folder.iterdir() if path.suffix in (".svg", ".png")} - {"trajectory"})
+    for name in sorted(names, key=lambda name: list(_WORDS).index(name) if name in _WORDS else len(_WORDS)):
+        words = _WORDS.get(name) or name.replace("_", " ").replace("-", " ").capitalize()
+        alt = f"{words}: {study.title}, scale {study.scale}"
+        pictures.append(inlined(study.folder / f"{name}.png", alt, words))
+
+    # The origin of every number.
+    numbers = [
+        {
+            "row": cell["name"] + ("" if pd.isna(cell["level"]) else f", level {cell['level']:g}"),
+            "dataset": " vs ".join(filter(None, (cell["dataset"], cell["against"]))),
+            "metric": metric(cell["metric"]).title,
+            "value": tables.with_interval(cell["value"], cell["low"], cell["high"]),
+            "verdict": tables.verdict(cell),
+            **{name: cell[name] for name in ("protocol", "commit", "runs")},
+        }
+        for _, cell in study.cells.iterrows()
+        if pd.notna(cell["value"])
+    ]
+    provenance, data = study.provenance, study.provenance.get("data", {})
+    facts = {
+        "Device": provenance.get("device", ""),
+        "System": provenance.get("system", ""),
+        "Packages": ", ".join(f"{name} {version}" for name, version in provenance.get("packages", {}).items()),
+        "Data": " ".join(str(data[key]) for key in ("name", "source") if key in data),
+        "Data checksum": str(data.get("sha256", "")),
+    }
     return {
         "name": study.scale,
         "tables": tables.build(study),
-        "pictures": [_picture(study, name) for name in names if name != "trajectory"],
-        "command": command(study),
+        "pictures": pictures,
+        "command": provenance.get("command") or f"cdrl run experiment={study.name} scale={study.scale}",
         "commits": sorted(set(study.cells["commit"]) - {""}),
-        "numbers": [_number(cell) for _, cell in study.cells.iterrows() if pd.notna(cell["value"])],
-        "facts": _facts(study),
+        "numbers": numbers,
+        "facts": [(name, text) for name, text in facts.items() if text],
     }
-
-
-def command(study: Study) -> str:
-    """The command that made, and makes again, the study's numbers."""
-    return study.provenance.get("command") or f"cdrl run experiment={study.name} scale={study.scale}"
-
-
-def _picture(study: Study, name: str) -> Picture:
-    words = _WORDS.get(name) or name.replace("_", " ").replace("-", " ").capitalize()
-    return inlined(study.folder / f"{name}.png", f"{words}: {study.title}, scale {study.scale}", words)
-
-
-def _number(cell: pd.Series) -> dict[str, str]:
-    return {
-        "row": cell["name"] + ("" if pd.isna(cell["level"]) else f", level {cell['level']:g}"),
-        "dataset": " vs ".join(filter(None, (cell["dataset"], cell["against"]))),
-        "metric": metric(cell["metric"]).title,
-        "value": tables.with_interval(cell["value"], cell["low"], cell["high"]),
-        "verdict": tables.verdict(cell),
-        **{name: cell[name] for name in ("protocol", "commit", "runs")},
-    }
-
-
-def _facts(study: Study) -> list[tuple[str, str]]:
-    provenance = study.provenance
-    packages = ", ".join(f"{name} {version}" for name, version in provenance.get("packages", {}).items())
-    data = provenance.get("data", {})
-    facts = [
-        ("Device", provenance.get("device", "")),
-        ("System", provenance.get("system", "")),
-        ("Packages", packages),
-        ("Data", " ".join(str(data[key]) for key in ("name", "source") if key in data)),
-        ("Data checksum", str(data.get("sha256", ""))),
-    ]
-    return [(name, text) for name, text in facts if text]
 
 
 def _speed(folder: Path) -> dict[str, Any] | None:
     """The benchmarks' table of ratios and their figure."""
-    path = folder / "ratios.csv"
-    if not path.exists():
+    if not (folder / "ratios.csv").exists():
         return None
-    lines = pd.read_csv(path)
-    columns = ["case", "variant", "images", "ms_per_image", "fast_is"]
+    lines = pd.read_csv(folder / "ratios.csv")[["case", "variant", "images", "ms_per_image", "fast_is"]]
     body = [
         (str(case), str(variant), f"{images:,.0f}", *(tables.significant(number, 3) for number in numbers))
-        for case, variant, images, *numbers in lines[columns].itertuples(index=False)
+        for case, variant, images, *numbers in lines.itertuples(index=False)
     ]
     picture = folder / "bench.png"
     alt = "Milliseconds per image for the plain, the fast and the released form of each hot loop"
@@ -161,20 +142,15 @@ def _speed(folder: Path) -> dict[str, Any] | None:
 
 def _demonstration(results: Path) -> dict[str, Picture] | None:
     """The animation of ``results/demo``, or of the first experiment that carries one."""
-    folders = [results / "demo", *(path.parent for path in sorted(results.glob("*/*/trajectory.png")))]
-    folder = next((folder for folder in folders if (folder / "trajectory.png").exists()), None)
-    if folder is None:
-        return None
+    stages = "The same images at rest: noise, each level's proposal and refined sample, and the result"
+    energy = "The energy network's value along the chains of each level, above the proposal's"
     texts = {
         "trajectory": ("Animation: noise becomes images, level by level", ""),
-        "stages": (
-            "The same images at rest: noise, each level's proposal and refined sample, and the result",
-            "Noise, proposal and refined sample of every level",
-        ),
-        "energy": (
-            "The energy network's value along the chains of each level, above the proposal's",
-            "The energy along the way",
-        ),
+        "stages": (stages, "Noise, proposal and refined sample of every level"),
+        "energy": (energy, "The energy along the way"),
     }
-    files = {name: folder / f"{name}.png" for name in texts}
-    return {name: inlined(file, *texts[name]) for name, file in files.items() if file.exists()}
+    for folder in [results / "demo", *(path.parent for path in sorted(results.glob("*/*/trajectory.png")))]:
+        if (folder / "trajectory.png").exists():
+            files = {name: folder / f"{name}.png" for name in texts}
+            return {name: inlined(file, *texts[name]) for name, file in files.items() if file.exists()}
+    return None

@@ -64,19 +64,13 @@ class Study:
             UserError: there are no cells, or they lack columns that every experiment writes now.
         """
         folder = Path(folder)
-        cells = _cells(folder / "cells.csv")
+        cells, kept = _cells(folder / "cells.csv"), folder / "provenance.json"
         if not (folder / "experiment.json").exists():
             raise UserError(f"{folder} lacks experiment.json; run the experiment again")
         facts = read_json(folder / "experiment.json")
-        kept = folder / "provenance.json"
-        return cls(
-            folder=folder,
-            scale=folder.resolve().name,
-            cells=cells,
-            provenance=read_json(kept) if kept.exists() else {},
-            root=root or folder.resolve().parents[2],
-            **{**facts, "figures": tuple(facts["figures"])},
-        )
+        facts |= {"figures": tuple(facts["figures"]), "provenance": read_json(kept) if kept.exists() else {}}
+        root = root or folder.resolve().parents[2]
+        return cls(folder=folder, scale=folder.resolve().name, cells=cells, root=root, **facts)
 
     @property
     def at_hand(self) -> bool:
@@ -84,12 +78,13 @@ class Study:
 
         A run alone is not enough: experiments share them.
         """
-        for evaluation in (evaluation for row in self.rows for evaluation in row["evaluations"]):
+
+        def there(evaluation: dict[str, Any]) -> bool:
             status = RunFolder(self.located(evaluation["run"])).status()
             diverged = status is not None and status.status == "diverged"
-            if not diverged and not EvaluationFolder(self.located(evaluation["folder"])).done:
-                return False
-        return True
+            return diverged or EvaluationFolder(self.located(evaluation["folder"])).done
+
+        return all(there(evaluation) for row in self.rows for evaluation in row["evaluations"])
 
     def located(self, folder: str) -> Path:
         """A folder of experiment.json: relative to where the command ran, be it here or beside the results."""
@@ -116,9 +111,9 @@ class Study:
         for evaluation in self._evaluations(str(cell["row"])):
             result = EvaluationFolder(self.located(evaluation["folder"])).result()
             for measurement in result.measurements if result else ():
-                alike = (measurement.metric, measurement.protocol) == (cell["metric"], cell["protocol"])
-                about = {name: value for name, value in measurement.about().items() if name != "image_size"}
-                if alike and all(_same(value, cell[name]) for name, value in about.items()):
+                same = {"metric": measurement.metric, "protocol": measurement.protocol, **measurement.about()}
+                same.pop("image_size")
+                if all(pd.isna(cell[name]) if value is None else value == cell[name] for name, value in same.items()):
                     values.append(measurement.value)
         return values
 
@@ -132,10 +127,8 @@ class Study:
 
     def measured(self, metric: str, protocol: str | None = None) -> pd.DataFrame:
         """Cells of a metric that have a value, in the table's order."""
-        chosen = (self.cells["metric"] == metric) & self.cells["value"].notna()
-        if protocol is not None:
-            chosen &= self.cells["protocol"] == protocol
-        return self.cells[chosen]
+        cells = self.cells[(self.cells["metric"] == metric) & self.cells["value"].notna()]
+        return cells if protocol is None else cells[cells["protocol"] == protocol]
 
     def required(self, metric: str) -> pd.DataFrame:
         """`measured`. Raises `MissingArray` when nothing is."""
@@ -153,8 +146,7 @@ class Study:
 def studies(results: Path, root: Path | None = None) -> list[Study]:
     """Everything under ``results/``, in the experiments' order, smallest scale first."""
     loaded = [Study.load(path.parent, root) for path in Path(results).glob("*/*/cells.csv")]
-    scales = {scale: position for position, scale in enumerate(_SCALES)}
-    return sorted(loaded, key=lambda s: (s.order, s.name, scales.get(s.scale, len(scales)), s.scale))
+    return sorted(loaded, key=lambda s: (s.order, s.name, (*_SCALES, s.scale).index(s.scale), s.scale))
 
 
 def _cells(path: Path) -> pd.DataFrame:
@@ -173,8 +165,3 @@ def _cells(path: Path) -> pd.DataFrame:
             shown = cells[column].notna() & (cells.groupby("row")[column].transform("nunique") > 1)
         names = names.where(~shown, names + cells[column].map(lambda value, text=text: f", {text.format(value)}"))
     return cells.assign(name=names)
-
-
-def _same(value: Any, cell: Any) -> bool:
-    """Whether a measurement's column and a cell's, which is NaN where there is no number, say the same."""
-    return pd.isna(cell) if value is None else value == cell

@@ -24,48 +24,24 @@ matplotlib.use("Agg")
 
 INK, SOFT, FAINT = "#1f2328", "#6a737d", "#d8dee4"
 COLOURS: Mapping[str, str] = {
-    "cdrl": "#0072B2",
-    "drl": "#D55E00",
-    "short_run": "#009E73",
-    "ddpm": "#CC79A7",
-    "real": "#3c4248",
+    "cdrl": "#0072B2", "drl": "#D55E00", "short_run": "#009E73", "ddpm": "#CC79A7", "real": "#3c4248",
     "noise": "#9aa1a9",
-}
+}  # fmt: skip
 MARKERS: Mapping[str, str] = {"cdrl": "o", "drl": "s", "short_run": "^", "ddpm": "D", "real": "*", "noise": "X"}
 SPARE = ("#E69F00", "#56B4E9", "#7A5195", "#8C6D31")
 SPARE_MARKERS = ("v", "P", "<", ">", "p", "h")
 """For methods or series without a look of their own."""
 
 LOOK: Any = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 9.0,
-    "axes.titlesize": 9.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.labelsize": 9.0,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": SOFT,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": FAINT,
-    "grid.linewidth": 0.6,
-    "xtick.color": SOFT,
-    "ytick.color": SOFT,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "text.color": INK,
-    "lines.linewidth": 1.6,
-    "lines.markersize": 5.0,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "figure.dpi": 100,
-    "savefig.dpi": 200,
-    "svg.hashsalt": "cdrl",
-}
+    "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 9.0, "text.color": INK,
+    "axes.titlesize": 9.5, "axes.titleweight": "bold", "axes.titlelocation": "left",
+    "axes.labelsize": 9.0, "axes.labelcolor": INK, "axes.edgecolor": SOFT, "axes.linewidth": 0.8,
+    "axes.spines.top": False, "axes.spines.right": False,
+    "axes.grid": True, "axes.axisbelow": True, "grid.color": FAINT, "grid.linewidth": 0.6,
+    "xtick.color": SOFT, "ytick.color": SOFT, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
+    "lines.linewidth": 1.6, "lines.markersize": 5.0, "legend.frameon": False, "legend.fontsize": 8.5,
+    "figure.dpi": 100, "savefig.dpi": 200, "svg.hashsalt": "cdrl",
+}  # fmt: skip
 matplotlib.rcParams.update(LOOK)
 
 
@@ -102,17 +78,12 @@ def save(canvas: Figure, folder: Path, name: str) -> None:
     for kind, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
         buffer = io.BytesIO()
         canvas.savefig(buffer, format=kind, metadata=metadata, facecolor="white")
-        data = _small_png(buffer) if kind == "png" else buffer.getvalue()
+        if kind == "png":  # with few colours a palette makes it a third of the size
+            picture = Image.open(buffer).convert("RGB")
+            if picture.getcolors(4096) is not None:
+                picture = picture.quantize(256, dither=Image.Dither.NONE)
+            buffer = io.BytesIO()
+            picture.save(buffer, format="PNG", optimize=True, dpi=(LOOK["savefig.dpi"],) * 2)
         path = folder / f"{name}.{kind}"
-        if not path.exists() or path.read_bytes() != data:
-            write_bytes(path, data)
-
-
-def _small_png(buffer: io.BytesIO) -> bytes:
-    """The picture with a palette when it has few colours: a third of the size."""
-    picture = Image.open(buffer).convert("RGB")
-    few = picture.getcolors(4096) is not None
-    small = picture.quantize(256, dither=Image.Dither.NONE) if few else picture
-    result = io.BytesIO()
-    small.save(result, format="PNG", optimize=True, dpi=(LOOK["savefig.dpi"],) * 2)
-    return result.getvalue()
+        if not path.exists() or path.read_bytes() != buffer.getvalue():
+            write_bytes(path, buffer.getvalue())

@@ -10,7 +10,7 @@ digit, so that digits without meaning are not shown.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,8 +47,7 @@ _LATEX_TABLE = r"""%% needs \usepackage{booktabs}
   \end{tabular}
 \end{table}
 """
-_MARK = {"unconfirmed": "†", "conflicting": "‡"}
-_MEANING = {"unconfirmed": "† unconfirmed", "conflicting": "‡ sources disagree"}
+_MARKED = {"unconfirmed": "† unconfirmed", "conflicting": "‡ sources disagree"}
 
 
 @dataclass(frozen=True)
@@ -67,25 +66,16 @@ class Table:
 
     def markdown(self) -> str:
         """A GitHub table with its caption above."""
-        lines = [_pipes(self.header), _pipes(["---"] + ["---:"] * (len(self.header) - 1))]
-        for number, row in enumerate(self.body):
-            lines.append(_pipes([f"**{text}**" if (number, c) in self.best else text for c, text in enumerate(row)]))
-        return f"{self.caption}\n\n" + "\n".join(lines) + "\n"
+        header, *body = self._escaped(lambda text: text.replace("|", r"\|"), "**{}**")
+        rows = [header, ["---"] + ["---:"] * (len(header) - 1), *body]
+        return f"{self.caption}\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
     def latex(self) -> str:
         """A booktabs table."""
-
-        def line(row: Sequence[str], number: int = -1) -> str:
-            cells = [latex_escape(text) for text in row]
-            bold = [rf"\textbf{{{text}}}" if (number, c) in self.best else text for c, text in enumerate(cells)]
-            return "    " + " & ".join(bold) + r" \\"
-
-        parts = {
-            "caption": latex_escape(self.caption),
-            "columns": "l" + "r" * (len(self.header) - 1),
-            "header": line(self.header),
-            "body": "\n".join(line(row, number) for number, row in enumerate(self.body)),
-        }
+        rows = self._escaped(latex_escape, r"\textbf{{{}}}")
+        header, *body = ("    " + " & ".join(row) + r" \\" for row in rows)
+        columns = "l" + "r" * (len(self.header) - 1)
+        parts = {"caption": latex_escape(self.caption), "columns": columns, "header": header, "body": "\n".join(body)}
         return _LATEX_TABLE % parts
 
     def plain(self) -> str:
@@ -96,6 +86,13 @@ class Table:
         sides = ["<", *[">"] * (len(widths) - 1)]
         lines = ["  ".join(map("{:{}{}}".format, row, sides, widths)).rstrip() for row in rows]
         return "\n".join([self.caption, "", *lines])
+
+    def _escaped(self, escape: Callable[[str], str], bold: str) -> list[list[str]]:
+        """Header and body in a markup language, the best values in ``bold``."""
+        body = [[escape(text) for text in row] for row in self.body]
+        for row, column in self.best:
+            body[row][column] = bold.format(body[row][column])
+        return [[escape(title) for title in self.header], *body]
 
 
 def write(study: Study) -> list[Table]:
@@ -133,9 +130,20 @@ def _table(study: Study, cells: pd.DataFrame) -> Table:
     elif cells["at"].nunique() > 1:
         column_keys.append("at")
 
-    # One line per row, with the facts that its cells share.
+    # A column's title: its data set where there are several, what is compared with, the level; the metric.
     columns = list(cells[column_keys].drop_duplicates().itertuples(index=False, name=None))
-    facts = [name for name in _FACTS if any(_FACTS[name](cell) != _BLANK for _, cell in cells.iterrows())]
+    titles, better = [], []
+    for column in (dict(zip(column_keys, column, strict=True)) for column in columns):
+        quantity = metric(column["metric"])
+        dataset = column["dataset"] if cells["dataset"].nunique() > 1 else ""
+        against = f"vs {column['against']}" if column["against"] else ""
+        about = " ".join(filter(None, (dataset, against, column.get("at", ""))))
+        titles.append((f"{about}: " if about else "") + quantity.axis(column["protocol"]))
+        better.append(quantity.better)
+
+    # One line per row, with the facts that its cells share; a fact has a column where a cell says something.
+    facts = pd.DataFrame([_facts(cell) for _, cell in cells.iterrows()], cells.index)
+    shown = [str(name) for name in facts if facts[name].any()]
     body: list[tuple[str, ...]] = []
     values: list[list[float]] = []
     rivals: list[str | None] = []
@@ -146,16 +154,10 @@ def _table(study: Study, cells: pd.DataFrame) -> Table:
         values.append([math.nan if cell is None else float(cell["value"]) for cell in chosen])
         task = " ".join(str(first[key]) for key in _TASK if key not in column_keys)
         rivals.append(None if first["method"] in REFERENCES else task)
-        body.append((str(first["name"]), *map(_measured, chosen), *(_joined(_FACTS[name], group) for name in facts)))
-
-    several = cells["dataset"].nunique() > 1
-    titles = [_title(dict(zip(column_keys, column, strict=True)), several) for column in columns]
-    better = [metric(column[column_keys.index("metric")]).better for column in columns]
-    return Table(("", *titles, *facts), tuple(body), _caption(study, cells), _best(better, values, rivals))
-
-
-def _measured(cell: pd.Series | None) -> str:
-    return _BLANK if cell is None else with_interval(cell["value"], cell["low"], cell["high"])
+        numbers = (_BLANK if cell is None else with_interval(*cell[["value", "low", "high"]]) for cell in chosen)
+        texts = (", ".join(filter(None, facts[name][group.index].unique())) for name in shown)
+        body.append((str(first["name"]), *numbers, *(text or _BLANK for text in texts)))
+    return Table(("", *titles, *shown), tuple(body), _caption(study, cells), _best(better, values, rivals))
 
 
 def with_interval(value: float, low: float, high: float) -> str:
@@ -181,14 +183,6 @@ def significant(value: float, digits: int) -> str:
 def latex_escape(text: str) -> str:
     """Text with everything that LaTeX would read as markup escaped."""
     return "".join(_LATEX.get(character, character) for character in text)
-
-
-def _title(column: Mapping[str, Any], several: bool) -> str:
-    """A column's title; its data set where there are several."""
-    against = f"vs {column['against']}" if column["against"] else ""
-    about = " ".join(filter(None, (column["dataset"] if several else "", against, column.get("at", ""))))
-    title = metric(column["metric"]).axis(column["protocol"])
-    return f"{about}: {title}" if about else title
 
 
 def _best(
@@ -226,7 +220,7 @@ def _caption(study: Study, cells: pd.DataFrame) -> str:
         "Mean and 95 % interval over training seeds. Budget (training, × images) and NFE (per sample) count "
         "energy-gradient evaluations, or as much work of another network."
     )
-    used = [meaning for status, meaning in _MEANING.items() if (cells["published_status"] == status).any()]
+    used = [meaning for status, meaning in _MARKED.items() if (cells["published_status"] == status).any()]
     if (cells["published"] != "").any():
         text += " Published numbers are the papers' own, at their scale" + "".join(f"; {item}" for item in used) + "."
     return text
@@ -237,34 +231,14 @@ def verdict(cell: pd.Series) -> str:
     return _BLANK if cell["verdict"] == "different-scale" and not cell["published"] else cell["verdict"] or _BLANK
 
 
-def _count(number: float) -> str:
-    return f"{round(number):,}" if number > 0 else _BLANK
-
-
-def _seconds(number: float) -> str:
-    return significant(number, 3) if number > 0 else _BLANK
-
-
-_FACTS: Mapping[str, Callable[[pd.Series], str]] = {
-    "Published": lambda cell: (
-        (cell["published"] and cell["published"] + _MARK.get(cell["published_status"], "")) or _BLANK
-    ),
-    "Verdict": verdict,
-    "Seeds": lambda cell: _count(cell["seeds"]),
-    "Samples": lambda cell: _count(cell["samples"]),
-    "Budget": lambda cell: _count(cell["budget"]),
-    "NFE": lambda cell: _count(cell["grad_evals"]),
-    "Training (s)": lambda cell: _seconds(cell["train_seconds"]),
-    "Sampling (s)": lambda cell: _seconds(cell["sample_seconds"]),
-    "Note": lambda cell: cell["note"] or _BLANK,
-}
-
-
-def _joined(fact: Callable[[pd.Series], str], group: pd.DataFrame) -> str:
-    """A fact of a row's cells: one text where they agree."""
-    texts = dict.fromkeys(fact(cell) for _, cell in group.iterrows())
-    return ", ".join(text for text in texts if text != _BLANK) or _BLANK
-
-
-def _pipes(row: Sequence[str]) -> str:
-    return "| " + " | ".join(text.replace("|", r"\|") for text in row) + " |"
+def _facts(cell: pd.Series) -> dict[str, str]:
+    """What a table says beside a cell's number, by title; empty where there is nothing to say."""
+    counts = {"Seeds": "seeds", "Samples": "samples", "Budget": "budget", "NFE": "grad_evals"}
+    seconds = {"Training (s)": "train_seconds", "Sampling (s)": "sample_seconds"}
+    return {
+        "Published": cell["published"] and cell["published"] + _MARKED.get(cell["published_status"], "")[:1],
+        "Verdict": verdict(cell).replace(_BLANK, ""),
+        **{title: f"{round(cell[name]):,}" if cell[name] > 0 else "" for title, name in counts.items()},
+        **{title: significant(cell[name], 3) if cell[name] > 0 else "" for title, name in seconds.items()},
+        "Note": cell["note"],
+    }

@@ -8,7 +8,7 @@ from matplotlib.ticker import MaxNLocator
 
 from experiments.metrics import metric
 from experiments.report import style
-from experiments.report.figures.common import bars_with_intervals, curve_with_band, curve_with_intervals, effect_plot
+from experiments.report.figures.common import bars_with_intervals, curve_of_cells, effect_plot
 from experiments.report.study import MissingArray, Study
 from experiments.statistics import interval
 
@@ -58,14 +58,14 @@ def comparisons() -> dict[str, tuple[str, str]]:
     pairs |= {f"DRL + {' + '.join(left)}": ("none", "_".join(left)) for left in all_but.values()}
     pairs |= {"DRL + all (CDRL)": ("none", "cdrl")}
     pairs |= {f"CDRL − {off}": ("cdrl", "_".join(left)) for off, left in all_but.items()}
-    others = {
-        "target_mean": "initializer target: mean",
-        "bf16": "chains in bfloat16",
-        "denoise_official": "last denoise: as released",
-        "denoise_none": "last denoise: none",
-        "spectral_live": "spectral norm under EMA: live",
+    pairs |= {
+        "CDRL, initializer target: mean": ("cdrl", "target_mean"),
+        "CDRL, chains in bfloat16": ("cdrl", "bf16"),
+        "CDRL, last denoise: as released": ("cdrl", "denoise_official"),
+        "CDRL, last denoise: none": ("cdrl", "denoise_none"),
+        "CDRL, spectral norm under EMA: live": ("cdrl", "spectral_live"),
     }
-    return {**pairs, **{f"CDRL, {label}": ("cdrl", row) for row, label in others.items()}}
+    return pairs
 
 
 def gradients(study: Study) -> Figure | None:
@@ -76,12 +76,10 @@ def gradients(study: Study) -> Figure | None:
     figure, axes = style.figure(width=5.0, height=3.0)
     for variant, method in (("shared noise", "cdrl"), ("independent noise", "drl")):
         chosen = cells[cells["variant"] == variant]
-        bounds = chosen["value"], chosen["low"], chosen["high"]
-        curve_with_band(axes, chosen["level"], *bounds, label=variant, method=method, positive=True)
+        curve_of_cells(axes, chosen, "level", label=variant, method=method, positive=True)
     style.logarithmic(axes, "y")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("Level")
-    axes.set_ylabel("Variance of the gradient / squared mean")
+    axes.set(xlabel="Level", ylabel="Variance of the gradient / squared mean")
     axes.legend()
     return figure
 
@@ -107,12 +105,8 @@ def initializer(study: Study) -> Figure | None:
         values = np.array([[np.nan if v is None else v for v in row] for row in log[meter]], dtype=float)
         for level in range(1, values.shape[1]):
             shade = style.matplotlib.colormaps["viridis"](level / values.shape[1])
-            curve_with_intervals(
-                axes, log["iteration"], values[None, :, level], label=f"level {level}", method="cdrl", colour=shade,
-                marker="",
-            )  # fmt: skip
-        axes.set_title(title)
-        axes.set_xlabel("Iteration")
+            axes.plot(log["iteration"], values[:, level], color=shade, label=f"level {level}")
+        axes.set(title=title, xlabel="Iteration")
         style.logarithmic(axes, "y")
     figure.legend(*panels[-1].get_legend_handles_labels(), loc="outside right center", fontsize=7)
     return figure

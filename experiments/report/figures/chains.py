@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from experiments.report import style
-from experiments.report.figures.common import curve_with_band, image_grid
+from experiments.report.figures.common import curves_of_cells, image_grid
 from experiments.report.study import Study
 
 _MEASURES = {
@@ -33,9 +33,7 @@ def diagnostics(study: Study) -> Figure | None:
     """Every measure against the level, with bands over seeds."""
     figure, axes = style.figure(2, 2, width=7.2, height=5.0)
     for place, (metric, name) in zip(axes.flat, _MEASURES.items(), strict=True):
-        for (label, method), cells in study.measured(metric).groupby(["label", "method"], sort=False):
-            bounds = cells["value"], cells["low"], cells["high"]
-            curve_with_band(place, cells["level"], *bounds, label=str(label), method=str(method))
+        curves_of_cells(place, study.measured(metric), "level")
         place.xaxis.set_major_locator(MaxNLocator(integer=True))
         place.set_xlabel("Level that the chain ends at")
         place.set_ylabel(name, fontsize=8)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -14,6 +15,17 @@ from numpy.typing import ArrayLike, NDArray
 from cdrl.pictures import tile
 from experiments.report import style
 from experiments.statistics import interval
+
+
+def curves_of_cells(axes: Axes, cells: pd.DataFrame, column: str) -> None:
+    """A metric over a column of its cells, with intervals: one curve per label and method."""
+    for (label, method), group in cells.groupby(["label", "method"], sort=False):
+        curve_of_cells(axes, group, column, label=str(label), method=str(method))
+
+
+def curve_of_cells(axes: Axes, cells: pd.DataFrame, column: str, **look: Any) -> None:
+    """The same for cells that are one curve; ``look`` as in `curve_with_band`."""
+    curve_with_band(axes, cells[column], cells["value"], cells["low"], cells["high"], **look)
 
 
 def curve_with_intervals(axes: Axes, x: ArrayLike, values: ArrayLike, **look: Any) -> None:
@@ -69,12 +81,11 @@ def bars_with_intervals(
         dots: for each bar the values of its seeds.
         references: label → position of a dashed line (the floor, the ceiling).
     """
-    where = np.arange(len(labels))
-    mean = np.asarray(values, dtype=float)
     linear = axes.get_xscale() == "linear"
     if linear:
-        axes.barh(where, mean, height=0.62, color=[style.colour(method) for method in methods], alpha=0.28)
-    _ranges(axes, mean, lows, highs, methods, size=0 if linear else 7)
+        colours = [style.colour(method) for method in methods]
+        axes.barh(np.arange(len(labels)), np.asarray(values, dtype=float), height=0.62, color=colours, alpha=0.28)
+    _points(axes, labels, (values, lows, highs), methods, size=0 if linear else 7, xlabel=xlabel)
     for y, several in enumerate(dots or ()):
         jitter = np.linspace(-0.14, 0.14, len(several)) if len(several) != 1 else np.zeros(1)
         axes.plot(several, y + jitter, "o", color=style.colour(methods[y]), markersize=3.6, alpha=0.9)
@@ -84,7 +95,6 @@ def bars_with_intervals(
             name, (value, 1.0), xycoords=("data", "axes fraction"), xytext=(3, 2), textcoords="offset points",
             fontsize=7.5, color=style.SOFT, annotation_clip=False,
         )  # fmt: skip
-    _categories(axes, labels, xlabel)
 
 
 def effect_plot(
@@ -95,13 +105,11 @@ def effect_plot(
     highs: ArrayLike,
     *,
     methods: Sequence[str],
-    reference: float = 0.0,
     xlabel: str = "",
 ) -> None:
     """Effect sizes with 95 % intervals as a forest plot: a point per row, first on top, and the line of no effect."""
-    axes.axvline(reference, color=style.SOFT, linewidth=1.0)
-    _ranges(axes, np.asarray(effects, dtype=float), lows, highs, methods, size=6)
-    _categories(axes, labels, xlabel)
+    axes.axvline(0.0, color=style.SOFT, linewidth=1.0)
+    _points(axes, labels, (effects, lows, highs), methods, size=6, xlabel=xlabel)
 
 
 def image_grid(panels: Mapping[str, ArrayLike], *, columns: int = 8, rows: int = 8, across: int = 4) -> Figure:
@@ -112,12 +120,9 @@ def image_grid(panels: Mapping[str, ArrayLike], *, columns: int = 8, rows: int =
         columns, rows: images of each grid.
         across: grids beside one another before a new line begins.
     """
-    lines = -(-len(panels) // across)
-    width = 1.9 * min(across, len(panels))
-    cell = width / min(across, len(panels))
-    figure, axes = style.figure(
-        min(across, len(panels)), lines, width=width, height=lines * (cell * rows / columns + 0.3), squeeze=False
-    )
+    lines, across = -(-len(panels) // across), min(across, len(panels))
+    height = lines * (1.9 * rows / columns + 0.3)
+    figure, axes = style.figure(across, lines, width=1.9 * across, height=height, squeeze=False)
     for place in axes.flat:
         place.set_axis_off()
     for place, (title, images) in zip(axes.flat, panels.items(), strict=False):
@@ -132,20 +137,16 @@ def show(axes: Axes, picture: NDArray[np.uint8], title: str = "") -> None:
     axes.set_title(title, fontsize=8.5, fontweight="normal", loc="center")
 
 
-def _ranges(
-    axes: Axes, mean: NDArray[np.float64], lows: ArrayLike, highs: ArrayLike, methods: Iterable[str], size: float
+def _points(
+    axes: Axes, labels: Sequence[str], bounds: Sequence[ArrayLike], methods: Sequence[str], size: float, xlabel: str
 ) -> None:
-    for y, (value, low, high, method) in enumerate(
-        zip(mean, np.asarray(lows), np.asarray(highs), methods, strict=True)
-    ):
-        colour = style.colour(method)
+    """A labelled line per row: its interval, and its value as a marker unless ``size`` is 0."""
+    for y, (value, low, high) in enumerate(np.array(bounds, dtype=float).T):
+        colour = style.colour(methods[y])
         if np.isfinite([low, high]).all():
             axes.plot([low, high], [y, y], color=colour, linewidth=2.0, solid_capstyle="butt")
         if size:
-            axes.plot([value], [y], style.marker(method), color=colour, markersize=size)
-
-
-def _categories(axes: Axes, labels: Sequence[str], xlabel: str) -> None:
+            axes.plot([value], [y], style.marker(methods[y]), color=colour, markersize=size)
     axes.set_yticks(np.arange(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.4, -0.6)
     axes.grid(False, axis="y")

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from cdrl.pictures import tile
 from experiments.report import style
-from experiments.report.figures.common import curve_with_band, show
+from experiments.report.figures.common import curve_of_cells, show
 from experiments.report.study import Study
 
 _SERIES = {
@@ -21,18 +21,12 @@ _SERIES = {
 
 
 def draw(study: Study) -> dict[str, Figure]:
-    """``success``, and where arrays are at hand ``combinations`` and ``samples``.
-
-    Raises:
-        MissingArray: nothing is measured.
-    """
+    """``success``; with arrays at hand ``combinations``, ``samples``. Raises `MissingArray` without a measurement."""
     cells = study.required("all_concepts")
     drawn = {"success": success(study)}
     best = str(cells["row"].iloc[int(np.argmax(cells["value"]))])
-    kept = study.arrays(best, "compose.npz")
-    if kept:
-        drawn["combinations"] = combinations(kept)
-        drawn["samples"] = samples(kept[0])
+    if kept := study.arrays(best, "compose.npz"):
+        drawn |= {"combinations": combinations(kept), "samples": samples(kept[0])}
     return drawn
 
 
@@ -42,11 +36,9 @@ def success(study: Study) -> Figure:
     for metric, (label, colour, marker) in _SERIES.items():
         cells = study.measured(metric).sort_values("weight")
         if not cells.empty:
-            bounds = cells["value"], cells["low"], cells["high"]
-            curve_with_band(axes, cells["weight"], *bounds, label=label, method="cdrl", colour=colour, marker=marker)
-    axes.set_xlabel("Weight w of every concept (0: unconditional)")
-    axes.set_ylabel(f"Success rate ({study.measured('all_concepts')['protocol'].iloc[0]}) ↑")
-    axes.set_ylim(0.0, 1.0)
+            curve_of_cells(axes, cells, "weight", label=label, method="cdrl", colour=colour, marker=marker)
+    protocol = study.measured("all_concepts")["protocol"].iloc[0]
+    axes.set(xlabel="Weight w of every concept (0: unconditional)", ylabel=f"Success rate ({protocol}) ↑", ylim=(0, 1))
     axes.legend()
     return figure
 
@@ -54,11 +46,10 @@ def success(study: Study) -> Figure:
 def combinations(kept: list[dict[str, Any]]) -> Figure:
     """For two kinds: the share of training images beside the mean success of every combination."""
     names, values = kept[0]["names"], kept[0]["combinations"]
+    joint = np.mean([arrays["joint"] for arrays in kept], axis=0)
     figure, (left, right) = style.figure(2, width=6.4, height=0.5 + 0.28 * (values[:, 0].max() + 1))
     _heat_map(left, names, values, 100 * kept[0]["share"], "Training images, %")
-    _heat_map(
-        right, names, values, 100 * np.mean([arrays["joint"] for arrays in kept], axis=0), "Samples that show both, %"
-    )
+    _heat_map(right, names, values, 100 * joint, "Samples that show both, %")
     return figure
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from cdrl.pictures import tile
 from experiments.report import style
@@ -26,11 +25,9 @@ def draw(study: Study) -> dict[str, Figure]:
     """``errors``, and ``completions-<mask>`` where arrays are at hand. Raises `MissingArray` without a measurement."""
     masks = study.required("hole_mse")["mask"].unique()
     drawn = {"errors": errors(study)}
-    first = study.rows[0]["row"]
     for mask in masks:
-        kept = study.arrays(first, f"inpaint-{mask}.npz")
-        if kept:
-            drawn[f"completions-{mask}"] = completions(kept[0])
+        for kept in study.arrays(study.rows[0]["row"], f"inpaint-{mask}.npz")[:1]:
+            drawn[f"completions-{mask}"] = completions(kept)
     return drawn
 
 
@@ -38,9 +35,8 @@ def errors(study: Study) -> Figure:
     """Each metric of every method and mask, with intervals."""
     measured = {name: cells for name in _MEASURED if not (cells := study.measured(name)).empty}
     rows = max(len(cells) for cells in measured.values())
-    figure, axes = style.figure(
-        len(measured), width=2.2 * len(measured) + 1.2, height=1.0 + 0.24 * rows, squeeze=False, sharey=True
-    )
+    width, height = 2.2 * len(measured) + 1.2, 1.0 + 0.24 * rows
+    figure, axes = style.figure(len(measured), width=width, height=height, squeeze=False, sharey=True)
     for place, (name, cells) in zip(axes[0], measured.items(), strict=True):
         effect_plot(
             place, list(cells["name"]), cells["value"], cells["low"], cells["high"], methods=list(cells["method"]),
@@ -54,14 +50,10 @@ def completions(kept: dict[str, Any], rows: int = 8) -> Figure:
     """A row per image: what is known (the hole tinted), completions, the truth."""
     truth, mask, drawn = kept["truth"][:rows], kept["mask"][:rows], kept["completions"][:rows]
     n, times, height, width, _ = drawn.shape
-    masked = np.where(mask, _rgb(truth), _HOLE).astype(np.uint8)
-    strips = np.concatenate([masked[:, None], _rgb(drawn), _rgb(truth)[:, None]], axis=1)
+    truth, drawn = (np.broadcast_to(images, (*images.shape[:-1], 3)) for images in (truth, drawn))  # grey as colour
+    masked = np.where(mask, truth, _HOLE).astype(np.uint8)
+    strips = np.concatenate([masked[:, None], drawn, truth[:, None]], axis=1)
     picture = tile(strips.reshape(n * (times + 2), height, width, 3), times + 2)
     figure, axes = style.figure(width=0.5 * (times + 2), height=0.5 * n + 0.3)
     show(axes, picture, "known · completions · truth")
     return figure
-
-
-def _rgb(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Grey or colour images as colour images."""
-    return np.broadcast_to(images, (*images.shape[:-1], 3))

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from experiments.metrics import metric
 from experiments.report import style
-from experiments.report.figures.common import curve_with_band
+from experiments.report.figures.common import curves_of_cells
 from experiments.report.study import Study
 
 
@@ -17,10 +17,7 @@ def draw(study: Study) -> dict[str, Figure]:
     figure, (left, right) = style.figure(2, width=7.4, height=3.1)
     # Without a step there is nothing to search.
     for axes, cells in ((left, quality), (right, multiplier[multiplier["steps"] > 0])):
-        for method, group in cells.groupby("method", sort=False):
-            bounds = group["value"], group["low"], group["high"]
-            label = study.method_label(str(method))
-            curve_with_band(axes, group["steps"], *bounds, label=label, method=str(method))
+        curves_of_cells(axes, cells.assign(label=cells["method"].map(study.method_label)), "steps")
         axes.set_xscale("symlog", linthresh=1)
         ticks = sorted(set(cells["steps"]))
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])

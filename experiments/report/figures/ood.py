@@ -6,18 +6,16 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.report import style
-from experiments.report.figures.common import curve_with_band, image_grid
+from experiments.report.figures.common import curves_of_cells, image_grid
 from experiments.report.study import Study
 
 
 def draw(study: Study) -> dict[str, Figure]:
     """``auroc``; where arrays are at hand ``scores`` and ``sets``. Raises `MissingArray` without a measurement."""
-    drawn = {"auroc": over_levels(study)}
-    kept = study.arrays(study.rows[0]["row"], "ood.npz")
-    if kept:
-        drawn["scores"] = scores(kept[0], study.rows[0]["method"])
-        examples = study.arrays(study.rows[0]["row"], "examples.npz")
-        drawn["sets"] = image_grid(examples[0], columns=4, rows=4, across=5)
+    drawn, first = {"auroc": over_levels(study)}, study.rows[0]
+    for kept in study.arrays(first["row"], "ood.npz")[:1]:
+        drawn["scores"] = scores(kept, first["method"])
+        drawn["sets"] = image_grid(study.arrays(first["row"], "examples.npz")[0], columns=4, rows=4, across=5)
     return drawn
 
 
@@ -27,13 +25,9 @@ def over_levels(study: Study) -> Figure:
     sets = study.measured("auroc")["against"].unique()
     figure, axes = style.figure(len(sets), width=2.0 * len(sets) + 0.6, height=2.7, sharey=True, squeeze=False)
     for place, name in zip(axes[0], sets, strict=True):
-        for (label, method), group in cells[cells["against"] == name].groupby(["label", "method"], sort=False):
-            bounds = group["value"], group["low"], group["high"]
-            curve_with_band(place, group["level"], *bounds, label=str(label), method=str(method))
+        curves_of_cells(place, cells[cells["against"] == name], "level")
         place.axhline(0.5, color=style.SOFT, linestyle=(0, (4, 3)), linewidth=1.0)
-        place.set_ylim(0.0, 1.03)
-        place.set_xlabel("Level")
-        place.set_title(name)
+        place.set(ylim=(0.0, 1.03), xlabel="Level", title=name)
     axes[0, 0].set_ylabel("AUROC (log-density) ↑")
     axes[0, 0].legend()
     return figure
@@ -47,7 +41,6 @@ def scores(kept: dict[str, np.ndarray], method: str) -> Figure:
         colour = style.colour(method) if name == "inside" else style.SPARE[number % len(style.SPARE)]
         label = "held out" if name == "inside" else name
         axes.plot(values, np.linspace(0, 1, len(values)), color=colour, label=label, linewidth=1 + (name == "inside"))
-    axes.set_xlabel("f at the lowest level (log-density up to scale and constant)")
-    axes.set_ylabel("Share of images below")
+    axes.set(xlabel="f at the lowest level (log-density up to scale and constant)", ylabel="Share of images below")
     axes.legend()
     return figure

@@ -21,12 +21,11 @@ def draw(study: Study) -> dict[str, Figure]:
     figure, panels = style.figure(2, width=7.4, height=3.4, sharey=True)
     for axes, (cost, label) in zip(panels, _COSTS.items(), strict=True):
         for method, group in cells.groupby("method", sort=False):
-            colour = style.colour(str(method))
             errors = [group["value"] - group["low"], group["high"] - group["value"]]
-            name = study.method_label(str(method))
             axes.errorbar(
-                group[cost], group["value"], yerr=errors, color=colour, marker=style.marker(str(method)), label=name
-            )
+                group[cost], group["value"], yerr=errors, color=style.colour(str(method)),
+                marker=style.marker(str(method)), label=study.method_label(str(method)),
+            )  # fmt: skip
             for _, point in group.iterrows():
                 axes.annotate(
                     f"K={point['steps']:g}", (point[cost], point["value"]), xytext=(4, 4), textcoords="offset points",
@@ -58,14 +57,11 @@ def verdict(cells: pd.DataFrame) -> str:
         f"DRL, K = 30: {other['value']:.3g} at {other['milliseconds']:.2g} ms"
     )
     if fast.empty:
-        return f"Half the time: no, CDRL needs more than half of DRL's time ({facts})"
-    return f"Half the time: {_outcome(best, other)} ({facts})"
-
-
-def _outcome(best: pd.Series, other: pd.Series) -> str:
-    """Whether ``best`` is lower than ``other``, by values and intervals."""
-    if not best["value"] < other["value"]:
-        return "no, worse"
-    if math.isnan(best["high"]) or math.isnan(other["low"]):
-        return "better; one seed, no interval"
-    return "yes" if best["high"] < other["low"] else "better, within the intervals"
+        outcome = "no, CDRL needs more than half of DRL's time"
+    elif not best["value"] < other["value"]:
+        outcome = "no, worse"
+    elif math.isnan(best["high"]) or math.isnan(other["low"]):
+        outcome = "better; one seed, no interval"
+    else:
+        outcome = "yes" if best["high"] < other["low"] else "better, within the intervals"
+    return f"Half the time: {outcome} ({facts})"

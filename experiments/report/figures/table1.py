@@ -18,11 +18,7 @@ _REFERENCES = {"real": "real, held out", "noise": "noise"}
 
 
 def draw(study: Study) -> dict[str, Figure | None]:
-    """``score``, ``budget``, ``seconds`` and ``samples``, each where it is at hand.
-
-    Raises:
-        MissingArray: nothing is measured.
-    """
+    """``score``, ``budget``, ``seconds``, ``samples`` where at hand. Raises `MissingArray` without a measurement."""
     return {"score": score(study), "budget": budget(study), "seconds": seconds(study), "samples": samples(study)}
 
 
@@ -35,19 +31,15 @@ def score(study: Study) -> Figure | None:
         return None
     figure, axes = style.figure(width=4.8, height=0.9 + 0.42 * len(methods))
     style.logarithmic(axes, "x")
-    references = {
-        label: float(cells[cells["method"] == method]["value"].iloc[0])
-        for method, label in _REFERENCES.items()
-        if (cells["method"] == method).any()
-    }
+    measured = dict(zip(cells["method"][::-1], cells["value"][::-1], strict=True))  # of several the first
+    references = {label: measured[method] for method, label in _REFERENCES.items() if method in measured}
     bars_with_intervals(
         axes, list(methods["label"]), methods["value"], methods["low"], methods["high"],
-        methods=list(methods["method"]),
-        dots=[study.seed_values(cell) for _, cell in methods.iterrows()],
+        methods=list(methods["method"]), dots=[study.seed_values(cell) for _, cell in methods.iterrows()],
         xlabel=metric(name).axis(protocol), references=references,
     )  # fmt: skip
-    floor = 0.6 * min([*references.values(), methods["value"].min()])
-    axes.set_xlim(left=max(floor, 1e-6), right=1.6 * max([*references.values(), methods["value"].max()]))
+    shown = [*references.values(), *methods["value"]]
+    axes.set_xlim(left=max(0.6 * min(shown), 1e-6), right=1.6 * max(shown))
     return figure
 
 
@@ -68,18 +60,15 @@ def _along(study: Study, xlabel: str, where: Callable[[str, NDArray[Any]], NDArr
     name, protocol = _first(study)
     figure, axes = style.figure(width=4.8, height=3.0)
     for row in study.rows:
-        curves = study.arrays(row["row"], "curve.npz")
-        if not curves:
-            continue
-        length = min(len(curve["value"]) for curve in curves)
-        values = np.stack([curve["value"][:length] for curve in curves])
-        x = where(row["row"], curves[0]["grad_evals"][:length])
-        curve_with_intervals(axes, x, values, label=row["label"], method=row["method"], positive=True)
+        if curves := study.arrays(row["row"], "curve.npz"):
+            length = min(len(curve["value"]) for curve in curves)
+            values = np.stack([curve["value"][:length] for curve in curves])
+            x = where(row["row"], curves[0]["grad_evals"][:length])
+            curve_with_intervals(axes, x, values, label=row["label"], method=row["method"], positive=True)
     if not axes.lines:
         return None
     style.logarithmic(axes, "x", "y")
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel(metric(name).axis(protocol))
+    axes.set(xlabel=xlabel, ylabel=metric(name).axis(protocol))
     for floor in study.measured(name, protocol).query("method == 'real'")["value"]:
         axes.axhline(floor, color=style.SOFT, linestyle=(0, (4, 3)), linewidth=1.0, label=_REFERENCES["real"])
     axes.legend()
@@ -89,11 +78,7 @@ def _along(study: Study, xlabel: str, where: Callable[[str, NDArray[Any]], NDArr
 def samples(study: Study) -> Figure | None:
     """Grids of the first seed that has one; real images first."""
     rows = sorted(study.rows, key=lambda row: (row["method"] == "noise", row["method"] != "real"))
-    panels = {}
-    for row in rows:
-        grids = study.arrays(row["row"], "grid.npy")
-        if grids:
-            panels[row["label"]] = grids[0]
+    panels = {row["label"]: grid for row in rows for grid in study.arrays(row["row"], "grid.npy")[:1]}
     return image_grid(panels, columns=8, rows=8, across=3 if len(panels) > 4 else 4) if panels else None
 
 

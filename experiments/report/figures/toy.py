@@ -33,14 +33,14 @@ def levels(arrays: dict[str, NDArray[Any]], label: str) -> Figure:
     figure, axes = style.figure(count, 2, width=1.6 * count, height=3.7, squeeze=False)
     for level in range(count):
         half, peak = float(arrays["half"][level]), float(arrays["truth"][level].max())
-        for row, (name, values) in enumerate((("truth", arrays["truth"]), ("learned", arrays["learned"]))):
-            axes[row, level].imshow(
-                values[level], origin="lower", extent=(-half, half, -half, half), cmap="cividis", vmin=peak - _DEPTH,
-                vmax=peak, interpolation="nearest",
+        for place, name in zip(axes[:, level], ("truth", "learned"), strict=True):
+            place.imshow(
+                arrays[name][level], origin="lower", extent=(-half, half, -half, half), cmap="cividis",
+                vmin=peak - _DEPTH, vmax=peak, interpolation="nearest",
             )  # fmt: skip
-            _bare(axes[row, level], f"level {level}" if row == 0 else "")
+            _bare(place, f"level {level}" if name == "truth" else "")
             if level == 0:
-                axes[row, level].set_ylabel(name)
+                place.set_ylabel(name)
     figure.suptitle(f"{label}: log-density, the top {_DEPTH:g} nats", fontsize=9.5)
     return figure
 
@@ -65,6 +65,5 @@ def samples(arrays: dict[str, NDArray[Any]], label: str) -> Figure:
 
 def _bare(axes: Axes, title: str) -> None:
     axes.grid(False)
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set(xticks=[], yticks=[])
     axes.set_title(title, fontsize=8.5, fontweight="normal", loc="center")
