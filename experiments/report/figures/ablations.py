@@ -16,11 +16,7 @@ SWITCHES = ("schedule", "shared", "initializer")
 
 
 def draw(study: Study) -> dict[str, Figure | None]:
-    """``scores``, and as far as they are at hand ``effects``, ``gradients`` and ``initializer``.
-
-    Raises:
-        MissingArray: nothing is measured.
-    """
+    """``scores``; where at hand ``effects``, ``gradients``, ``initializer``. Raises `MissingArray` without a score."""
     cells = study.required("fd")
     protocol = str(cells["protocol"].iloc[0])
     figure, axes = style.figure(width=6.6, height=0.8 + 0.34 * len(cells))
