@@ -14,12 +14,11 @@ import numpy as np
 from cdrl.errors import UserError
 from experiments import published
 from experiments.files import write_json, write_text
-from experiments.measurement import COLUMNS, Measurement
+from experiments.measurement import COLUMNS, Measurement, interval
 from experiments.metrics import metric
 from experiments.provenance import provenance
 from experiments.published import Number
 from experiments.runs.machine import commit, device_name, resolve_device
-from experiments.statistics import interval
 
 if TYPE_CHECKING:
     from experiments.plan import Plan, Row

@@ -136,13 +136,9 @@ def _agreement(run: TrainedRun, truth: Images, completions: Images) -> dict[str,
     """Share of completions that the protocol's classifier takes for the truth's class; {} where it has no classes."""
     protocol = run.protocol
     extractor = build(protocol.extractor, run.cache, run.device, protocol.weights, protocol.weights_sha256)
-
-    def decided(images: Images) -> Tensor | None:
-        probabilities = extractor(images).probabilities
-        return None if probabilities is None else probabilities.argmax(dim=1)
-
-    expected = decided(truth)
+    expected = extractor(truth).probabilities
     if expected is None:
         return {}
-    hits = [torch.eq(decided(shown), expected) for shown in np.moveaxis(completions, 1, 0)]  # type: ignore[arg-type]
+    shown = (extractor(images).probabilities for images in np.moveaxis(completions, 1, 0))
+    hits = [seen.argmax(dim=1) == expected.argmax(dim=1) for seen in shown if seen is not None]
     return {"agreement": float(torch.stack(hits).double().mean())}

@@ -6,11 +6,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from experiments.measurement import interval
 from experiments.metrics import metric
 from experiments.report import style
 from experiments.report.figures.common import bars_with_intervals, curve_of_cells, effect_plot
 from experiments.report.study import MissingArray, Study
-from experiments.statistics import interval
 
 SWITCHES = ("schedule", "shared", "initializer")
 

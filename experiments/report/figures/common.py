@@ -13,8 +13,8 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from cdrl.pictures import tile
+from experiments.measurement import interval
 from experiments.report import style
-from experiments.statistics import interval
 
 
 def curves_of_cells(axes: Axes, cells: pd.DataFrame, column: str) -> None:
