@@ -16,12 +16,10 @@ from cdrl.errors import UserError
 from experiments import published
 from experiments.data import DataSettings
 from experiments.files import write_json, write_text
-from experiments.measurement import COLUMNS, Measurement
+from experiments.measurement import COLUMNS, Measurement, interval
 from experiments.metrics import metric
 from experiments.published import Number
-from experiments.runs.folder import Result, Status
 from experiments.runs.machine import commit, device_name, resolve_device, versions
-from experiments.statistics import interval
 
 if TYPE_CHECKING:
     from experiments.plan import Plan, Row
@@ -94,7 +92,29 @@ def _row_cells(plan: Plan, row: Row) -> Iterator[dict[str, Any]]:
     for measurement in (measurement for result in results if result for measurement in result.measurements):
         key = (measurement.dataset, measurement.metric, measurement.protocol, *measurement.about().values())
         groups.setdefault(key, []).append(measurement)
-    shared = _shared_facts(plan, row, statuses, results)
+
+    # What all cells share. A run and its evaluation may be of different commits and devices.
+    ended = [status for status in statuses if status]
+    sources = [source for source in (*statuses, *results) if source]
+    devices, commits = {source.device for source in sources}, {source.commit for source in sources}
+    diverged = [
+        f"seed {evaluation.seed} diverged at iteration {status.iterations}"
+        for evaluation, status in zip(row.evaluations, statuses, strict=True)
+        if status and status.status == "diverged"
+    ]
+    budget = row.evaluations[0].run_settings.budget if ended else 0
+    if not isinstance(budget, int):  # seconds: what they paid for
+        budget = round(float(np.mean([status.grad_evals for status in ended])))
+    shared = {
+        **{"experiment": plan.name, "scale": plan.scale, "row": row.id, "label": row.label, "method": row.method},
+        "seeds": 0,
+        "budget": budget,
+        "train_seconds": round(float(np.mean([status.seconds for status in ended])), 1) if ended else 0.0,
+        "device": ", ".join(sorted(devices)) or device_name(resolve_device(plan.config["device"])),
+        "commit": " ".join(sorted(commits)) or commit(),
+        "runs": " ".join(str(evaluation.run.path) for evaluation in row.evaluations),
+        "note": "; ".join(diverged),
+    }
 
     def beside_published(about: Measurement, value: float, low: float, high: float) -> dict[str, Any]:
         dataset = about.dataset or data.name
@@ -131,38 +151,6 @@ def _row_cells(plan: Plan, row: Row) -> Iterator[dict[str, Any]]:
         )  # fmt: skip
         cell = beside_published(nothing, math.nan, math.nan, math.nan)
         yield cell if shared["note"] else {**cell, "published": "", "published_status": "", "verdict": "not-run"}
-
-
-def _shared_facts(
-    plan: Plan, row: Row, statuses: Sequence[Status | None], results: Sequence[Result | None]
-) -> dict[str, Any]:
-    """The columns that all cells of a row share. A run and its evaluation may be of different commits and devices."""
-    ended = [status for status in statuses if status]
-    sources = [source for source in (*statuses, *results) if source]
-    devices, commits = {source.device for source in sources}, {source.commit for source in sources}
-    diverged = [
-        f"seed {evaluation.seed} diverged at iteration {status.iterations}"
-        for evaluation, status in zip(row.evaluations, statuses, strict=True)
-        if status and status.status == "diverged"
-    ]
-    budget = row.evaluations[0].run_settings.budget if ended else 0
-    if not isinstance(budget, int):  # seconds: what they paid for
-        budget = round(float(np.mean([status.grad_evals for status in ended])))
-    return {
-        "experiment": plan.name,
-        "scale": plan.scale,
-        "row": row.id,
-        "label": row.label,
-        "method": row.method,
-        "seeds": 0,
-        "verdict": "not-run",
-        "budget": budget,
-        "train_seconds": round(float(np.mean([status.seconds for status in ended])), 1) if ended else 0.0,
-        "device": ", ".join(sorted(devices)) or device_name(resolve_device(plan.config["device"])),
-        "commit": " ".join(sorted(commits)) or commit(),
-        "runs": " ".join(str(evaluation.run.path) for evaluation in row.evaluations),
-        "note": "; ".join(diverged),
-    }
 
 
 def _facts(plan: Plan) -> dict[str, Any]:

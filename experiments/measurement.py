@@ -1,12 +1,16 @@
 """One measured number with everything it is about, in columns of its own: nothing is ever encoded in a name.
 
-Also the columns of cells.csv, in which numbers of several seeds become one.
+Also the columns of cells.csv, in which numbers of several seeds become one, and the interval over them.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 ABOUT = ("level", "steps", "weight", "against", "mask", "image_size", "variant")
 """Columns that tell apart the numbers of one row and metric."""
@@ -67,3 +71,15 @@ class Measurement:
         """Only the fields that say something."""
         defaults = {field.name: field.default for field in fields(self)}
         return {name: value for name, value in asdict(self).items() if value != defaults[name]}
+
+
+def interval(values: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and 95 % Student-t interval over the first axis, ``(seeds, *)`` → three ``(*)``; NaN bounds for one seed."""
+    from scipy import stats  # where it is needed: what reads measurements starts without it
+
+    array = np.asarray(values, dtype=np.float64)
+    mean = array.mean(axis=0)
+    if len(array) < 2:
+        return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
+    half = stats.t.ppf(0.975, len(array) - 1) * array.std(axis=0, ddof=1) / math.sqrt(len(array))
+    return mean, mean - half, mean + half

@@ -187,18 +187,12 @@ def _line(row: Row, number: int, settings: Settings) -> Line | None:
     else:
         return None
     facts = {
-        "round": number,
-        "settings": json.dumps(settings),
-        "budget": json.dumps(evaluation.run_settings.budget),
-        "score": f"{score:.6g}",
-        "status": status,
-        "metric": protocol["metrics"][0],
-        "protocol": protocol["name"],
-        "samples": evaluation.settings["samples"],
-        "seconds": f"{training.seconds:.3f}" if training else "",
+        "round": number, "settings": json.dumps(settings), "budget": json.dumps(evaluation.run_settings.budget),
+        "score": f"{score:.6g}", "status": status, "metric": protocol["metrics"][0], "protocol": protocol["name"],
+        "samples": evaluation.settings["samples"], "seconds": f"{training.seconds:.3f}" if training else "",
         **{name: getattr(training, name, "") for name in ("iterations", "grad_evals", "device", "commit")},
         "trial": _key(row),
-    }
+    }  # fmt: skip
     return {name: str(value) for name, value in facts.items()}
 
 

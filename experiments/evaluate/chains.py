@@ -138,6 +138,7 @@ def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: OnP
     return measurements
 
 
+@torch.no_grad()
 def conditional(sampler: Sampler, x0: Tensor, level: Tensor, seed: int, same: int = 1) -> tuple[Target, Tensor]:
     """The targets of chains from x_t to level t − 1, and their proposals.
 
@@ -153,10 +154,8 @@ def conditional(sampler: Sampler, x0: Tensor, level: Tensor, seed: int, same: in
     upper = marginal(schedule, x0, level, upper_noise)
     noise = randomness.normal(randomness.key(seed, "chains/proposal"), index, sampler.shape)
     start = chain_start(sampler, schedule, upper, level, noise)
-    with torch.no_grad():
-        energy = sampler.energy_net.frozen(sampler.energy_net.weights(), schedule.logsnr[level - 1])
     target = Target(
-        energy=energy,
+        energy=sampler.energy_net.frozen(sampler.energy_net.weights(), schedule.logsnr[level - 1]),
         anchor=upper,
         constants=langevin.coefficients(schedule, level, sampler.chain),
         variance=sampler.chain.step_variance * schedule.unit_step[level].square(),

@@ -42,7 +42,7 @@ def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: OnP
     network = copy.deepcopy(sampler.energy_net).requires_grad_(True)
     x0 = data.to_float(run.train.images[: settings["images"]]).to(run.device)
     levels = sampler.schedule.levels
-    moments = {kind: np.zeros((levels, 2)) for kind in PAIRS}
+    moments: dict[str, Any] = {kind: np.zeros((levels, 2)) for kind in PAIRS}
     for number in range(levels):
         for kind in PAIRS:
             draws = (
@@ -51,8 +51,7 @@ def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: OnP
             )
             moments[kind][number] = spread(draws)
         progress((number + 1) / levels, f"level {number}")
-    arrays: dict[str, Any] = moments
-    np.savez(out / "gradients.npz", **arrays)
+    np.savez(out / "gradients.npz", **moments)
     measured = partial(Measurement, metric="gradient_variance", protocol="gradient", samples=settings["draws"])
     return [
         measured(value=float(total / square), level=number, variant=f"{kind} noise")

@@ -65,11 +65,7 @@ def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: OnP
 
 
 def mask_names(masks: Sequence[str]) -> dict[str, str]:
-    """A name of its own for each mask, for files and tables; see the module's docstring.
-
-    Raises:
-        UserError: two masks cannot be told apart.
-    """
+    """A name of its own for each mask. Raises `UserError` where two cannot be told apart."""
     parts = {mask: [part for part in Path(mask).with_suffix("").parts if part != Path(mask).anchor] for mask in masks}
     names = {}
     for mask, mine in parts.items():
@@ -85,18 +81,15 @@ def mask_names(masks: Sequence[str]) -> dict[str, str]:
 def mask(name: str, size: int, index: Tensor, seed: int) -> Mask:
     """The known pixels, ``(n, size, size, 1)`` for images number ``index`` ``(n,)``; see the module's docstring.
 
-    Raises:
-        UserError: there is no such mask, or the picture cannot be read.
+    Raises `UserError` when there is no such mask, or the picture cannot be read.
     """
     if name == "random":
         known = randomness.uniform(randomness.key(seed, "mask"), index, (size, size)).numpy() < 0.5
         return known[..., None]
-    single = np.zeros((size, size), dtype=bool)
+    single, edge = np.full((size, size), name == "box"), size // 4
     if name == "half":
         single[:, : size // 2] = True
     elif name == "box":
-        edge = size // 4
-        single[:] = True
         single[edge : size - edge, edge : size - edge] = False
     elif not Path(name).is_file():
         raise UserError(f"there is no mask '{name}'; use half, box, random or the path of a PNG, white where known")
@@ -118,19 +111,16 @@ def complete(
 
 def measure(truth: Images, known: Mask, completions: Images, filling: NDArray[np.floating]) -> dict[str, float]:
     """The metrics that need no classifier; arrays as in `complete`, ``filling`` ``(H, W, C)`` in 0 … 255."""
-    where = np.broadcast_to(known, truth.shape)
-    hole = ~where
-    holes = np.maximum(hole.sum(axis=(1, 2, 3)), 1)
-    target = truth.astype(np.float64) / 127.5
+    hole, target = ~np.broadcast_to(known, truth.shape), truth.astype(np.float64) / 127.5
 
     def in_hole(difference: NDArray[np.floating]) -> NDArray[np.float64]:
         """Mean square over each image's hole."""
-        return (np.square(difference) * hole).sum(axis=(1, 2, 3)) / holes
+        return (np.square(difference) * hole).sum(axis=(1, 2, 3)) / np.maximum(hole.sum(axis=(1, 2, 3)), 1)
 
     shown = np.moveaxis(completions, 1, 0).astype(np.float64) / 127.5
     errors = np.stack([in_hole(completion - target) for completion in shown])
     between = [in_hole(first - second) ** 0.5 for first, second in itertools.combinations(shown, 2)]
-    exact = (np.moveaxis(completions, 1, 0) == truth)[:, where]
+    exact = (np.moveaxis(completions, 1, 0) == truth)[:, ~hole]
     values = {
         "known_exact": exact.mean(),
         "hole_mse": errors.mean(),
@@ -146,13 +136,9 @@ def _agreement(run: TrainedRun, truth: Images, completions: Images) -> dict[str,
     """Share of completions that the protocol's classifier takes for the truth's class; {} where it has no classes."""
     protocol = run.protocol
     extractor = build(protocol.extractor, run.cache, run.device, protocol.weights, protocol.weights_sha256)
-
-    def decided(images: Images) -> Tensor | None:
-        probabilities = extractor(images).probabilities
-        return None if probabilities is None else probabilities.argmax(dim=1)
-
-    expected = decided(truth)
+    expected = extractor(truth).probabilities
     if expected is None:
         return {}
-    hits = [torch.eq(decided(shown), expected) for shown in np.moveaxis(completions, 1, 0)]  # type: ignore[arg-type]
+    shown = (extractor(images).probabilities for images in np.moveaxis(completions, 1, 0))
+    hits = [seen.argmax(dim=1) == expected.argmax(dim=1) for seen in shown if seen is not None]
     return {"agreement": float(torch.stack(hits).double().mean())}

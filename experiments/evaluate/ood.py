@@ -59,11 +59,9 @@ def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: OnP
 def outside(name: str, inside: Images, seed: int, cache: str | None = None) -> Images:
     """Images ``(m, H, W, C)`` of another kind than ``inside`` ``(n, H, W, C)``; see the module's docstring.
 
-    Raises:
-        UserError: there is no such set, or its images do not fit.
+    Raises `UserError` when there is no such set, or its images do not fit.
     """
-    index = torch.arange(len(inside))
-    stream = randomness.key(seed, f"outside/{name}")
+    index, stream = torch.arange(len(inside)), randomness.key(seed, f"outside/{name}")
     if name == "uniform":
         return np.floor(256 * randomness.uniform(stream, index, inside.shape[1:]).numpy()).astype(np.uint8)
     if name == "inverted":

@@ -38,11 +38,7 @@ GRID = 100
 
 
 def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: OnProgress) -> list[Measurement]:
-    """See the module's docstring.
-
-    Raises:
-        UserError: guidance of a run that did not learn the data set's classes, or with a negative weight.
-    """
+    """See the module's docstring. Raises `UserError` for guidance without learned classes or of negative weight."""
     n = len(run.test.images) if _real(run) else settings["samples"]
     labels = condition = None
     weight = settings.get("guidance")

@@ -16,11 +16,7 @@ __all__ = ["build_all", "build_experiment", "draw", "traceable_run"]
 
 
 def build_experiment(folder: Path) -> str:
-    """Tables and figures of ``results/<experiment>/<scale>``; returns the tables for a terminal.
-
-    Raises:
-        UserError: there are no cells.
-    """
+    """Tables and figures of a results folder; returns the tables for a terminal. Raises `UserError` without cells."""
     study = Study.load(folder)
     draw(study)
     return "\n\n".join(table.plain() for table in tables.write(study))
@@ -61,10 +57,8 @@ def traceable_run(results: Path) -> RunFolder | None:
 def draw(study: Study) -> list[str]:
     """Write every figure that can be drawn as PNG and SVG; returns the names of those written.
 
-    Where runs are on another machine, the committed files stay: cells alone draw less.
-
-    Raises:
-        UserError: the manifest names a figure that has no module.
+    Where runs are on another machine, the committed files stay: cells alone draw less. Raises `UserError` when the
+    manifest names a figure that has no module.
     """
     written = []
     for module_name in study.figures:

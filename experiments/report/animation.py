@@ -58,10 +58,35 @@ class Trace:
 
 def record(sampler: Sampler, images: int = 12, seed: int = 0) -> Trace:
     """Sample ``images`` images and keep everything on the way."""
-    recorder = _Recorder(sampler)
-    engine = replace(sampler.engine, refine=partial(langevin.refine, stepper=recorder.step))
-    replace(sampler, engine=engine)(torch.arange(images), seed, observe=recorder.observe)
-    names, levels, frames, rise = zip(*recorder.frames, strict=True)
+    scale, level_below, start = 1.0, 0, torch.empty(0)
+    recorded: list[tuple[str, int, NDArray[np.uint8], NDArray[np.float64]]] = []
+
+    def keep(stage: str, level: int, images: Tensor, rise: NDArray[np.float64]) -> None:
+        recorded.append((stage, level, data.to_uint8(images).cpu().numpy(), rise))
+
+    # Stages come from the sampler's observer, steps from its stepper.
+    def observe(stage: str, level: int, images: Tensor) -> None:
+        nonlocal scale, level_below, start
+        if stage == "proposal":
+            scale, level_below, start = float(sampler.schedule.scale[level + 1]), level, torch.empty(0)
+            keep(stage, level, images, np.zeros(len(images)))
+        elif stage != "refined":
+            keep(stage, level, images, np.full(len(images), np.nan))
+        elif recorded[-1][0] == "step":  # the chain's last step is already there; DRL without steps has none
+            recorded[-1] = (stage, level, *recorded[-1][2:])
+
+    def step(
+        energy: FrozenEnergy, y: Tensor, anchor: Tensor, constants: Coefficients, stream: Tensor, index: Tensor
+    ) -> Refined:
+        nonlocal start
+        start = start if len(start) else energy(y)
+        state = langevin.step(energy, y, anchor, constants, stream, index)
+        keep("step", level_below, state.y / scale, (energy(state.y) - start).double().cpu().numpy())
+        return state
+
+    engine = replace(sampler.engine, refine=partial(langevin.refine, stepper=step))
+    replace(sampler, engine=engine)(torch.arange(images), seed, observe=observe)
+    names, levels, frames, rise = zip(*recorded, strict=True)
     return Trace(np.stack(frames), np.array(names), np.array(levels), np.stack(rise))
 
 
@@ -120,38 +145,3 @@ def write(sampler: Sampler, folder: Path) -> list[str]:
     style.save(stages(trace), folder, "stages")
     style.save(energy(trace), folder, "energy")
     return ["trajectory", "stages", "energy"]
-
-
-class _Recorder:
-    """Listens to a sampler: stages from its observer, steps from its stepper."""
-
-    def __init__(self, sampler: Sampler) -> None:
-        self.schedule = sampler.schedule
-        self.scale = 1.0
-        self.start: Tensor | None = None
-        self.frames: list[tuple[str, int, NDArray[np.uint8], NDArray[np.float64]]] = []
-
-    def observe(self, stage: str, level: int, images: Tensor) -> None:
-        if stage == "refined":  # the chain's last step is already there; DRL without steps has none
-            if self.frames[-1][0] == "step":
-                self.frames[-1] = ("refined", level, *self.frames[-1][2:])
-            return
-        rise = np.full(len(images), np.nan)
-        if stage == "proposal":
-            self.scale, self.level, self.start = float(self.schedule.scale[level + 1]), level, None
-            rise = np.zeros(len(images))
-        self.frames.append((stage, level, _pixels(images), rise))
-
-    def step(
-        self, energy: FrozenEnergy, y: Tensor, anchor: Tensor, constants: Coefficients, stream: Tensor, index: Tensor
-    ) -> Refined:
-        if self.start is None:
-            self.start = energy(y)
-        state = langevin.step(energy, y, anchor, constants, stream, index)
-        rise = (energy(state.y) - self.start).double().cpu().numpy()
-        self.frames.append(("step", self.level, _pixels(state.y / self.scale), rise))
-        return state
-
-
-def _pixels(images: Tensor) -> NDArray[np.uint8]:
-    return data.to_uint8(images).cpu().numpy()

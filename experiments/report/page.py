@@ -116,14 +116,11 @@ def _scale(study: Study) -> dict[str, Any]:
         "Data checksum": str(data.get("sha256", "")),
     }
     return {
-        "name": study.scale,
-        "tables": tables.build(study),
-        "pictures": pictures,
+        "name": study.scale, "tables": tables.build(study), "pictures": pictures, "numbers": numbers,
         "command": provenance.get("command") or f"cdrl run experiment={study.name} scale={study.scale}",
         "commits": sorted(set(study.cells["commit"]) - {""}),
-        "numbers": numbers,
         "facts": [(name, text) for name, text in facts.items() if text],
-    }
+    }  # fmt: skip
 
 
 def _speed(folder: Path) -> dict[str, Any] | None:

@@ -195,17 +195,15 @@ def _best(
         values: by row and column.
         rivals: rows with the same task are compared; None for reference rows, which no row is compared with.
     """
-    best = set()
+    best: set[tuple[int, int]] = set()
+    table = pd.DataFrame(values).replace([math.inf, -math.inf], math.nan)
+    tasks = np.array(rivals, dtype=object)
     for number, direction in enumerate(better):
-        for group in set(rivals) - {None}:
-            measured = [
-                (row[number], place)
-                for place, (row, task) in enumerate(zip(values, rivals, strict=True))
-                if task == group and math.isfinite(row[number])
-            ]
-            if direction and len(measured) > 1:
-                record = (min if direction == "lower" else max)(value for value, _ in measured)
-                best |= {(place, number + 1) for value, place in measured if value == record}
+        if direction:
+            column = table[number].groupby(tasks)
+            record = column.transform("min" if direction == "lower" else "max")
+            winners = (column.transform("count") > 1) & (table[number] == record)
+            best |= {(row, number + 1) for row in np.flatnonzero(winners).tolist()}
     return frozenset(best)
 
 

@@ -20,7 +20,6 @@ from experiments.runs.trained import image_shape, training_batches
 from tests import accelerator
 from tests.accelerator import Accelerator, to_host
 from tests.benchmarks.gpu.device import record_again
-from tests.reference import EXACT
 
 pytestmark = pytest.mark.skipif(not accelerator.AVAILABLE, reason="this PyTorch knows no devices written in Python")
 
@@ -140,4 +139,4 @@ def test_whole_jobs(job: tuple[str, str], cache: Path, tmp_path: Path, monkeypat
         there = done(elsewhere.device)
     assert [one.metric for one in there] == [one.metric for one in here]
     values = [[one.value for one in side] for side in (there, here)]
-    np.testing.assert_allclose(*values, rtol=EXACT)  # of the same images: distances between them are float64
+    np.testing.assert_allclose(*values, rtol=1e-5)  # of the same images; extractors take other batches on a device

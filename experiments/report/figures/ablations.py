@@ -6,21 +6,17 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from experiments.measurement import interval
 from experiments.metrics import metric
 from experiments.report import style
 from experiments.report.figures.common import bars_with_intervals, curve_of_cells, effect_plot
 from experiments.report.study import MissingArray, Study
-from experiments.statistics import interval
 
 SWITCHES = ("schedule", "shared", "initializer")
 
 
 def draw(study: Study) -> dict[str, Figure | None]:
-    """``scores``, and as far as they are at hand ``effects``, ``gradients`` and ``initializer``.
-
-    Raises:
-        MissingArray: nothing is measured.
-    """
+    """``scores``; where at hand ``effects``, ``gradients``, ``initializer``. Raises `MissingArray` without a score."""
     cells = study.required("fd")
     protocol = str(cells["protocol"].iloc[0])
     figure, axes = style.figure(width=6.6, height=0.8 + 0.34 * len(cells))

@@ -13,8 +13,8 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from cdrl.pictures import tile
+from experiments.measurement import interval
 from experiments.report import style
-from experiments.statistics import interval
 
 
 def curves_of_cells(axes: Axes, cells: pd.DataFrame, column: str) -> None:
@@ -25,39 +25,31 @@ def curves_of_cells(axes: Axes, cells: pd.DataFrame, column: str) -> None:
 
 def curve_of_cells(axes: Axes, cells: pd.DataFrame, column: str, **look: Any) -> None:
     """The same for cells that are one curve; ``look`` as in `curve_with_band`."""
-    curve_with_band(axes, cells[column], cells["value"], cells["low"], cells["high"], **look)
+    curve_with_band(axes, cells[column], (cells["value"], cells["low"], cells["high"]), **look)
 
 
 def curve_with_intervals(axes: Axes, x: ArrayLike, values: ArrayLike, **look: Any) -> None:
     """A mean curve with its 95 % band; ``values`` is ``(seeds, n)``, all else as in `curve_with_band`."""
-    curve_with_band(axes, x, *interval(values), **look)
+    curve_with_band(axes, x, interval(values), **look)
 
 
 def curve_with_band(
-    axes: Axes,
-    x: ArrayLike,
-    mean: ArrayLike,
-    low: ArrayLike,
-    high: ArrayLike,
-    *,
-    label: str,
-    method: str,
-    colour: str | None = None,
-    positive: bool = False,
-    **line: Any,
+    axes: Axes, x: ArrayLike, bounds: Sequence[ArrayLike], *, method: str, positive: bool = False, **line: Any
 ) -> None:
     """A curve with a band.
 
     Args:
-        x, mean, low, high: ``(n,)``; without finite bounds (a single seed) there is no band.
-        method: gives colour and marker, unless ``colour`` says otherwise.
+        x: ``(n,)``.
+        bounds: mean, low, high, each ``(n,)``; without finite bounds (a single seed) there is no band.
+        method: gives colour and marker, unless ``line``, as for ``Axes.plot``, says otherwise.
         positive: cut the band off at a tenth of the mean: for logarithmic axes.
     """
-    chosen = colour or style.colour(method)
-    floor = np.maximum(low, 0.1 * np.asarray(mean)) if positive else np.asarray(low)
-    axes.plot(x, mean, **{"color": chosen, "marker": style.marker(method), "label": label, **line})
+    mean, low, high = (np.asarray(values) for values in bounds)
+    line = {"color": style.colour(method), "marker": style.marker(method), **line}
+    axes.plot(x, mean, **line)
+    floor = np.maximum(low, 0.1 * mean) if positive else low
     if np.isfinite(floor).any():
-        axes.fill_between(np.asarray(x), floor, high, color=chosen, alpha=0.16, linewidth=0)
+        axes.fill_between(np.asarray(x), floor, high, color=line["color"], alpha=0.16, linewidth=0)
 
 
 def bars_with_intervals(
@@ -98,18 +90,15 @@ def bars_with_intervals(
 
 
 def effect_plot(
-    axes: Axes,
-    labels: Sequence[str],
-    effects: ArrayLike,
-    lows: ArrayLike,
-    highs: ArrayLike,
-    *,
-    methods: Sequence[str],
-    xlabel: str = "",
+    axes: Axes, labels: Sequence[str], *bounds: ArrayLike, methods: Sequence[str], xlabel: str = ""
 ) -> None:
-    """Effect sizes with 95 % intervals as a forest plot: a point per row, first on top, and the line of no effect."""
+    """Effect sizes as a forest plot: a point per row, first on top, and the line of no effect.
+
+    Args:
+        bounds: effects and the lows and highs of their 95 % intervals, each ``(n,)``.
+    """
     axes.axvline(0.0, color=style.SOFT, linewidth=1.0)
-    _points(axes, labels, (effects, lows, highs), methods, size=6, xlabel=xlabel)
+    _points(axes, labels, bounds, methods, size=6, xlabel=xlabel)
 
 
 def image_grid(panels: Mapping[str, ArrayLike], *, columns: int = 8, rows: int = 8, across: int = 4) -> Figure:

@@ -36,7 +36,7 @@ def success(study: Study) -> Figure:
     for metric, (label, colour, marker) in _SERIES.items():
         cells = study.measured(metric).sort_values("weight")
         if not cells.empty:
-            curve_of_cells(axes, cells, "weight", label=label, method="cdrl", colour=colour, marker=marker)
+            curve_of_cells(axes, cells, "weight", label=label, method="cdrl", color=colour, marker=marker)
     protocol = study.measured("all_concepts")["protocol"].iloc[0]
     axes.set(xlabel="Weight w of every concept (0: unconditional)", ylabel=f"Success rate ({protocol}) ↑", ylim=(0, 1))
     axes.legend()
