@@ -111,6 +111,7 @@ class Local:
         self._device, self._threads = device, threads
         self._slots = ThreadPoolExecutor(workers, thread_name_prefix="slot")
         self._processes: dict[Path, Any] = {}
+        self._closing = False
         self._gpus: queue.SimpleQueue[str] = queue.SimpleQueue()
         for number in range(workers):  # a token per worker: more workers than GPUs share them evenly
             self._gpus.put(gpus[number % len(gpus)] if gpus else "")
@@ -127,6 +128,7 @@ class Local:
         return [self._slots.submit(self._carry_out, order) for order in local]
 
     def close(self) -> None:
+        self._closing = True
         self._slots.shutdown(wait=False, cancel_futures=True)
         running = list(self._processes.values())
         for process in running:
@@ -145,6 +147,8 @@ class Local:
         try:
             process.start()
             self._processes[order.folder] = process
+            if self._closing:  # too late to be seen by `close`
+                process.terminate()
             sender.close()  # so that the pipe ends with the process
             try:
                 ended: Ended = receiver.recv()
