@@ -8,7 +8,6 @@ dies, the folder holds the old pair or the new one.
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -23,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from cdrl.errors import UserError
+from cdrl.files import put, sha256
 from cdrl.langevin import Langevin
 from cdrl.model import Model, energy_sizes, initializer_sizes
 from cdrl.networks import EnergyNet, Initializer
@@ -44,10 +44,10 @@ def save(folder: Path, tensors: Mapping[str, Tensor], facts: Facts, stem: str = 
     with _replacing(folder, stem) as unfinished:
         folder.mkdir(parents=True, exist_ok=True)
         save_file({name: value.detach().contiguous() for name, value in tensors.items()}, unfinished)
-        digest = _sha256(unfinished)
+        digest = sha256(unfinished)
         path = folder / f"{stem}-{digest[:16]}.safetensors"
         size = unfinished.stat().st_size
-        _put(unfinished, path)
+        put(unfinished, path)
         index = {"format": _FORMAT, "file": path.name, "bytes": size, "sha256": digest, "facts": facts}
         _put_index(unfinished, folder, stem, index)
         for old in [*folder.glob(f"{stem}-*.safetensors"), *folder.glob(f".{stem}-*.part")]:
@@ -68,7 +68,7 @@ def load(folder: Path, stem: str = _CHECKPOINT) -> tuple[dict[str, Tensor], Fact
         raise _corrupt(path, "it is missing")
     if path.stat().st_size != size:
         raise _corrupt(path, f"it has {path.stat().st_size:,} of {size:,} bytes")
-    if _sha256(path) != digest:
+    if sha256(path) != digest:
         raise _corrupt(path, "its content does not match its checksum")
     return load_file(path), index["facts"]
 
@@ -206,27 +206,7 @@ def _replacing(folder: Path, stem: str) -> Iterator[Path]:
 
 def _put_index(unfinished: Path, folder: Path, stem: str, index: Facts) -> None:
     unfinished.write_text(json.dumps(index, indent=1))
-    _put(unfinished, _index(folder, stem))
-
-
-def _put(unfinished: Path, path: Path) -> None:
-    """Flush a file and rename it; the rename is flushed too."""
-    with unfinished.open("rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
+    put(unfinished, _index(folder, stem))
 
 
 def _corrupt(path: Path, reason: str) -> UserError:

@@ -23,13 +23,18 @@ def write_whole(path: Path, write: Callable[[Path], object], durable: bool = Tru
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         write(unfinished)
-        if durable:
-            _flush(unfinished)
-        os.replace(unfinished, path)
+        put(unfinished, path, durable)
     except BaseException:
         with suppress(OSError):
             unfinished.unlink(missing_ok=True)
         raise
+
+
+def put(unfinished: Path, path: Path, durable: bool = True) -> None:
+    """Give a written file its name, in one rename; ``durable`` as in `write_whole`."""
+    if durable:
+        _flush(unfinished)
+    os.replace(unfinished, path)
     if durable:
         _flush(path.parent)
 
