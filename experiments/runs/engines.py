@@ -119,7 +119,8 @@ class Local:
         # The server is started with the threads' environment, which OpenMP reads once. Nothing that it imports opens a
         # parallel region or asks for a GPU, so forking it is safe.
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([__name__, "sklearn.datasets", "experiments.evaluate.samples"])
+        late = ["sklearn.datasets", "torch._dynamo", "experiments.evaluate.samples"]  # seconds each, else in every run
+        self._context.set_forkserver_preload([__name__, *late])
         with mock.patch.dict(os.environ, OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads)):
             forkserver.ensure_running()
 
