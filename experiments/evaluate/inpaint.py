@@ -65,7 +65,10 @@ def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: OnP
 
 
 def mask_names(masks: Sequence[str]) -> dict[str, str]:
-    """A name of its own for each mask. Raises `UserError` where two cannot be told apart."""
+    """A name of its own for each mask, for files and tables; see the module's docstring.
+
+    Raises `UserError` where two cannot be told apart.
+    """
     parts = {mask: [part for part in Path(mask).with_suffix("").parts if part != Path(mask).anchor] for mask in masks}
     names = {}
     for mask, mine in parts.items():

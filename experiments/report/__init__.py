@@ -16,7 +16,10 @@ __all__ = ["build_all", "build_experiment", "draw", "traceable_run"]
 
 
 def build_experiment(folder: Path) -> str:
-    """Tables and figures of a results folder; returns the tables for a terminal. Raises `UserError` without cells."""
+    """Tables and figures of ``results/<experiment>/<scale>``; returns the tables for a terminal.
+
+    Raises `UserError` where there are no cells.
+    """
     study = Study.load(folder)
     draw(study)
     return "\n\n".join(table.plain() for table in tables.write(study))

@@ -58,7 +58,10 @@ class Study:
 
     @classmethod
     def load(cls, folder: Path, root: Path | None = None) -> Study:
-        """Read ``results/<experiment>/<scale>``. Raises `UserError` without cells, or where they lack columns."""
+        """Read ``results/<experiment>/<scale>``.
+
+        Raises `UserError` where there are no cells, or they lack columns that every experiment writes now.
+        """
         folder = Path(folder)
         cells, kept = _cells(folder / "cells.csv"), folder / "provenance.json"
         if not (folder / "experiment.json").exists():
