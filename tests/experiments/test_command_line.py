@@ -85,6 +85,7 @@ def test_table1_runs_and_a_second_call_has_nothing_left(tmp_path: Path) -> None:
     assert "0 evaluations to do" in plan.stdout.replace("\n", " ").replace("  ", " ")
 
 
+@pytest.mark.slow
 def test_all_trains_a_run_once_for_every_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(configuration, "experiments", lambda scale: ["table1", "ood"])
     assert main(["experiment=all", *TINY, *folders(tmp_path)]) == 0
