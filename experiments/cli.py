@@ -162,7 +162,9 @@ def score(arguments: Sequence[str]) -> int:
       cdrl score samples/ --data cifar10 --root /data/cifar10 --protocol fid-clean
       cdrl score samples/ --against photographs/
     """
-    from experiments.configuration import choices
+
+    def choices(group: str) -> list[str]:  # as `configuration.choices`, without waiting for Hydra
+        return sorted(path.stem for path in (Path(__file__).parent / "conf" / group).glob("*.yaml"))
 
     parser = CommandParser(score)
     parser.add("folder", type=Path, help="of image files, also in subfolders")
