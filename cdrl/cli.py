@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 Command = Callable[[Sequence[str]], int]
 """From a command's arguments to its exit code."""
+UNFINISHED = 75
+"""The exit code of a command that stopped as it was asked to, with something left; repeated, it goes on."""
 COMMANDS = {
     "Experiments": {
         "run": "train, sample, score and tabulate a table or figure; goes on where an earlier call stopped",
@@ -78,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: None for the process's own.
 
     Returns:
-        The exit code: 0 done, 1 a mistake that can be mended, 75 stopped as asked with something left, 130 interrupted.
+        The exit code: 0 done, 1 a mistake that can be mended, `UNFINISHED`, 130 interrupted.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:

@@ -46,8 +46,6 @@ examples:
 _WEIGHTS = Path(__file__).parents[1] / "results" / "demo"
 _SCALES = ("mini", "micro", "nano")
 """Of the weights that come with the repository, in order of preference."""
-_STOPPED = 75
-"""The exit code where something is left that the same command goes on with (sysexits.h: EX_TEMPFAIL)."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -78,7 +76,7 @@ def work(arguments: Sequence[str]) -> int:
     parser.add("--device")
     parser.add("--engine", default="eager", help="eager | compiled | replayed | captured")
     parser.add("--threads", type=int, help="CPU threads (default: as PyTorch chooses)")
-    kept = f"keep a checkpoint after so long and exit with {_STOPPED} if something is left"
+    kept = f"keep a checkpoint after so long and exit with {cli.UNFINISHED} if something is left"
     parser.add("--seconds", type=float, help=kept)
     parser.add("--cache")
     options = parser.parse_args(arguments)
@@ -98,7 +96,7 @@ def work(arguments: Sequence[str]) -> int:
             if time.time() < deadline:
                 raise KeyboardInterrupt
             print(f"{folder}: stopped after {options.seconds:g} s with something left; the same command goes on")
-            return _STOPPED
+            return cli.UNFINISHED
         print(f"{folder}: {outcome}")
     return 0
 
@@ -148,7 +146,7 @@ def search(arguments: Sequence[str]) -> int:
     best = found(options.method, options.overrides, trials=options.trials, budget=budget, samples=options.samples)
     if best is None:
         print("time is over; the same command goes on")
-        return _STOPPED
+        return cli.UNFINISHED
     print(" ".join(best) or "the scale's own settings are the best")
     return 0
 

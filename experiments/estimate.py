@@ -15,6 +15,7 @@ from cdrl.errors import UserError
 from cdrl.networks import EnergyNet
 from cdrl.recipe import ImageShape, network
 from experiments import doctor, methods
+from experiments.configuration import digest
 from experiments.metrics import Protocol
 from experiments.plan import Job, Plan
 from experiments.runs.folder import RunFolder, RunSettings
@@ -58,12 +59,11 @@ def summary(plan: Plan) -> list[str]:
         floats = sum(_size(job.settings)[0] * (2 * 4 + len(job.settings.milestones)) for job in training)
         disk = f"about {4 * floats / 1e9:.2g} GB for checkpoints and milestones" if floats else "nothing to train"
         lines += [_time(plan, missing, training), f"disk: {disk}"]
-    needs: dict[str, None] = {}
-    for job in missing:
-        for evaluation in job.evaluations:
-            protocol = Protocol.from_config(evaluation.settings["metrics"])
-            needs |= dict.fromkeys(doctor.missing_for(job.settings.data, protocol, Path(plan.config["cache"])))
-    return lines + [f"missing: {need}" for need in needs]
+    # Rows and seeds share data and protocols: each pair is looked for once.
+    looks = [(job.settings.data, one.settings["metrics"]) for job in missing for one in job.evaluations]
+    pairs = {digest([data.identity(), metrics]): (data, Protocol.from_config(metrics)) for data, metrics in looks}
+    needs = [need for pair in pairs.values() for need in doctor.missing_for(*pair, Path(plan.config["cache"]))]
+    return lines + [f"missing: {need}" for need in dict.fromkeys(needs)]
 
 
 def _time(plan: Plan, missing: list[Job], training: list[Job]) -> str:
@@ -98,7 +98,7 @@ def _pace(job: Job, device: str) -> tuple[float, str]:
     """Seconds per unit of cost, and where that is known from: the same settings, else the same method and data."""
     name, folder = device_name(device), job.run.path
     for path in (*sorted(folder.parent.glob("seed*")), *sorted(folder.parent.parent.glob("*/seed*"))):
-        status = RunFolder(path).status() if (path / "config.json").exists() else None
+        status = RunFolder(path).status()
         if status is None or status.device != name or not status.grad_evals:
             continue
         if {**RunFolder(path).settings.method, "label": ""} == {**job.settings.method, "label": ""}:

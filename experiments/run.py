@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from cdrl.cli import UNFINISHED
 from cdrl.errors import UserError
 from experiments import configuration
 from experiments.cells import check_writable, write_results
@@ -21,9 +22,8 @@ from experiments.runs.machine import commit
 from experiments.runs.progress import Board, Item
 from experiments.runs.work import Order
 
-UNFINISHED = 75
-"""The exit code of a command whose ``launcher.seconds`` are over before its work is."""
-_SECONDS_BETWEEN_LOOKS = 0.2
+_SECONDS_BETWEEN_ANSWERS, _SECONDS_BETWEEN_LOOKS = 0.2, 1.0
+"""How often the engine is asked for what has ended, and the folders, perhaps on shared storage, for progress."""
 
 
 def run(overrides: Sequence[str], *, show_config: bool = False, detach: bool = False) -> int:
@@ -69,7 +69,7 @@ def run(overrides: Sequence[str], *, show_config: bool = False, detach: bool = F
     finally:  # not while progress is on the screen
         for text in written:
             Console().print(text, markup=False, highlight=False, soft_wrap=True)
-    return 0 if finished else UNFINISHED
+    return 0 if finished or plans[0].config["launcher"].get("detach") else UNFINISHED
 
 
 def plan(overrides: Sequence[str]) -> int:
@@ -141,6 +141,7 @@ def carry_out(plans: Sequence[Plan], complete: Callable[[Plan], None]) -> bool:
         return False
     mistakes: list[str] = []
     crashes: list[str] = []
+    looked_at = -math.inf
     try:
         with board:
             while pending:
@@ -163,8 +164,10 @@ def carry_out(plans: Sequence[Plan], complete: Callable[[Plan], None]) -> bool:
                     pending = [(handle, item) for handle, item in pending if not handle.cancel()]
                     if place.stays and time.time() > deadline:
                         break
-                board.refresh()
-                time.sleep(_SECONDS_BETWEEN_LOOKS)
+                if time.monotonic() - looked_at >= _SECONDS_BETWEEN_LOOKS:
+                    looked_at = time.monotonic()
+                    board.refresh()
+                time.sleep(_SECONDS_BETWEEN_ANSWERS)
     except KeyboardInterrupt:
         board.say(
             "leaving; the jobs stay in their queue" if place.stays else "stopping: the running jobs keep a checkpoint …"

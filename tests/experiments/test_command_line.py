@@ -224,6 +224,22 @@ def test_a_command_ends_when_its_seconds_are_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_what_was_left_to_a_queue_is_collected_later(tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    others = [f"experiment.rows.{row}=null" for row in ("drl", "short_run", "real", "noise")]
+    queue = ["launcher=slurm", "launcher.cluster=local", f"launcher.logs={tmp_path}/logs", "device=cpu"]
+    line = [*TINY, *folders(tmp_path), *others, *queue]
+    assert main([*line, "--detach"]) == 0
+    assert not (tmp_path / "results" / "table1" / "nano" / "cells.csv").exists()
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.rglob("result.json")):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert main(line) == 0
+    assert [cell["row"] for cell in cells(tmp_path) if cell["metric"] == "fd"] == ["cdrl"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["ray", "slurm"])
 def test_the_table_is_the_same_through_every_engine(
     launcher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

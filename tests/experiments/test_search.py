@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 
-from cdrl.cli import main
+from cdrl.cli import UNFINISHED, main
 from cdrl.errors import UserError
 from experiments import configuration, search
 from experiments.measurement import Measurement
 from experiments.plan import Job, Plan, make_plan
-from experiments.run import UNFINISHED
 from experiments.runs.folder import Result, Status
 
 SPACE: dict[str, list[Any]] = {

@@ -20,10 +20,9 @@ from types import FrameType
 
 import torch
 
+from cdrl.cli import UNFINISHED
 from cdrl.errors import UserError
 from tests.benchmarks.gpu import speed
-
-UNFINISHED = 75
 
 
 class OutOfTime(KeyboardInterrupt):
