@@ -138,10 +138,10 @@ class Group:
 ALONE = Group()
 """The group of a single process."""
 
-_word_group: dist.ProcessGroup | None = None
+_word_group: Any = None
 
 
-def _words() -> dist.ProcessGroup | None:
+def _words() -> Any:
     """Where decisions travel: between CPUs, also when gradients travel between GPUs."""
     return _word_group
 
