@@ -24,16 +24,20 @@ class EMA:
     Args:
         network: the live network; a frozen copy in evaluation mode becomes ``average``.
         decay: d, in [0, 1).
+        ramp: n at the first update (as released: 1), or None for a decay of d from the start.
     """
 
-    def __init__(self, network: nn.Module, decay: float) -> None:
-        self.network, self.decay = network, decay
+    def __init__(self, network: nn.Module, decay: float, ramp: int | None = 0) -> None:
+        self.network, self.decay, self.ramp = network, decay, ramp
         self.average = copy.deepcopy(network).eval().requires_grad_(False)
 
     @torch.no_grad()
     def update(self, count: int) -> None:
-        """Move the average; ``count`` is the number n of updates made before this one."""
-        decay = min(self.decay, (1 + count) / (10 + count))
+        """Move the average; ``count`` is the number of updates made before this one."""
+        decay = self.decay
+        if self.ramp is not None:
+            n = count + self.ramp
+            decay = min(decay, (1 + n) / (10 + n))
         torch._foreach_lerp_(
             list(self.average.parameters()), [p.detach() for p in self.network.parameters()], 1.0 - decay
         )

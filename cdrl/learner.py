@@ -23,10 +23,13 @@ class Optimisation:
         betas: Adam's.
         weight_decay: decoupled (AdamW).
         warm_up: iterations of linear warm-up.
+        warm_up_start: where the warm-up begins: iteration i has the share min(1, (i + warm_up_start)/warm_up).
         decay: "none", "linear" or "cosine": the learning rate's way to ``final`` · learning_rate at the last iteration.
         final: the share of the learning rate that is left at the end of the decay.
         clip: largest gradient norm, or None.
         ema: decay of the moving average.
+        ema_ramp: updates that the average's ramp has behind it at the first, see `cdrl.ema.EMA`; None for no ramp.
+        epsilon: Adam's.
     """
 
     learning_rate: float = 1e-4
@@ -37,11 +40,17 @@ class Optimisation:
     final: float = 0.0
     clip: float | None = 1.0
     ema: float = 0.9999
+    warm_up_start: int = 1
+    ema_ramp: int | None = 0
+    epsilon: float = 1e-8
 
     def __post_init__(self) -> None:
         ranges = {
             "learning_rate must be positive": self.learning_rate > 0,
             "warm_up must be 0 or more": self.warm_up >= 0,
+            "warm_up_start must be 0 or more": self.warm_up_start >= 0,
+            "ema_ramp must be 0 or more, or null for none": self.ema_ramp is None or self.ema_ramp >= 0,
+            "epsilon must be positive": self.epsilon > 0,
             "weight_decay must be 0 or more": self.weight_decay >= 0,
             "clip must be positive, or null for none": self.clip is None or self.clip > 0,
             "ema must be at least 0 and below 1": 0 <= self.ema < 1,
@@ -55,7 +64,7 @@ class Optimisation:
 
     def rate(self, iteration: int, iterations: int) -> float:
         """The learning rate of iteration 0, 1, …, out of ``iterations``."""
-        warm = min(1.0, (iteration + 1) / max(1, self.warm_up))
+        warm = min(1.0, (iteration + self.warm_up_start) / self.warm_up) if self.warm_up else 1.0
         progress = min(1.0, iteration / max(1, iterations))
         left = {"none": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1.0 + math.cos(math.pi * progress))}[self.decay]
         return self.learning_rate * warm * (self.final + (1.0 - self.final) * left)
@@ -71,10 +80,11 @@ class Learner:
             self.parameters,
             lr=settings.learning_rate,
             betas=settings.betas,
+            eps=settings.epsilon,
             weight_decay=settings.weight_decay,
             fused=True,
         )
-        self.ema = EMA(network, settings.ema)
+        self.ema = EMA(network, settings.ema, settings.ema_ramp)
 
     def descend(self, loss: Tensor, iteration: int, iterations: int) -> Tensor:
         """One optimiser step down ``loss``; returns the gradient's norm before clipping, a scalar on the device."""
