@@ -7,15 +7,11 @@ Without a checkout our networks, read from a file in the authors' format, must g
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
-import os
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -26,143 +22,34 @@ import cdrl
 from cdrl import checkpoint, conditions, randomness, released
 from cdrl.conditions import Condition
 from cdrl.errors import UserError
+from tests.cdrl.released_networks import (
+    SIZES,
+    WRITE,
+    authors_networks,
+    checkout,
+    layout_of,
+    needs_repository,
+    numbers,
+    put,
+    released_file,
+)
 
 GOLDEN = Path(__file__).with_name("released_golden.json")
-REPOSITORY = os.environ.get("CDRL_RELEASED_REPO")
-needs_repository = pytest.mark.skipif(REPOSITORY is None, reason="CDRL_RELEASED_REPO names no checkout")
-
 SEED, N, STEPS, GUIDANCE = 5, 2, 15, 0.7
-SIZES: dict[str, dict[str, Any]] = {
-    "unconditional": {"image_size": 32, "width": 8, "blocks": 2, "unet_blocks": 1, "classes": 0},
-    "conditional": {"image_size": 16, "width": 4, "blocks": 1, "unet_blocks": 2, "classes": 5},
-}
-GAINS = {"temb_final": 4.0, "final_conv": 0.1}
-"""Gradients that a chain can feel, and proposals that stay near x_t."""
 LABELS = torch.tensor([3, 5])
 STAGES = ("x5", "x4", "x3", "x2", "x1", "x0", "sample")
 LIMITS = {"energy": 5e-5, "gradient": 1e-4, "proposal": 3e-6}
 """What the authors' float32 may make of a number, in units of the largest; 2e-5 on a trajectory. On every processor
 the stored numbers lie at 1.2e-5, 3.1e-5, 0.9e-6 and 0.6e-5 from ours, which are computed in float64."""
-Layout = list[tuple[str, list[int]]]
-"""Names and shapes of a released state dict, in order."""
 
 
-# --- Networks filled by a formula -------------------------------------------------------------------------------------
-
-
-def numbers(count: int, stream: float) -> Tensor:
-    """Numbers in (−1, 1) that look random, float64 ``(count,)``: the fractional part of a large sine."""
-    noise = torch.sin(torch.arange(1, count + 1, dtype=torch.float64) * 12.9898 + 78.233 * stream) * 43758.5453
-    return 2.0 * (noise - noise.floor()) - 1.0
-
-
-def filled(layout: Layout, stream: float) -> dict[str, Tensor]:
-    """A state dict of this layout: no weight is zero or one, and spectral vectors fit their matrices."""
-    state: dict[str, Tensor] = {}
-    for number, (name, shape) in enumerate(layout):
-        values = numbers(math.prod(shape), stream + number).reshape(shape)
-        layer, _, kind = name.rpartition(".")
-        if kind in ("weight_u", "weight_v"):
-            state[name] = leading_vector(state[f"{layer}.weight_orig"].flatten(1), kind) + 0.02 * values
-        elif kind == "bias":
-            state[name] = 0.2 * values
-        elif kind == "g" or "norm" in layer:
-            state[name] = 1.0 + 0.2 * values
-        else:
-            state[name] = GAINS.get(layer, 1.0) * values * math.sqrt(3.0 / math.prod(shape[1:]))
-    return state
-
-
-def leading_vector(matrix: Tensor, kind: str) -> Tensor:
-    """Nearly the first left ("weight_u") or right singular vector, by a fixed power iteration."""
-    v = torch.ones(matrix.shape[1], dtype=matrix.dtype)
-    for _ in range(20):
-        u = torch.nn.functional.normalize(matrix @ v, dim=0)
-        v = torch.nn.functional.normalize(matrix.T @ u, dim=0)
-    return u if kind == "weight_u" else v
-
-
-def averages(state: dict[str, Tensor], layout: Layout) -> list[Tensor]:
-    """What stands for torch-ema's list: the parameters, a little moved."""
-    parameters = [(name, shape) for name, shape in layout if not name.endswith(("weight_u", "weight_v"))]
-    return [
-        (state[name] + 0.02 * numbers(math.prod(shape), 1000.0 + number).reshape(shape)).float()
-        for number, (name, shape) in enumerate(parameters)
-    ]
-
-
-def released_file(path: Path, layouts: dict[str, Layout]) -> Path:
-    """A file in the authors' format, weights filled by the formula."""
-    content: dict[str, Any] = {"p_lr_scheduler": {"last_epoch": 3, "lr_lambdas": [None]}}
-    for name, layout in layouts.items():
-        state = filled(layout, stream=float(len(name)))
-        content[f"{name}_state_dict"] = {f"module.{key}": value.float() for key, value in state.items()}
-        content[f"{name}_ema_state_dict"] = {
-            "decay": 0.9999,
-            "num_updates": 3,
-            "shadow_params": averages(state, layout),
-            "collected_params": None,
-        }
-    torch.save(content, path)
-    return path
-
-
-# --- The authors' networks and their sampling -------------------------------------------------------------------------
+# --- The authors' sampling, written down ------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def authors(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Makes the checkout importable; what it imports but the networks do not need is replaced by stand-ins."""
-    layouts = {
-        "b c -> b c 1 1": lambda t: t[:, :, None, None],
-        "b (h c) x y -> b h c (x y)": lambda t, h: t.flatten(2).unflatten(1, (h, -1)),
-        "b h (x y) d -> b (h d) x y": lambda t, x, y: t.transpose(2, 3).flatten(1, 2).unflatten(2, (x, y)),
-    }
-    einops, torch_layers, tkinter = ModuleType("einops"), ModuleType("einops.layers.torch"), ModuleType("tkinter")
-
-    def rearrange(tensor: Tensor, pattern: str, **axes: int) -> Tensor:
-        return layouts[pattern](tensor, **axes)
-
-    for module, values in (
-        (einops, {"rearrange": rearrange, "reduce": None}),
-        (torch_layers, {"Rearrange": None}),
-        (tkinter, {"W": None}),
-    ):
-        for name, value in values.items():
-            setattr(module, name, value)
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setitem(sys.modules, "einops.layers", ModuleType("einops.layers"))
-    monkeypatch.syspath_prepend(str(REPOSITORY))
-    yield Path(str(REPOSITORY))
-    for name in [name for name in sys.modules if name == "models" or name.startswith("models.")]:
-        del sys.modules[name]
-
-
-def authors_networks(variant: str) -> tuple[Any, Any]:
-    """Their energy network and U-Net, in evaluation mode."""
-    sizes = SIZES[variant]
-    suffix = "_cond" if sizes["classes"] else ""
-    extra = {"n_class": sizes["classes"], "p_cond": 0.1} if sizes["classes"] else {}
-    energy = importlib.import_module(f"models.ebm{suffix}").EBM(
-        temb_dim=sizes["width"], n_blocks=sizes["blocks"], use_sn=True, act_fn="lrelu", **extra
-    )
-    unet = importlib.import_module(f"models.unet{suffix}").Unet(
-        dim=32, im_sz=sizes["image_size"], num_res_blocks=sizes["unet_blocks"], tanh_out=False, **extra
-    )
-    return energy.eval(), unet.eval()
-
-
-def layout_of(network: Any) -> Layout:
-    return [(name, list(value.shape)) for name, value in network.state_dict().items()]
-
-
-def put(network: Any, layout: Layout, name: str, weights: str) -> None:
-    """Fill one of their networks as `released_file` does, by their own parameter order."""
-    state = filled(layout, stream=float(len(name)))
-    network.load_state_dict({key: value.float() for key, value in state.items()})
-    if weights == "ema":
-        for parameter, value in zip(network.parameters(), averages(state, layout), strict=True):
-            parameter.data.copy_(value)
+def authors() -> Iterator[Path]:
+    with checkout() as path:
+        yield path
 
 
 def authors_call(network: Any, x: Tensor, logsnr: Tensor, label: Tensor | None) -> Tensor:
@@ -217,7 +104,7 @@ def authors_trajectory(energy: Any, unet: Any, variant: str) -> list[Tensor]:
 
 def inputs(variant: str) -> tuple[Tensor, Tensor, Tensor | None]:
     size = SIZES[variant]["image_size"]
-    images = numbers(N * 3 * size * size, 0.5).float().reshape(N, 3, size, size)
+    images = numbers(N * 3 * size * size, 500).float().reshape(N, 3, size, size)
     return images, torch.tensor([9.8, -1.3]), LABELS if SIZES[variant]["classes"] else None
 
 
@@ -307,7 +194,7 @@ def test_equals_the_authors_networks(variant: str, weights: str, authors: Path, 
 
     if weights == "ema":
         record = {"layout": layouts, "numbers": {name: probes(values) for name, values in theirs.items()}}
-        if os.environ.get("CDRL_RELEASED_WRITE"):
+        if WRITE:
             stored = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
             GOLDEN.write_text(json.dumps(stored | {variant: record}) + "\n")
         assert_close(json.loads(GOLDEN.read_text())[variant]["numbers"], record["numbers"])
