@@ -19,12 +19,12 @@ _REFRESH_ITERATIONS = 10
 
 
 class EMA:
-    """A moving average of a network's parameters, with the usual ramp ``min(d, (1 + n)/(10 + n))``.
+    """A moving average of a network's parameters, with the usual ramp ``min(d, (1 + n)/(10 + n))`` at update n.
 
     Args:
         network: the live network; a frozen copy in evaluation mode becomes ``average``.
         decay: d, in [0, 1).
-        ramp: n at the first update (as released: 1), or None for a decay of d from the start.
+        ramp: n of the first update; None goes without the ramp.
     """
 
     def __init__(self, network: nn.Module, decay: float, ramp: int | None = 0) -> None:
@@ -36,18 +36,18 @@ class EMA:
         """Move the average; ``count`` is the number of updates made before this one."""
         decay = self.decay
         if self.ramp is not None:
-            n = count + self.ramp
-            decay = min(decay, (1 + n) / (10 + n))
+            decay = min(decay, (1 + self.ramp + count) / (10 + self.ramp + count))
         torch._foreach_lerp_(
             list(self.average.parameters()), [p.detach() for p in self.network.parameters()], 1.0 - decay
         )
 
     @torch.no_grad()
     def synchronised(self, spectral: str = "refresh") -> nn.Module:
-        """The average network, ready for use: buffers taken from the live one, then what ``spectral`` says."""
-        for mine, live in zip(self.average.buffers(), self.network.buffers(), strict=True):
+        """A copy of the average network to be used: buffers taken from the live one, then what ``spectral`` says."""
+        average = copy.deepcopy(self.average)
+        for mine, live in zip(average.buffers(), self.network.buffers(), strict=True):
             mine.copy_(live)
         if spectral == "refresh":
             for _ in range(_REFRESH_ITERATIONS):
-                iterate_all(self.average)
-        return self.average
+                iterate_all(average)
+        return average
