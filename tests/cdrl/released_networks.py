@@ -29,7 +29,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "unconditional": {"image_size": 32, "width": 8, "blocks": 2, "unet_blocks": 1, "classes": 0},
     "conditional": {"image_size": 16, "width": 4, "blocks": 1, "unet_blocks": 2, "classes": 5},
 }
-GAINS = {"temb_final": 4.0, "final_conv": 0.1}
+GAINS = {"temb_final": 16.0, "final_conv": 0.1}
 """Gradients that a chain can feel, and proposals that stay near x_t."""
 Layout = list[tuple[str, list[int]]]
 """Names and shapes of a released state dict, in order."""

@@ -4,7 +4,7 @@
 samplers is called. Around them, names of their module are replaced:
 
     settings                   sizes, and rates high enough for updates to be seen
-    EBM, Unet                  theirs, filled by a formula; dropout 0, whose draws could not be the same
+    EBM, Unet                  theirs, filled by a formula; what dropout drops is drawn as below
     torch                      "float" is float64, the device the CPU; `randint`, `rand`, `randn` and `randn_like` hand
                                out our draws, each in its turn; the clip is observed before it happens
     data, torchvision, pfw, …  a few given batches; no process group, no FID, no pictures
@@ -21,7 +21,7 @@ import importlib
 import importlib.util
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -35,7 +35,6 @@ import torchvision
 from torch import Tensor, nn, optim
 
 from cdrl import randomness, released
-from cdrl.networks import EnergyNet, Initializer
 from cdrl.networks.spectral import spectral_layers
 from tests.cdrl.released_networks import SIZES, checkout, layout_of, numbers, put
 
@@ -69,11 +68,19 @@ def training_draws(variant: str, iteration: int) -> Draws:
     def key(purpose: str, *counters: int) -> int:
         return randomness.key(SEED, f"train/{purpose}", iteration, *counters)
 
+    def normal(purpose: str, *counters: int) -> Tensor:
+        return randomness.normal(key(purpose, *counters), index, (3, size, size), torch.float64)
+
     if SIZES[variant]["classes"]:
         yield "rand", randomness.uniform(key("label"), index, (), torch.float64)
     yield "randint", (1 + randomness.integers(key("level"), index, LEVELS)).double()
-    for stream in (key("pair"), key("proposal"), *(key("chain", step) for step in range(STEPS))):
-        yield "randn_like", randomness.normal(stream, index, (3, size, size), torch.float64)
+    yield "randn_like", normal("pair")
+    for block in range(6 * SIZES[variant]["unet_blocks"] + 9):
+        # As many numbers as the largest layer has values; a smaller one takes the first.
+        yield "dropout", randomness.uniform(key("dropout", block), index, (64 * size * size,), torch.float64)
+    yield "randn_like", normal("proposal")
+    for step in range(STEPS):
+        yield "randn_like", normal("chain", step)
 
 
 def sampling_draws(variant: str) -> Draws:
@@ -123,11 +130,14 @@ class Theirs:
             def build(**theirs: Any) -> Any:
                 network = kind(**{**theirs, **settings})
                 put(network, layout_of(network), name, weights)
+                for module in network.modules():
+                    if hasattr(module, "dropout_layer"):
+                        module.dropout_layer = _Dropout(module.dropout_layer.p, partial(self._drawn, "dropout"))
                 return network
 
             return build
 
-        unet = {"dropout": 0.0, "num_res_blocks": sizes["unet_blocks"], "im_sz": sizes["image_size"]}
+        unet = {"num_res_blocks": sizes["unet_blocks"], "im_sz": sizes["image_size"]}
         self.namespace |= {
             **{"im_sz": sizes["image_size"], "n_class": sizes["classes"], "load_path": None, "mode": "train"},
             **{"pi_dim": sizes["width"], "pi_n_blocks": sizes["blocks"], "p_dim": 32},
@@ -138,17 +148,17 @@ class Theirs:
         }
         assert self.namespace["n_updates"] == STEPS
 
-    def _torch(self) -> Any:
-        def drawn(function: str, *_: Any, **__: Any) -> Tensor:
-            asked, values = next(self.draws)
-            assert asked == function, f"{function} was called where {asked} was expected"
-            return values.clone()
+    def _drawn(self, function: str, *_: Any, **__: Any) -> Tensor:
+        asked, values = next(self.draws)
+        assert asked == function, f"{function} was called where {asked} was expected"
+        return values.clone()
 
+    def _torch(self) -> Any:
         return Instead(
             torch,
             float=torch.float64,
             device=lambda kind, index: torch.device("cpu") if index == _RANK else torch.device(kind, index),
-            **{name: partial(drawn, name) for name in ("randint", "rand", "randn", "randn_like")},
+            **{name: partial(self._drawn, name) for name in ("randint", "rand", "randn", "randn_like")},
         )
 
     def train(self, variant: str, folder: Path) -> list[Record]:
@@ -214,6 +224,20 @@ class Theirs:
         sample = sampler(N, unet.eval(), energy.eval(), device=torch.device("cpu"), **weight)
         assert next(self.draws, None) is None, "fewer draws than ours"
         return {f"x{LEVELS - 1 - step}": x for step, x in enumerate(path)} | {"sample": sample.clamp(-1.0, 1.0)}
+
+
+class _Dropout(nn.Module):
+    """PyTorch's at this rate, with given numbers."""
+
+    def __init__(self, rate: float, drawn: Callable[[], Tensor]) -> None:
+        super().__init__()
+        self.rate, self.drawn = rate, drawn
+
+    def forward(self, h: Tensor) -> Tensor:
+        if not self.training:
+            return h
+        kept = self.drawn()[:, : h[0].numel()].reshape(h.shape) >= self.rate
+        return h * kept / (1.0 - self.rate)
 
 
 @contextmanager
@@ -340,7 +364,7 @@ class _Book:
         return vectors(*released.load(self.file, weights))
 
 
-def vectors(energy_net: EnergyNet, initializer: Initializer) -> Record:
+def vectors(energy_net: nn.Module, initializer: nn.Module) -> Record:
     """All parameters of each network in one vector, and the spectral norms' u and v."""
     layers = list(spectral_layers(energy_net))
     return {
