@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import os
 import sys
@@ -124,20 +123,6 @@ def checkout() -> Iterator[Path]:
         yield Path(str(REPOSITORY))
     for name in [name for name in sys.modules if name == "models" or name.startswith("models.")]:
         del sys.modules[name]
-
-
-def authors_networks(variant: str) -> tuple[Any, Any]:
-    """Their energy network and U-Net, in evaluation mode."""
-    sizes = SIZES[variant]
-    suffix = "_cond" if sizes["classes"] else ""
-    extra = {"n_class": sizes["classes"], "p_cond": 0.1} if sizes["classes"] else {}
-    energy = importlib.import_module(f"models.ebm{suffix}").EBM(
-        temb_dim=sizes["width"], n_blocks=sizes["blocks"], use_sn=True, act_fn="lrelu", **extra
-    )
-    unet = importlib.import_module(f"models.unet{suffix}").Unet(
-        dim=32, im_sz=sizes["image_size"], num_res_blocks=sizes["unet_blocks"], tanh_out=False, **extra
-    )
-    return energy.eval(), unet.eval()
 
 
 def layout_of(network: Any) -> Layout:

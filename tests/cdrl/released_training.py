@@ -118,7 +118,8 @@ class Theirs:
     """The authors' module, executed from the checkout; `train()` and the samplers take their draws from ``draws``."""
 
     def __init__(self, path: Path, variant: str, weights: str = "live") -> None:
-        sizes = SIZES[variant]
+        self.variant, self.sizes = variant, SIZES[variant]
+        sizes = self.sizes
         path = path / ("main_cond.py" if sizes["classes"] else "main_uncond.py")
         source, found = re.subn(r" \+ 1e-8\b", "", path.read_text())
         assert found in (1, 2), "their small number is elsewhere"
@@ -161,17 +162,17 @@ class Theirs:
             **{name: partial(self._drawn, name) for name in ("randint", "rand", "randn", "randn_like")},
         )
 
-    def train(self, variant: str, folder: Path) -> list[Record]:
+    def train(self, folder: Path) -> list[Record]:
         """Their loop on our batches, ended by the loader; one record an iteration."""
-        book = _Book(variant, folder)
+        book = _Book(folder)
 
         class Enough(Exception):
             pass
 
         def batches() -> Iterator[tuple[Tensor, Tensor]]:
             for iteration in range(ITERATIONS):
-                images, labels = batch(variant, iteration)
-                self.draws = training_draws(variant, iteration)
+                images, labels = batch(self.variant, iteration)
+                self.draws = training_draws(self.variant, iteration)
                 yield images, torch.zeros(BATCH) if labels is None else labels - 1  # they count classes from 0
                 assert next(self.draws, None) is None, "fewer draws than ours"
                 book.close()
@@ -204,24 +205,29 @@ class Theirs:
             namespace["train"](SimpleNamespace(local_rank=_RANK))
         return book.records
 
-    def sample(self, variant: str) -> dict[str, Tensor]:
+    def networks(self) -> tuple[Any, Any]:
+        """Their energy network and U-Net in evaluation mode."""
+        namespace, sizes = self.namespace, self.sizes
+        extra = {"n_class": sizes["classes"], "p_cond": 0.1} if sizes["classes"] else {}
+        energy = namespace["EBM"](temb_dim=sizes["width"], n_blocks=sizes["blocks"], use_sn=True, **extra)
+        return energy.eval(), namespace["Unet"](dim=32, tanh_out=False, **extra).eval()
+
+    def sample(self) -> dict[str, Tensor]:
         """x_{T−1}, …, x_0 and the clamped sample, guided where there are labels."""
-        namespace, sizes, guided = self.namespace, SIZES[variant], bool(SIZES[variant]["classes"])
+        guided = self.sizes["classes"] > 0
+        sampler = self.namespace["gen_guided_samples2" if guided else "gen_samples"]
         chain, path = "Langevin_guided" if guided else "Langevin", []
-        walk = namespace[chain]
+        walk = self.namespace[chain]
 
         def observed(*arguments: Any, **settings: Any) -> Tensor:
             path.append(walk(*arguments, **settings))
             return path[-1]
 
-        namespace[chain] = observed
-        extra = {"n_class": sizes["classes"], "p_cond": 0.1} if guided else {}
-        energy = namespace["EBM"](temb_dim=sizes["width"], n_blocks=sizes["blocks"], use_sn=True, **extra)
-        unet = namespace["Unet"](dim=32, tanh_out=False, **extra)
-        self.draws = sampling_draws(variant)
-        sampler = namespace["gen_guided_samples2" if guided else "gen_samples"]
-        weight = {"guided_weight": GUIDANCE} if guided else {}
-        sample = sampler(N, unet.eval(), energy.eval(), device=torch.device("cpu"), **weight)
+        self.namespace[chain] = observed
+        self.draws = sampling_draws(self.variant)
+        energy, unet = self.networks()
+        extra = {"guided_weight": GUIDANCE} if guided else {}
+        sample = sampler(N, unet, energy, device=torch.device("cpu"), **extra)
         assert next(self.draws, None) is None, "fewer draws than ours"
         return {f"x{LEVELS - 1 - step}": x for step, x in enumerate(path)} | {"sample": sample.clamp(-1.0, 1.0)}
 
@@ -311,8 +317,8 @@ def _schedule(optimizer: Any, lr_lambda: Any, last_epoch: int, verbose: bool) ->
 class _Book:
     """Reads `train()`'s own variables: at both clips of an iteration, and when the next one asks for its batch."""
 
-    def __init__(self, variant: str, folder: Path) -> None:
-        self.variant, self.file = variant, folder / "state.pth.tar"
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "state.pth.tar"
         self.records: list[Record] = []
         self._now: Record = {}
         self._gradients: dict[str, dict[str, Tensor]] = {}

@@ -154,7 +154,7 @@ def fingerprint(values: Tensor) -> list[float]:
 @pytest.mark.parametrize("variant", SIZES)
 def test_trains_as_the_authors_do(variant: str, tmp_path: Path) -> None:
     with theirs(variant) as authors:
-        expected = authors.train(variant, tmp_path)
+        expected = authors.train(tmp_path)
     mine = trained(variant, tmp_path)
     for iteration, (ours, other) in enumerate(zip(mine, expected, strict=True), start=1):
         assert ours.keys() == other.keys()
