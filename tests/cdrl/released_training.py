@@ -77,7 +77,7 @@ def training_draws(variant: str, iteration: int) -> Draws:
     yield "randn_like", normal("pair")
     for block in range(6 * SIZES[variant]["unet_blocks"] + 9):
         # As many numbers as the largest layer has values; a smaller one takes the first.
-        yield "dropout", randomness.uniform(key("dropout", block), index, (64 * size * size,), torch.float64)
+        yield "dropout", randomness.uniform(key("dropout", block), index, (32 * size * size,), torch.float64)
     yield "randn_like", normal("proposal")
     for step in range(STEPS):
         yield "randn_like", normal("chain", step)
@@ -118,8 +118,7 @@ class Theirs:
     """The authors' module, executed from the checkout; `train()` and the samplers take their draws from ``draws``."""
 
     def __init__(self, path: Path, variant: str, weights: str = "live") -> None:
-        self.variant, self.sizes = variant, SIZES[variant]
-        sizes = self.sizes
+        self.variant, self.sizes = variant, (sizes := SIZES[variant])
         path = path / ("main_cond.py" if sizes["classes"] else "main_uncond.py")
         source, found = re.subn(r" \+ 1e-8\b", "", path.read_text())
         assert found in (1, 2), "their small number is elsewhere"

@@ -190,5 +190,5 @@ def assert_stored(variant: str, records: list[dict[str, list[float]]]) -> None:
 @pytest.mark.parametrize("variant", SIZES)
 def test_every_batch_has_all_levels(variant: str) -> None:
     for iteration in range(ITERATIONS):
-        (levels,) = (values for name, values in training_draws(variant, iteration) if name == "randint")
+        levels = next(values for name, values in training_draws(variant, iteration) if name == "randint")
         assert set(levels.tolist()) == set(range(1, LEVELS + 1))
