@@ -4,7 +4,8 @@
     initializer    minimise  mean_i |ỹ_i − ŷ_i|²
 
 The initializer learns from the same refined samples as the energy net: it teaches itself to jump where the chain
-would walk. Every departure from this (DRL's, the ablations', the released code's quirks) is a field of `Settings`.
+would walk. Every departure from this (DRL's, the ablations', the released code's quirks) is a field of `Settings` or
+of `cdrl.learner.Optimisation`; `cdrl.released` has the release's.
 """
 
 from __future__ import annotations
