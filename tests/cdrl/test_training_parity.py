@@ -167,7 +167,7 @@ def test_trains_as_the_authors_do(variant: str, tmp_path: Path) -> None:
     stored = [{name: fingerprint(values) for name, values in record.items()} for record in expected]
     if WRITE:
         golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
-        GOLDEN.write_text(json.dumps(golden | {variant: stored}, indent=0) + "\n")
+        GOLDEN.write_text(json.dumps(golden | {variant: stored}) + "\n")
     assert_stored(variant, stored)
 
 
