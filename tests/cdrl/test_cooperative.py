@@ -14,6 +14,7 @@ from cdrl.cooperative import Cooperative, Settings
 from cdrl.errors import UserError
 from cdrl.langevin import Langevin
 from cdrl.learner import Optimisation
+from cdrl.method import Batch
 from tests import reference
 from tests.reference import EXACT
 
@@ -48,7 +49,7 @@ def test_iteration_matches_the_reference(variant: str, cooperative: Build) -> No
     state = reference.state_of(method)
     for iteration in range(ITERATIONS):
         images, label = batch(iteration, VARIANTS[variant].get("classes", 0), torch.float64)
-        method.train_step(images, label, iteration)
+        method.train_step([Batch.whole(images, label)], iteration)
         expected = reference.reference_step(state, images, label, iteration)
 
         level, gap = expected["level"], method.meters.read()["energy_gap"]
@@ -87,8 +88,8 @@ def test_labels_are_dropped_at_their_rate(rate: float, cooperative: Build) -> No
 def test_labels_are_ignored_by_an_unconditional_network(cooperative: Build) -> None:
     first, second = cooperative(), cooperative()
     images, _ = batch(0, 0)
-    first.train_step(images, None, 0)
-    second.train_step(images, torch.full((BATCH,), 2), 0)
+    first.train_step([Batch.whole(images)], 0)
+    second.train_step([Batch.whole(images, torch.full((BATCH,), 2))], 0)
     assert all(torch.equal(a, b) for a, b in zip(first.state().values(), second.state().values(), strict=True))
 
 
@@ -97,7 +98,7 @@ def test_a_step_is_a_function_of_seed_and_iteration(cooperative: Build) -> None:
         method = cooperative(dropout=0.1)
         method.seed = seed
         torch.manual_seed(123 if disturb else 0)
-        method.train_step(batch(0, 0)[0], None, iteration)
+        method.train_step([Batch.whole(batch(0, 0)[0])], iteration)
         return torch.cat([p.detach().flatten() for p in method.learners["initializer"].parameters])
 
     assert torch.equal(after(1, 5), after(1, 5, disturb=True))
@@ -108,13 +109,13 @@ def test_a_step_is_a_function_of_seed_and_iteration(cooperative: Build) -> None:
 def test_state_restores_a_run_bit_for_bit(cooperative: Build) -> None:
     whole, first, second = cooperative(), cooperative(), cooperative(seed=7)
     for iteration in range(3):
-        whole.train_step(batch(iteration, 0)[0], None, iteration)
+        whole.train_step([Batch.whole(batch(iteration, 0)[0])], iteration)
     for iteration in range(1):
-        first.train_step(batch(iteration, 0)[0], None, iteration)
+        first.train_step([Batch.whole(batch(iteration, 0)[0])], iteration)
     second.seed = 0
     second.load_state({name: value.clone() for name, value in first.state().items()})
     for iteration in range(1, 3):
-        second.train_step(batch(iteration, 0)[0], None, iteration)
+        second.train_step([Batch.whole(batch(iteration, 0)[0])], iteration)
     for name, value in whole.state().items():
         assert torch.equal(value, second.state()[name]), name
 
@@ -128,7 +129,7 @@ def test_cost_counts_energy_gradients(cooperative: Build) -> None:
 
 def test_meters_report_every_level_and_start_again(cooperative: Build) -> None:
     method = cooperative()
-    method.train_step(batch(0, 0)[0], None, 0)
+    method.train_step([Batch.whole(batch(0, 0)[0])], 0)
     values = method.meters.read()
     assert set(values) == set(method.METERS)
     assert all(row[0] is None and None not in row[1:] for row in values.values())

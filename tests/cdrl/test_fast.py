@@ -14,6 +14,7 @@ from cdrl import fast, langevin, randomness
 from cdrl.cooperative import Cooperative
 from cdrl.errors import UserError
 from cdrl.langevin import Chain, KnownPixels, Langevin, Refined
+from cdrl.method import Batch
 from cdrl.networks import EnergyNet, FrozenEnergy, winograd
 from tests import sensitivity
 from tests.benchmarks.gpu.device import record_again
@@ -87,7 +88,7 @@ def test_an_engine_is_what_a_method_runs_on(cooperative: Build) -> None:
         return langevin.refine(chain)
 
     method.engine = fast.Engine("counted", refine)
-    method.train_step(torch.zeros(2, 1, 8, 8), None, 0)
+    method.train_step([Batch.whole(torch.zeros(2, 1, 8, 8))], 0)
     assert len(calls) == 1
     next(iter(method.sample(2, seed=0)))
     assert len(calls) == 1 + 6
@@ -151,9 +152,9 @@ def test_on_a_gpu_an_iteration_does_not_wait_for_the_device(cooperative: Build, 
     method = cooperative(device="cuda")
     method.engine = fast.engine(mode, method.device)
     images = torch.zeros(4, 1, 8, 8, device="cuda")
-    method.train_step(images, None, 0)  # the first one records, which waits
+    method.train_step([Batch.whole(images)], 0)  # the first one records, which waits
     torch.cuda.set_sync_debug_mode("error")
     try:
-        method.train_step(images, None, 1)
+        method.train_step([Batch.whole(images)], 1)
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -21,6 +21,7 @@ from cdrl import checkpoint, trainer
 from cdrl.cooperative import Cooperative
 from cdrl.errors import UserError
 from cdrl.langevin import Langevin
+from cdrl.method import Batch
 from cdrl.trainer import Outcome
 
 Build = Callable[..., Cooperative]
@@ -215,7 +216,7 @@ def test_a_checkpoint_without_its_optimiser_is_not_taken(cooperative: Build, tmp
 
 def test_images_of_another_size_are_refused(cooperative: Build) -> None:
     with pytest.raises(UserError, match=r"images must be \(B, 1, 8, 8\)"):
-        cooperative().train_step(torch.zeros(2, 1, 16, 16), None, 0)
+        cooperative().train_step([Batch.whole(torch.zeros(2, 1, 16, 16))], 0)
 
 
 def test_milestones_see_the_run_as_it_is_and_are_not_counted(
