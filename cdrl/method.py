@@ -72,7 +72,10 @@ class Meters:
         if wrong := values.keys() ^ self._of_images:
             raise TypeError(f"meters of {', '.join(self.names)}: missing or unknown {', '.join(sorted(wrong))}")
         rows = [values[name].detach() for name in self.names if name in values]
-        self.fresh[: len(rows) + 1].index_add_(1, level, torch.stack([torch.ones_like(rows[0]), *rows]))
+        # A shard's own sums first, so that those of all shards add up in the same order everywhere.
+        shard = torch.zeros_like(self.fresh[: len(rows) + 1])
+        shard.index_add_(1, level, torch.stack([torch.ones_like(rows[0]), *rows]))
+        self.fresh[: len(rows) + 1] += shard
 
     def conclude(self, norms: Sequence[Tensor]) -> None:
         """The iteration is over: ``norms`` are its scalars, in the order of their names."""

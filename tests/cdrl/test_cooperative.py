@@ -15,6 +15,7 @@ from cdrl.errors import UserError
 from cdrl.langevin import Langevin
 from cdrl.learner import Optimisation
 from cdrl.method import Batch
+from cdrl.randomness import Draws
 from tests import reference
 from tests.reference import EXACT
 
@@ -68,7 +69,8 @@ def test_shared_noise_halves_what_the_pair_draws(cooperative: Build) -> None:
     x0, level = torch.zeros(512, 1, 8, 8), torch.full((512,), 3)
     for shared, expected in ((True, 1.0), (False, None)):
         method = cooperative(shared_noise=shared)
-        lower, upper = method._pair(x0, level, torch.arange(512), 0)
+        draws = Draws(0, "test", (), torch.arange(512), method.shape)
+        lower, upper = method.transitions.pair(x0, level, draws)
         correlation = float(torch.corrcoef(torch.stack((lower.flatten(), upper.flatten())))[0, 1])
         schedule = method.schedule
         exact = expected or float(schedule.a[3] * schedule.sigma[2] / schedule.sigma[3])
@@ -78,8 +80,8 @@ def test_shared_noise_halves_what_the_pair_draws(cooperative: Build) -> None:
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 1.0])
 def test_labels_are_dropped_at_their_rate(rate: float, cooperative: Build) -> None:
     method = cooperative(classes=3, label_dropout=rate)
-    label, index = torch.full((10_000,), 2), torch.arange(10_000)
-    dropped = method._label_dropout(label, index, 0)
+    label, draws = torch.full((10_000,), 2), Draws(0, "train", (0,), torch.arange(10_000))
+    dropped = method._label_dropout(label, draws)
     assert dropped is not None
     assert set(dropped.tolist()) <= {0, 2}
     assert float((dropped == 0).float().mean()) == pytest.approx(rate, abs=4 * (rate * (1 - rate) / 10_000) ** 0.5)
@@ -131,7 +133,7 @@ def test_meters_report_every_level_and_start_again(cooperative: Build) -> None:
     method = cooperative()
     method.train_step([Batch.whole(batch(0, 0)[0])], 0)
     values = method.meters.read()
-    assert set(values) == set(method.METERS)
+    assert set(values) == {*method.METERS, "energy_grad", "initializer_grad"}
     assert all(row[0] is None and None not in row[1:] for row in values.values())
     assert all(value is None for row in method.meters.read().values() for value in row)
 

@@ -15,8 +15,6 @@ from cdrl.cooperative import Cooperative
 from cdrl.errors import UserError
 from cdrl.langevin import Chain, KnownPixels, Langevin, Refined
 from cdrl.method import Batch
-from cdrl.networks import EnergyNet, FrozenEnergy, winograd
-from tests import sensitivity
 from tests.benchmarks.gpu.device import record_again
 from tests.reference import EXACT
 
@@ -117,22 +115,6 @@ def test_compiled_chain_matches_eager(cooperative: Build) -> None:
         torch.testing.assert_close(refine(chain).y, langevin.refine(chain).y, rtol=0, atol=EXACT)
         graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
     assert graphs[0] == graphs[1] > 0
-
-
-@pytest.mark.slow
-@pytest.mark.skipif("CDRL_TEST_COMPILED" not in os.environ, reason="compiles for minutes; set CDRL_TEST_COMPILED=1")
-def test_compiled_chains_have_the_fast_convolutions_too() -> None:
-    net, index = EnergyNet(image_size=8, channels=1, width=128, multipliers=(1,), blocks=1), torch.arange(8)
-    y, zero = torch.randn(8, 1, 8, 8), torch.zeros(8, 1, 1, 1)
-    energy, constants = net.frozen(net.weights(), torch.zeros(1)), langevin.Coefficients(torch.tensor(0.5), zero, zero)
-    assert isinstance(energy.weights.blocks[0].first, winograd.Kernel)
-    chain = Chain(energy, y, y, constants, randomness.keys(0, "chain", count=STEPS), index)
-    compiled, eager = fast.engine("compiled", CPU).refine(chain).y, langevin.refine(chain).y
-
-    def moved(energy: FrozenEnergy, y: Tensor) -> Tensor:
-        return langevin.refine(chain._replace(energy=energy, start=y)).y
-
-    assert sensitivity.distance(compiled, eager) < sensitivity.of(moved, energy, y, roundings=10)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

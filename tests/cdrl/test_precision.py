@@ -73,9 +73,8 @@ def test_a_convolution_in_bfloat16_is_the_rounded_product_of_rounded_factors() -
     assert sensitivity.distance(low(y), expected) < 0.05 * sensitivity.distance(energy(y), expected)
 
 
-@pytest.mark.parametrize("width", [8, 128])  # 128: kernels of fast products, see cdrl.networks.winograd
-def test_a_chain_in_bfloat16_is_near_and_its_state_is_float32(width: int) -> None:
-    net = EnergyNet(image_size=8, channels=1, width=width, multipliers=(1, 2), blocks=1)
+def test_a_chain_in_bfloat16_is_near_and_its_state_is_float32() -> None:
+    net = EnergyNet(image_size=8, channels=1, width=8, multipliers=(1, 2), blocks=1)
     chain = a_chain(net, batch=16)
     exact, low = langevin.refine(chain), precision.chains(langevin.refine, "bf16")(chain)
     assert low.y.dtype == low.gradient.dtype == torch.float32
