@@ -33,8 +33,6 @@ MARGIN = 0.1
 """Share of a device's memory that is left for what is not counted."""
 _SIZES = (2, 4)
 """Images in the two shards that are counted."""
-_STEPS = 2
-"""Of a chain; all are alike, and the second holds the first one's result."""
 
 
 class Line(NamedTuple):
@@ -85,7 +83,8 @@ def footprint_of(recipe: Recipe, shape: ImageShape, device: torch.device | str =
     """
     phases = _Phases(fast.engine("eager", torch.device(device), recipe.precision).refine)
     method = recipe.build(shape, device=device, engine=Engine(refine=phases.refine))
-    _shard(method, shape, 1)  # leaves gradients, which are fixed
+    for learner in method.learners.values():
+        learner.put_gradient(learner.gradient())  # zeros: a shard adds to what others have left
     counted = [phases.of(partial(_shard, method, shape, images)) for images in _SIZES]
     chain, learning = (_line(*heights) for heights in zip(*counted, strict=True))
     return Footprint(_fixed(method), chain if chain.per_image else None, learning)
@@ -115,7 +114,7 @@ def _line(first: int, second: int) -> Line:
 
 
 class _Phases:
-    """Tells the height inside chains from the height outside; of a chain's steps, which are alike, it walks two."""
+    """Tells the height inside chains from the height outside; of a chain's steps, which are alike, it walks one."""
 
     def __init__(self, refine: Refine) -> None:
         self._refine = refine
@@ -131,7 +130,7 @@ class _Phases:
     def refine(self, chain: Chain) -> Refined:
         live, outside = self._live, self._live.height
         live.height = live.now
-        refined = self._refine(chain._replace(streams=chain.streams[:_STEPS]))
+        refined = self._refine(chain._replace(streams=chain.streams[:1]))
         self._chain = max(self._chain, live.height)
         live.height = outside
         return refined

@@ -27,18 +27,6 @@ TURNS = [1, 2]
 VARIANTS = ["plain", "fast", *(["released"] if RELEASED else [])]
 
 
-@pytest.fixture
-def measure(benchmark: Any) -> Callable[..., None]:
-    """Times an act: ``case`` names what must do the same work to be compared, ``variant`` how it is done here."""
-
-    def run(act: Callable[[], object], case: str, variant: str, images: int, rounds: int = 3, **extra: Any) -> None:
-        benchmark.group = case.split("/")[0]
-        benchmark.extra_info.update(case=case, variant=variant, images=images, **extra)
-        benchmark.pedantic(act, rounds=rounds, iterations=1, warmup_rounds=1)
-
-    return run
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("turn", TURNS)
 @pytest.mark.parametrize("size", cases.SIZES)
