@@ -21,7 +21,7 @@ from tests.benchmarks import cases
 SHARDS = 2
 PARAMETERS = 38_602_947
 """Of the paper's two networks."""
-TURNS = [1, 2, 3]
+TURNS = [1, 2]
 """One and two processes take turns."""
 
 Act = Callable[[Group], None]
@@ -97,7 +97,7 @@ def measured(measure: Any, name: str, case: str, images: int, processes: int) ->
     """``fast`` is one process, so that the table says how many times faster it is than two."""
     act, variant = ACTS[name](), "fast" if processes == 1 else f"{processes} processes"
     if processes == 1:
-        measure(lambda: act(Group(shards=SHARDS)), case, variant, images, rounds=8)
+        measure(lambda: act(Group(shards=SHARDS)), case, variant, images, rounds=5)
         return
     with two_processes(name) as group:
-        measure(lambda: (group.decided(True), act(group)), case, variant, images, rounds=8)
+        measure(lambda: (group.decided(True), act(group)), case, variant, images, rounds=5)
