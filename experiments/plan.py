@@ -25,6 +25,7 @@ from experiments.configuration import digest, merged, plain, resolve
 from experiments.data import DataSettings, at_hand
 from experiments.evaluate import scores_samples
 from experiments.metrics import Protocol, Statistics
+from experiments.runs import loggers
 from experiments.runs.folder import EvaluationFolder, RunFolder, RunSettings
 from experiments.runs.trained import planned_iterations, training_cost
 
@@ -149,6 +150,7 @@ def make_plan(config: DictConfig) -> Plan:
     checks.scale(plain(config.scale))
     checks.launcher(plain(config.launcher))
     everything = plain(config)
+    loggers.check(everything["logger"])
     experiment = everything["experiment"]
     own = _own(experiment["name"], everything["scale"]["name"])
     for group in ("experiment", "data", "metrics"):

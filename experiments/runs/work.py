@@ -34,6 +34,7 @@ from experiments.methods import Reference
 from experiments.metrics import Protocol, Statistics
 from experiments.progress import OnProgress, listening
 from experiments.runs.folder import EvaluationFolder, Result, RunFolder, RunSettings, Status, WorkFolder
+from experiments.runs.loggers import Reports, opened
 from experiments.runs.machine import commit, device_name, resolve_device
 from experiments.runs.trained import image_shape, planned_iterations, training_batches
 
@@ -59,6 +60,7 @@ class Order:
         commit: of the code; None asks git.
         checkpoint_seconds: between checkpoints; one is also kept at every stop.
         deadline: seconds since the epoch after which to keep a checkpoint and stop.
+        logger: where training can be seen, see `experiments.runs.loggers`.
     """
 
     folder: Path
@@ -70,6 +72,7 @@ class Order:
     commit: str | None = None
     checkpoint_seconds: float = 30.0
     deadline: float = math.inf
+    logger: str = "none"
 
 
 @dataclass(frozen=True)
@@ -179,7 +182,8 @@ def _work_on_run(run: RunFolder, pending: Sequence[EvaluationFolder], order: Ord
     # Training, from where it stands.
     method = None
     if not isinstance(recipe, Reference):
-        method = _trained(run, settings, training, device, order, stop)
+        with opened(run, order.logger) as reports:
+            method = _trained(run, settings, training, device, order, stop, reports)
         if method is None:
             return "done" if run.state == "diverged" else "interrupted"
 
@@ -212,7 +216,13 @@ def _work_on_run(run: RunFolder, pending: Sequence[EvaluationFolder], order: Ord
 
 
 def _trained(
-    run: RunFolder, settings: RunSettings, training: ImageSet, device: torch.device, order: Order, stop: Stop
+    run: RunFolder,
+    settings: RunSettings,
+    training: ImageSet,
+    device: torch.device,
+    order: Order,
+    stop: Stop,
+    reports: Reports,
 ) -> Method | None:
     """The run's method with its trained weights, or None when it diverged or was interrupted."""
     recipe, shape = settings.recipe, image_shape(settings, training)
@@ -251,6 +261,9 @@ def _trained(
         return batches.batch(iteration, first, count)
 
     def keep_averages(iteration: int) -> None:
+        reports.picture(
+            method, iteration
+        )  # first: what it does to the averages' spectral vectors is undone by the next
         averages = {
             f"{name}/{key}": value
             for name, learner in method.learners.items()
@@ -264,17 +277,19 @@ def _trained(
         group=Group(shards=recipe.shards),
         batch_size=recipe.batch_size,
         iterations=iterations,
-        on_report=run.metrics.append,
+        on_report=reports.report,
         report_every=max(1, math.ceil(iterations / settings.reports)),
         folder=run.path,
         checkpoint_seconds=order.checkpoint_seconds,
         milestones=[max(1, round(share * iterations)) for share in settings.milestones],
         on_milestone=keep_averages,
-        on_resume=run.metrics.truncate,
+        on_resume=reports.resume,
         should_stop=stop,
     )
     if outcome.status == "interrupted":
         return None
+    if outcome.status == "finished":
+        reports.picture(method, outcome.iteration)
     run.finish(
         Status(
             status=outcome.status,

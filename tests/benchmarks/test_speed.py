@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +24,6 @@ ROUNDS = {"nano": 12, "mini": 4, "paper": 1}
 TURNS = [1, 2]
 """The variants of a case take turns, so that a slow minute of the machine is not one variant's alone."""
 VARIANTS = ["plain", "fast", *(["released"] if RELEASED else [])]
-
-
-@pytest.fixture
-def measure(benchmark: Any) -> Callable[..., None]:
-    """Times an act: ``case`` names what must do the same work to be compared, ``variant`` how it is done here."""
-
-    def run(act: Callable[[], object], case: str, variant: str, images: int, rounds: int = 3, **extra: Any) -> None:
-        benchmark.group = case.split("/")[0]
-        benchmark.extra_info.update(case=case, variant=variant, images=images, **extra)
-        benchmark.pedantic(act, rounds=rounds, iterations=1, warmup_rounds=1)
-
-    return run
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
