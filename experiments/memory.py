@@ -31,8 +31,8 @@ from cdrl.recipe import ImageShape, Recipe
 
 MARGIN = 0.1
 """Share of a device's memory that is left for what is not counted."""
-_SIZES = (2, 4)
-"""Images in the two shards that are counted."""
+_SIZES = (8, 16)
+"""Images in the two shards that are counted: enough that their activations decide when most is alive."""
 
 
 class Line(NamedTuple):

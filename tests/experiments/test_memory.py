@@ -57,11 +57,11 @@ def test_without_contents_or_with_them_the_count_is_the_same() -> None:
 def test_bytes_are_a_line_in_the_images() -> None:
     method, heights = SMALL.build(SHAPE, device="meta"), {}
     memory._shard(method, SHAPE, 1)  # its gradients are there from now on
-    for images in (2, 4, 8):
+    for images in (8, 16, 32):
         with memory.LiveBytes() as live:
             memory._shard(method, SHAPE, images)
         heights[images] = live.height
-    assert heights[8] - heights[4] == pytest.approx(2 * (heights[4] - heights[2]), rel=0.01)
+    assert heights[32] - heights[16] == pytest.approx(2 * (heights[16] - heights[8]), rel=0.01)
 
 
 def test_live_bytes_rise_and_fall_with_storages() -> None:
