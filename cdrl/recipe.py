@@ -170,5 +170,6 @@ def network(kind: type[Network], shape: ImageShape, sizes: Mapping[str, Any], de
         device: where it is to be.
     """
     tuples: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in sizes.items()}
-    # Built on the CPU even for "meta": spectral norm's first power iterations are ten times slower there.
-    return kind(image_size=shape.size, channels=shape.channels, classes=shape.classes, **tuples).to(device)
+    with torch.device("meta" if device.type == "meta" else "cpu"):  # weights are drawn on the CPU for every device
+        built = kind(image_size=shape.size, channels=shape.channels, classes=shape.classes, **tuples)
+    return built.to(device)
