@@ -32,6 +32,7 @@ reproduce-imagenet32:  ## ImageNet 32×32 table
 speedup:  ## Quality against sampling cost, CDRL against DRL
 langevin-steps:  ## Quality against Langevin steps a level
 ablations:  ## Noise schedule, shared noise, initializer: on and off, alone and in pairs
+stability:  ## How many of ten starts diverge?
 guidance:  ## Classifier-free guidance curves
 compose:  ## Products and negations of concepts
 inpaint:  ## Inpainting with several masks
@@ -40,7 +41,7 @@ toy:  ## Two-dimensional densities, measured against the truth
 chains:  ## Are the chains sampling? Acceptance, effective sample size, drift
 frontier:  ## Quality against training budget, with a plain DDPM
 
-EXPERIMENTS := reproduce-table1 reproduce-imagenet32 speedup langevin-steps ablations guidance compose inpaint ood toy chains frontier
+EXPERIMENTS := reproduce-table1 reproduce-imagenet32 speedup langevin-steps ablations stability guidance compose inpaint ood toy chains frontier
 $(EXPERIMENTS): $(READY)
 	$(CDRL) run experiment=$(subst -,_,$(@:reproduce-%=%)) scale=$(SCALE) $(OVERRIDES)
 
