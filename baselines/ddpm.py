@@ -29,9 +29,10 @@ from cdrl.conditions import Condition
 from cdrl.errors import UserError
 from cdrl.fast import Engine
 from cdrl.learner import Learner, Optimisation
-from cdrl.method import Meters, Method
+from cdrl.method import Batch, Meters, Method
 from cdrl.networks import EnergyNet, Initializer
 from cdrl.noise import per_image
+from cdrl.randomness import Draws
 from cdrl.recipe import ImageShape, Recipe, network
 from cdrl.sampler import index_batches
 
@@ -98,7 +99,7 @@ class DDPM(Method):
         iterations: planned length of the run.
     """
 
-    METERS = ("noise_error", "network_grad")
+    METERS = ("noise_error",)
 
     def __init__(
         self,
@@ -113,7 +114,7 @@ class DDPM(Method):
         self.network, self.settings, self.shape = network, settings, shape
         self.learners = {"network": Learner(network, optimisation)}
         self.seed, self.iterations = seed, iterations
-        self.meters = Meters(self.METERS, 1, self.device, self.dtype)
+        self.meters = Meters(self.METERS, ("network_grad",), 1, self.device, self.dtype)
         self.logsnr = settings.logsnr(self.dtype).to(self.device)
         self.forward_share = flops(network, shape) / (2 * flops(reference, shape))
         """One forward pass in energy-gradient evaluations."""
@@ -126,18 +127,15 @@ class DDPM(Method):
     def sampling_cost(self) -> float:
         return self.settings.sampling_steps * self.forward_share
 
-    def train_step(self, x0: Tensor, label: Tensor | None, iteration: int) -> None:
-        index = torch.arange(len(x0), device=x0.device)
-        step = randomness.integers(randomness.key(self.seed, "train/level", iteration), index, len(self.logsnr))
-        key = randomness.key(self.seed, "train/noise", iteration)
-        noise = randomness.normal(key, index, self.shape, self.dtype)
-        alpha, sigma = scales(self.logsnr[step])
-        self.network.train()
-        with randomness.global_generator(randomness.key(self.seed, "train/dropout", iteration), x0.device):
-            predicted = self.network(alpha * x0 + sigma * noise, self.logsnr[step])
+    def losses(self, batch: Batch, iteration: int) -> dict[str, Tensor]:
+        draws = Draws(self.seed, "train", (iteration,), batch.image_index, self.shape, self.dtype)
+        logsnr = self.logsnr[draws.integers("level", len(self.logsnr))]
+        noise, (alpha, sigma) = draws.normal("noise"), scales(logsnr)
+        noisy = alpha * batch.images + sigma * noise
+        predicted = self.network(noisy, logsnr, dropout=self.network.dropout_masks(draws))
         error = (predicted - noise).square().mean(dim=(1, 2, 3))
-        norm = self.learners["network"].descend(error.mean(), iteration, self.iterations)
-        self.meters.add(torch.zeros_like(index), noise_error=error, network_grad=norm.expand(len(x0)))
+        self.meters.add(torch.zeros_like(batch.image_index), noise_error=error)
+        return {"network": error.mean()}
 
     @torch.no_grad()
     def sample(

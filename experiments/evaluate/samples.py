@@ -186,15 +186,14 @@ def _beginning(extracted: list[Extracted], n: int) -> list[Extracted]:
 
 
 def sampler(method: Cooperative, settings: dict[str, Any]) -> Sampler:
-    """The method's sampler with an evaluation's changes; the method itself stays as it is."""
+    """The method's sampler with an evaluation's changes."""
 
     def changes(*names: str) -> dict[str, Any]:
         return {name: settings[name] for name in names if name in settings}
 
-    own, changed = method.settings, copy.copy(method)
+    own = method.settings
     chain = replace(own.sampling or own.chain, **changes("steps", "step_multiplier"))
-    changed.settings = replace(own, sampling=chain, **changes("last_denoise", "spectral_ema"))
-    return changed.sampler()
+    return method.sampler(replace(own, sampling=chain, **changes("last_denoise", "spectral_ema")))
 
 
 def gradient_evaluations(run: TrainedRun, settings: dict[str, Any]) -> float:

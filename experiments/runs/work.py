@@ -23,7 +23,8 @@ import torch
 from cdrl import checkpoint, fast, precision
 from cdrl.errors import UserError
 from cdrl.fast import Engine
-from cdrl.method import Method
+from cdrl.method import Batch, Method
+from cdrl.parallel import Group
 from cdrl.recipe import ImageShape
 from cdrl.trainer import train
 from experiments import metrics
@@ -242,12 +243,12 @@ def _trained(
     # What happens along the way.
     reported_at = 0.0
 
-    def batch(iteration: int) -> Any:
+    def shard(iteration: int, first: int, count: int) -> Batch:
         nonlocal reported_at
         if time.monotonic() - reported_at > _SECONDS_BETWEEN_REPORTS:
             reported_at = time.monotonic()
             run.report("training", iteration, iterations, f"iteration {iteration} of {iterations}")
-        return batches.batch(iteration)
+        return batches.batch(iteration, first, count)
 
     def keep_averages(iteration: int) -> None:
         averages = {
@@ -259,7 +260,8 @@ def _trained(
 
     outcome = train(
         method,
-        batch,
+        shard,
+        group=Group(shards=recipe.shards),
         batch_size=recipe.batch_size,
         iterations=iterations,
         on_report=run.metrics.append,
@@ -294,8 +296,9 @@ def iteration_seconds(
     method = settings.recipe.build(shape, seed=settings.seed, iterations=1000, device=device, engine=engine)
 
     def step(iteration: int) -> None:
-        images, label = batches.batch(iteration)
-        method.train_step(images, label, iteration)
+        size = batches.batch_size // settings.recipe.shards
+        shards = (batches.batch(iteration, number * size, size) for number in range(settings.recipe.shards))
+        method.train_step(shards, iteration)
         if iteration % 10 == 0 and device.type == "cuda":  # kernels are queued faster than they run
             torch.cuda.synchronize(device)
 

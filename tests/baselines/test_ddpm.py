@@ -9,6 +9,7 @@ from torch import Tensor
 from baselines.ddpm import DDPM, DDPMSettings, denoise, flops, linear_signal, scales
 from cdrl.errors import UserError
 from cdrl.learner import Optimisation
+from cdrl.method import Batch
 from cdrl.networks import EnergyNet, Initializer
 from tests.reference import EXACT
 
@@ -73,7 +74,7 @@ def test_learns_and_samples() -> None:
     x0 = torch.randn(256, 2, 1, 1, generator=torch.Generator().manual_seed(0)).double() * DEVIATION + MEAN
     errors = []
     for iteration in range(100):
-        method.train_step(x0, None, iteration)
+        method.train_step([Batch.whole(x0)], iteration)
         errors.append(method.meters.read()["noise_error"][0])
     assert sum(errors[-10:]) < 0.7 * sum(errors[:10])
     whole = torch.cat(list(method.sample(6, seed=2)))

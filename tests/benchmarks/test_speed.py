@@ -13,6 +13,7 @@ import torch
 
 from cdrl import checkpoint
 from cdrl.cooperative import Cooperative
+from cdrl.method import Batch
 from experiments import data
 from experiments.data.batches import DeviceBatches
 from experiments.metrics import Moments, frechet_distance
@@ -69,7 +70,7 @@ def test_chain_by_batch(measure: Any, batch: int) -> None:
 def test_iteration(measure: Any, size: str, method: str, turn: int, variant: str) -> None:
     setting = cases.SIZES[size]
     trained, x0 = cases.build(setting, method), cases.images(setting, setting.batch)
-    act = cases.plain_step(trained, x0) if variant == "plain" else lambda: trained.train_step(x0, None, 1)
+    act = cases.plain_step(trained, x0) if variant == "plain" else lambda: trained.train_step([Batch.whole(x0)], 1)
     measure(act, f"iteration/{size} {method}", variant, len(x0), rounds=ROUNDS[size])
 
 
