@@ -22,7 +22,7 @@ from experiments.runs import engines
 from experiments.runs.engines import Local
 from experiments.runs.folder import RunFolder
 from experiments.runs.work import Ended, Order
-from tests.experiments.runs.test_engines import alive, descendants, ended, pid_at_work, until
+from tests.experiments.runs.test_engines import alive, ended, pid_at_work, until
 
 ROOT = Path(__file__).parents[3]
 TINY = [
@@ -123,18 +123,16 @@ def test_more_processes_than_batches_are_left(
 def test_one_that_is_killed_ends_the_others_and_another_number_goes_on(
     sharded: Callable[..., Job], order: Callable[..., Order], engine: Any, fingerprint: Fingerprint
 ) -> None:
-    job, alone = sharded("killed", 30_000), sharded("alone", 30_000)
+    job, alone = sharded("killed", 12_000), sharded("alone", 12_000)
     place = engine(2)
     handles = place.submit([order(job, 2, evaluations=(), checkpoint_seconds=0.0)])
     first = pid_at_work(job.run, after=10)
-    family = descendants(os.getpid())
     (other,) = [pid for pid in place._running[job.run.path].pids if pid != first]
     begin = time.monotonic()
     os.kill(other, signal.SIGKILL)
     (answer,) = ended(handles)
-    assert time.monotonic() - begin < 15
+    assert time.monotonic() - begin < 20
     assert not alive(first)
-    assert first in family
     assert answer.outcome == "crash"
     assert answer.message.startswith("process 1 of 2: killed by signal 9, SIGKILL")
     failure = job.run.failure()
@@ -142,8 +140,9 @@ def test_one_that_is_killed_ends_the_others_and_another_number_goes_on(
     assert failure.message == answer.message
     assert job.run.state == "started"
 
-    assert ended(engine(1).submit([order(job, 1, evaluations=())])) == [Ended("done")]
-    assert ended(engine(1).submit([order(alone, 1, evaluations=())])) == [Ended("done")]
+    again = engine(1)
+    assert ended(again.submit([order(job, 1, evaluations=())])) == [Ended("done")]
+    assert ended(again.submit([order(alone, 1, evaluations=())])) == [Ended("done")]
     assert fingerprint(job.run.path) == fingerprint(alone.run.path)
 
 
@@ -216,7 +215,7 @@ def test_run_under_torchrun_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main(["run", "scale.seeds=[0]", f"runs={tmp_path}/runs", f"results={tmp_path}/results"]) == 1
+    assert main(["scale.seeds=[0]", f"runs={tmp_path}/runs", f"results={tmp_path}/results"]) == 1
     said = capsys.readouterr().err
     assert "launcher.gpus_per_run=2" in said
     assert "cdrl work FOLDER" in said
