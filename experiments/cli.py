@@ -32,6 +32,7 @@ usage: cdrl {command} experiment=NAME scale=NAME [KEY=VALUE …]
     device=…            auto | cpu | cuda | cuda:1
     launcher=…          {launchers}: where runs are carried out
     launcher.workers=N  runs at a time
+    launcher.gpus_per_run=N   processes that train one model together
     --detach            with launcher=slurm: submit and leave; the same command later collects
     runs=…, results=…   where runs and results go
     scale.seeds=[0]     fewer seeds

@@ -25,7 +25,9 @@ from experiments.runs.machine import visible_gpus
 from experiments.runs.work import Ended, Order, attempt, in_words
 
 _NOTICE = 5.0
-"""Seconds that processes have to leave by themselves when one of them has died."""
+"""Seconds that processes have to leave by themselves when one of them has died or failed."""
+_PATIENCE = 30.0
+"""Seconds that they have to keep a checkpoint when their job is taken from them."""
 
 
 def server(threads: int) -> Any:
@@ -141,7 +143,7 @@ def attempt_together(order: Order) -> Ended:
         return processes.outcome()
     finally:  # also when the job is pre-empted
         processes.terminate()
-        processes.end(_NOTICE)
+        processes.end(_PATIENCE)
 
 
 def _body(order: Order, sender: Any, environment: Mapping[str, str]) -> None:
