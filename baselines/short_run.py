@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cdrl import cost
 from cdrl.conditions import Condition
 from cdrl.errors import UserError
 from cdrl.fast import EAGER, Engine
@@ -78,7 +79,7 @@ class ShortRun(Method):
 
     @property
     def training_cost(self) -> int:
-        return self.settings.steps + 2
+        return self.settings.steps + cost.LEARN_ENERGY
 
     @property
     def sampling_cost(self) -> int:

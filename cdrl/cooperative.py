@@ -4,17 +4,20 @@
     initializer    minimise  mean_i |ỹ_i − ŷ_i|²
 
 The initializer learns from the same refined samples as the energy net: it teaches itself to jump where the chain
-would walk. Every departure from this (DRL's, the ablations', the released code's quirks) is a field of `Settings`.
+would walk. Every departure from this (DRL's, the ablations', the released code's quirks) is a field of `Settings` or
+of `cdrl.learner.Optimisation`; `cdrl.released` has the release's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from cdrl import cost
 from cdrl.conditions import NULL_LABEL, Condition
 from cdrl.ema import SPECTRAL_MODES
 from cdrl.errors import UserError
@@ -120,13 +123,21 @@ class Cooperative(Method):
         self.meters = Meters(self.METERS, norms, settings.schedule.levels + 1, self.device, self.dtype)
 
     @property
-    def training_cost(self) -> int:
-        return self.settings.chain.steps + 2
+    def training_cost(self) -> float:
+        return self.settings.chain.steps + cost.LEARN_ENERGY + cost.LEARN_NETWORK * self._forward_share
 
     @property
-    def sampling_cost(self) -> int:
+    def sampling_cost(self) -> float:
         chain = self.settings.sampling or self.settings.chain
-        return self.schedule.levels * chain.steps + (self.settings.last_denoise != "none")
+        last = self.settings.last_denoise != "none"
+        return self.schedule.levels * (chain.steps + self._forward_share) + last
+
+    @cached_property
+    def _forward_share(self) -> float:
+        """One proposal, in energy gradients."""
+        if self.initializer is None:
+            return 0.0
+        return cost.forward_share(self.initializer, self.energy_net, self.shape)
 
     def losses(self, batch: Batch, iteration: int) -> dict[str, Tensor]:
         self.energy_net.check_images(batch.images)

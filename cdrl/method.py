@@ -132,15 +132,12 @@ class Method(ABC):
     @property
     @abstractmethod
     def training_cost(self) -> float:
-        """Energy-gradient evaluations per image and iteration: the chain's, and two for the learning gradient.
-
-        A method without an energy counts its operations in this unit, which need not give a whole number.
-        """
+        """Of an image in an iteration, all networks counted, in the unit of `cdrl.cost`."""
 
     @property
     @abstractmethod
     def sampling_cost(self) -> float:
-        """Energy-gradient evaluations per sampled image."""
+        """Of a sampled image, all networks counted, in the unit of `cdrl.cost`."""
 
     @abstractmethod
     def losses(self, batch: Batch, iteration: int) -> dict[str, Tensor]:

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from cdrl import conditions
 from cdrl.conditions import Condition
+from cdrl.cost import forward_share
 from cdrl.errors import UserError
 from cdrl.fast import EAGER, Engine
 from cdrl.langevin import KnownPixels, Langevin
@@ -83,9 +85,16 @@ class Sampler:
         return Transitions(self.schedule.to(self.device, self.dtype), self.chain, self.shared_noise)
 
     @property
-    def gradient_evaluations(self) -> int:
-        """Energy-gradient evaluations per image: T·K, and one for the last denoise."""
-        return self.schedule.levels * self.chain.steps + (self.last_denoise != "none")
+    def cost(self) -> float:
+        """Of an image, in the unit of `cdrl.cost`: T chains and proposals, and one gradient for the last denoise."""
+        return self.schedule.levels * (self.chain.steps + self.proposal_cost) + (self.last_denoise != "none")
+
+    @cached_property
+    def proposal_cost(self) -> float:
+        """Of one proposal, in the same unit."""
+        if self.initializer is None:
+            return 0.0
+        return forward_share(self.initializer, self.energy_net, self.shape)
 
     def batches(
         self, n: int, seed: int, condition: Condition | None = None, batch_size: int = 256, first: int = 0

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from baselines.ddpm import flops
+from cdrl.cost import operations
 from cdrl.errors import UserError
 from cdrl.networks import EnergyNet
 from cdrl.recipe import ImageShape, network
@@ -120,4 +120,4 @@ def _size_of(method: str, shape: ImageShape) -> tuple[int, float]:
     networks = [learner.network for learner in recipe.build(shape, device="meta").learners.values()]
     parameters = sum(parameter.numel() for network in networks for parameter in network.parameters())
     unit = network(EnergyNet, shape._replace(classes=0), getattr(recipe, "energy", {}), torch.device("meta"))
-    return parameters, 2.0 * flops(unit, unit.shape)
+    return parameters, 2.0 * operations(unit, unit.shape)

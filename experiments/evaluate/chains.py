@@ -133,7 +133,7 @@ def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: OnP
         value = samples.headline(run, (to_pixels(batch, run.protocol.rounding) for batch in batches))
         measurement = Measurement(
             metric=run.protocol.metrics[0], protocol=run.protocol.name, value=value, samples=settings["samples"],
-            steps=steps, grad_evals=longer(steps).gradient_evaluations,
+            steps=steps, grad_evals=longer(steps).cost,
         )  # fmt: skip
         measurements.append(measurement)
     return measurements

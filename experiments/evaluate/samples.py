@@ -77,7 +77,7 @@ def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: OnP
     measurements = [
         Measurement(
             metric=name, protocol=run.protocol.name, value=value, samples=n, steps=settings.get("steps"),
-            weight=weight, grad_evals=gradient_evaluations(run, settings), seconds=seconds,
+            weight=weight, grad_evals=sampling_cost(run, settings), seconds=seconds,
         )
         for name, value in scorer.result().items()
     ]  # fmt: skip
@@ -101,9 +101,9 @@ def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: OnP
     scorer = Scorer(run.protocol.headline, run.train, run.cache, run.device)
     scorer.add(first)
     values.append(scorer.result()[run.protocol.metrics[0]])
-    cost = run.method.training_cost * run.recipe.batch_size
+    spent = np.array(iterations) * run.method.training_cost * run.recipe.batch_size
     if run.group.first:
-        np.savez(out / "curve.npz", grad_evals=np.array(iterations) * cost, value=values)
+        np.savez(out / "curve.npz", grad_evals=spent, value=values)
     return measurements
 
 
@@ -196,13 +196,13 @@ def sampler(method: Cooperative, settings: dict[str, Any]) -> Sampler:
     return method.sampler(replace(own, sampling=chain, **changes("last_denoise", "spectral_ema")))
 
 
-def gradient_evaluations(run: TrainedRun, settings: dict[str, Any]) -> float:
-    """Energy-gradient evaluations per sampled image; guidance evaluates two energies."""
+def sampling_cost(run: TrainedRun, settings: dict[str, Any]) -> float:
+    """Of an image, see `cdrl.cost`; guidance takes both networks twice."""
     if run.method is None:
         return 0
     if not isinstance(run.method, Cooperative):
         return run.method.sampling_cost
-    return sampler(run.method, settings).gradient_evaluations * (2 if settings.get("guidance") else 1)
+    return sampler(run.method, settings).cost * (2 if settings.get("guidance") else 1)
 
 
 def _real(run: TrainedRun) -> bool:

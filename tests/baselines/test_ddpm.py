@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from baselines.ddpm import DDPM, DDPMSettings, denoise, flops, linear_signal, scales
+from baselines.ddpm import DDPM, DDPMSettings, denoise, linear_signal, scales
 from cdrl.errors import UserError
 from cdrl.learner import Optimisation
 from cdrl.method import Batch
@@ -45,28 +45,6 @@ def test_schedules() -> None:
         logsnr = DDPMSettings(schedule).logsnr()
         assert bool((logsnr.diff() < 0).all())
         assert bool(logsnr.isfinite().all())
-
-
-def test_flops_of_a_known_network() -> None:
-    conv = torch.nn.Conv2d(3, 5, 3, padding=1)
-
-    class Network(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv = conv
-
-        def forward(self, x: Tensor, logsnr: Tensor) -> Tensor:
-            return self.conv(x)
-
-    assert flops(Network(), (3, 8, 8)) == 2 * 8 * 8 * 3 * 5 * 9
-    assert next(conv.parameters()).device.type == "cpu"
-
-
-def test_cost_is_counted_in_gradient_evaluations() -> None:
-    method = small()
-    share = flops(method.network, (2, 1, 1)) / (2 * flops(EnergyNet(1, 2, 16, (1,), 1, kernel=1), (2, 1, 1)))
-    assert method.training_cost == pytest.approx(3 * share)
-    assert method.sampling_cost == pytest.approx(10 * share)
 
 
 def test_learns_and_samples() -> None:

@@ -122,11 +122,16 @@ def test_state_restores_a_run_bit_for_bit(cooperative: Build) -> None:
         assert torch.equal(value, second.state()[name]), name
 
 
-def test_cost_counts_energy_gradients(cooperative: Build) -> None:
-    method = cooperative(chain=Langevin(steps=15), last_denoise="consistent")
-    assert (method.training_cost, method.sampling_cost) == (17, 6 * 15 + 1)
-    assert method.sampler().gradient_evaluations == method.sampling_cost
-    assert cooperative(chain=Langevin(steps=15), last_denoise="none").sampling_cost == 90
+def test_cost_counts_energy_gradients_and_proposals(cooperative: Build) -> None:
+    """What is charged is counted in test_cost; here are the parts."""
+    chain = Langevin(steps=15)
+    method, alone = cooperative(chain=chain), cooperative(chain=chain, initializer=False)
+    assert (alone.training_cost, alone.sampling_cost) == (15 + 3, 6 * 15 + 1)
+    share = (method.training_cost - alone.training_cost) / 3
+    assert share > 0
+    assert method.sampling_cost == pytest.approx(alone.sampling_cost + 6 * share)
+    assert method.sampler().cost == method.sampling_cost
+    assert cooperative(chain=chain, initializer=False, last_denoise="none").sampling_cost == 90
 
 
 def test_meters_report_every_level_and_start_again(cooperative: Build) -> None:

@@ -19,7 +19,8 @@ from cdrl.recipe import ImageShape
 from experiments import configuration, methods
 from experiments.__main__ import main
 from experiments.plan import make_plan
-from tests.cdrl.test_released import GOLDEN, released_file
+from tests.cdrl.released_networks import released_file
+from tests.cdrl.test_released import GOLDEN
 
 CIFAR = ImageShape(size=32, channels=3)
 
