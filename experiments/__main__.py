@@ -1,4 +1,4 @@
-"""``python -m experiments …`` is ``cdrl run …``."""
+"""``python -m experiments …`` is ``cdrl …``; settings alone, without a command, are those of ``cdrl run``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from cdrl import cli
 
 def main(arguments: Sequence[str]) -> int:
     """Returns the exit code, see `cdrl.cli.main`."""
-    return cli.main(["run", *arguments])
+    named = bool(arguments) and any(arguments[0] in group for group in cli.COMMANDS.values())
+    return cli.main([*([] if named else ["run"]), *arguments])
 
 
 if __name__ == "__main__":

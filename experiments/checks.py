@@ -37,6 +37,9 @@ def launcher(settings: Mapping[str, Any]) -> None:
     for name in ("workers", "threads"):
         if settings[name] != "auto":
             count(f"launcher.{name}", settings[name], "auto or ")
+    count("launcher.gpus_per_run", settings["gpus_per_run"])
+    if not isinstance(settings["exact"], bool):
+        raise UserError(f"launcher.exact must be true or false, not {settings['exact']}")
     if settings["seconds"] is not None:
         positive("launcher.seconds", settings["seconds"])
 

@@ -6,8 +6,12 @@ Each imports what it needs when it is called, so that help comes at once; `cdrl.
 from __future__ import annotations
 
 import math
+import os
+import signal
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,6 +32,7 @@ usage: cdrl {command} experiment=NAME scale=NAME [KEY=VALUE …]
     device=…            auto | cpu | cuda | cuda:1
     launcher=…          {launchers}: where runs are carried out
     launcher.workers=N  runs at a time
+    launcher.gpus_per_run=N   processes that train one model together
     --detach            with launcher=slurm: submit and leave; the same command later collects
     runs=…, results=…   where runs and results go
     scale.seeds=[0]     fewer seeds
@@ -44,6 +49,8 @@ examples:
   cdrl run experiment=table1 scale=nano --cfg job
 """
 _WEIGHTS = Path(__file__).parents[1] / "results" / "demo"
+_SECONDS_WITHOUT_FIRST = 20
+"""That a process of torchrun which was terminated waits for the first one's word."""
 _SCALES = ("mini", "micro", "nano")
 """Of the weights that come with the repository, in order of preference."""
 
@@ -65,11 +72,13 @@ def plan(arguments: Sequence[str]) -> int:
 
 
 def work(arguments: Sequence[str]) -> int:
-    """Train a run, or resume it, and do every evaluation that is wanted in its folder and has no result yet.
+    """Train a run, or resume it, and do every evaluation that is wanted in its folder and has no result yet. Under
+    torchrun all its processes do that together, on a GPU each: at most as many as the run has shards.
 
     Examples:
       cdrl work runs/digits/cdrl/<hash>/seed0
       cdrl work runs/digits/*/*/seed0 --seconds 500
+      torchrun --standalone --nproc-per-node=4 --no-python cdrl work runs/cifar10/cdrl/<hash>/seed0
     """
     parser = CommandParser(work)
     parser.add("folders", type=Path, nargs="+", metavar="folder", help="as cdrl run or cdrl plan names them")
@@ -84,6 +93,9 @@ def work(arguments: Sequence[str]) -> int:
     if options.threads is not None and options.threads < 1:
         raise UserError(f"--threads must be at least 1, not {options.threads}")
     deadline = math.inf if options.seconds is None else time.time() + options.seconds
+    rank, together = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if together and len(options.folders) > 1:
+        raise UserError("torchrun's processes work on one folder together; name one, and call it for each")
 
     from experiments.runs.progress import shown
     from experiments.runs.work import Order
@@ -92,8 +104,10 @@ def work(arguments: Sequence[str]) -> int:
     how = {"device": options.device, "engine": options.engine, "threads": options.threads, "cache": str(options.cache)}
     how["logger"] = options.logger
     for folder in options.folders:
-        with shown(folder):
-            outcome = work_on(Order(folder, deadline=deadline, **how))
+        with shown(folder) if rank == 0 else nullcontext(), _deferred(together, rank) as stop:
+            outcome = work_on(Order(folder, deadline=deadline, **how), stop)
+        if rank > 0:
+            continue  # what there is to say, the first process says
         if outcome == "interrupted":
             if time.time() < deadline:
                 raise KeyboardInterrupt
@@ -276,6 +290,31 @@ def doctor(arguments: Sequence[str]) -> int:
     from experiments import doctor as inventory
 
     return inventory.main([])
+
+
+@contextmanager
+def _deferred(together: bool, rank: int) -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C or SIGTERM has come, which reach every process of torchrun: the first one decides for all.
+
+    The others go on until it has, and end by themselves a while later where it is gone.
+    """
+    asked = threading.Event()
+    if not together:
+        yield asked.is_set
+        return
+
+    def remember(signum: int, frame: object) -> None:
+        asked.set()
+        if rank > 0 and signum == signal.SIGTERM:
+            signal.alarm(_SECONDS_WITHOUT_FIRST)
+
+    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        signal.alarm(0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _overrides(command: Command, arguments: Sequence[str]) -> tuple[list[str], bool, bool]:

@@ -92,7 +92,7 @@ def _time(plan: Plan, missing: list[Job], training: list[Job]) -> str:
     seconds = sum(times) + EVALUATION_SHARE * longest * sum(len(job.evaluations) for job in missing)
     workers = config["launcher"]["workers"]
     if workers == "auto":
-        workers = 1 if device.startswith("cuda") else cpu_cores()
+        workers = 1 if device.startswith("cuda") else max(1, cpu_cores() // config["launcher"]["gpus_per_run"])
     wall = max(longest, seconds / max(1, min(workers, len(missing))))
     known = "; ".join(sources) or "nothing to train: evaluations are not estimated"
     return f"time: about {clock(wall)} on {device_name(device)}, {workers} at a time ({known})"

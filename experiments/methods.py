@@ -92,9 +92,9 @@ class ReleasedRecipe(Recipe):
         return Cooperative(*networks, released.settings(), unused, unused, seed, 1, engine)
 
 
-def noise_images(n: int, shape: tuple[int, int, int], seed: int, batch_size: int) -> Iterator[Tensor]:
+def noise_images(n: int, shape: tuple[int, int, int], seed: int, batch_size: int, first: int = 0) -> Iterator[Tensor]:
     """Gaussian noise clamped to [−1, 1], ``(B, C, H, W)``: the reference row that knows nothing of the data."""
-    for start in range(0, n, batch_size):
+    for start in range(first, n, batch_size):
         index = torch.arange(start, min(start + batch_size, n))
         yield randomness.normal(randomness.key(seed, "reference/noise"), index, shape).clamp(-1.0, 1.0)
 

@@ -247,6 +247,14 @@ def _row(config: DictConfig, everything: Mapping[str, Any], name: str, row: dict
     method_settings = {"data": data, "method": method}
     budget = _budget(config, everything, f"row '{name}'", row.get("budget", 1.0), method_settings)
 
+    # Who trains it: nobody may be without a shard.
+    each, shards = config.launcher.gpus_per_run, method.get("shards")
+    if shards is not None and each > shards:
+        raise UserError(
+            f"row '{name}' has {shards} shard{'s' * (shards != 1)} for launcher.gpus_per_run={each}: take no more GPUs "
+            f"than shards, or another run by methods.{row['method']}.shards={each}"
+        )
+
     # How it is evaluated, once per seed.
     evaluation = _evaluation(everything, row["evaluate"])
     seeds = row.get("seeds") or everything["scale"]["seeds"]

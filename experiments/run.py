@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -87,9 +88,15 @@ def carry_out(plans: Sequence[Plan], complete: Callable[[Plan], None]) -> bool:
         Whether all is done; else time was over, or the work was left to a queue.
 
     Raises:
-        UserError: a job failed. After a mistake that the user can mend no other is begun; after a crash all are.
+        UserError: torchrun started this several times, or a job failed. After a mistake that the user can mend no other
+            is begun; after a crash all are.
         KeyboardInterrupt: after the running jobs have kept their checkpoints.
     """
+    if (size := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise UserError(
+            f"cdrl run starts its processes itself: leave torchrun out and say launcher.gpus_per_run={size}, or let "
+            "torchrun start cdrl work FOLDER"
+        )
     incomplete = list(plans)
 
     def write_complete_ones() -> None:
@@ -120,11 +127,13 @@ def carry_out(plans: Sequence[Plan], complete: Callable[[Plan], None]) -> bool:
         checkpoint_seconds=config["checkpoint_seconds"],
         deadline=deadline,
         logger=config["logger"],
+        exact=launcher["exact"],
     )
     orders = [replace(common, folder=path) for path in statistics]
     for job in jobs:
         names = tuple(evaluation.folder.name for evaluation in job.evaluations)
-        orders.append(replace(common, folder=job.run.path, evaluations=names))
+        processes = launcher["gpus_per_run"] if job.settings.recipe.trains else 1
+        orders.append(replace(common, folder=job.run.path, evaluations=names, processes=processes))
     items = [Item(made.name, made.folder) for made in statistics.values()]
     items += [
         Item(job.run.name, job.run, training, len(job.evaluations))

@@ -4,7 +4,9 @@
 
 Here is what they share. Measurements are `experiments.measurement.Measurement`; arrays for figures are written to the
 folder ``out``. A module that scores samples under the protocol says so by ``SCORES = True``: then the protocol's
-reference statistics are made before it is needed.
+reference statistics are made before it is needed. One that lets all processes of a run take part says so by
+``SHARED = True``: each calls ``evaluate`` then, and goes through the same steps (``run.group``); what the first one
+returns and writes counts. Everything else is done by the first process alone, when the others have left.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from cdrl.conditions import Condition
 from cdrl.cooperative import Cooperative
 from cdrl.errors import UserError
 from cdrl.method import Method
+from cdrl.parallel import ALONE, Group
 from cdrl.randomness import Draws
 from cdrl.recipe import Recipe
 from cdrl.sampler import Sampler
@@ -52,6 +55,7 @@ class TrainedRun:
         train, test: the images.
         protocol: of the evaluation.
         cache: folder of weights and statistics.
+        group: the processes that evaluate it together.
     """
 
     recipe: Recipe
@@ -64,6 +68,7 @@ class TrainedRun:
     test: ImageSet
     protocol: Protocol
     cache: Path
+    group: Group = ALONE
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -112,6 +117,11 @@ def evaluator(kind: str) -> Evaluator:
 def scores_samples(kind: str) -> bool:
     """Whether this kind of evaluation needs the protocol's reference statistics."""
     return getattr(_module(kind), "SCORES", False)
+
+
+def shared(kind: str) -> bool:
+    """Whether all processes of a run take part in this kind of evaluation."""
+    return getattr(_module(kind), "SHARED", False)
 
 
 def _module(kind: str) -> Any:

@@ -4,6 +4,9 @@ Settings: ``samples``, ``batch``; ``guidance`` (a weight: labels are drawn unifo
 ``last_denoise``, ``spectral_ema`` override the sampler's; ``curve`` also scores the milestones, with
 ``milestone_samples`` each.
 
+Several processes draw together: batch number b, and what the extractor says of it, is made by process b mod size, and
+all of it is added up in the order of the batches. So the number of processes changes no image and no score.
+
 Written to ``grid.npy``: the first images, uint8 ``(n, H, W, C)``; with ``curve`` to ``curve.npz``: ``grad_evals`` spent
 in training and the protocol's first metric there, ``value``.
 """
@@ -12,13 +15,14 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cdrl import checkpoint
@@ -30,9 +34,9 @@ from cdrl.sampler import Sampler
 from experiments import methods
 from experiments.evaluate import OnProgress, TrainedRun
 from experiments.measurement import Measurement
-from experiments.metrics import Scorer, to_pixels
+from experiments.metrics import Extracted, Scorer, to_pixels
 
-SCORES = True
+SCORES = SHARED = True
 GRID = 100
 """Images kept for the sample grids."""
 
@@ -55,20 +59,18 @@ def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: OnP
 
     # Sample, score, and keep the first.
     scorer = Scorer(run.protocol, run.train, run.cache, run.device)
-    first: list[Tensor] = []
+    first: list[Extracted] = []
     grid: list[np.ndarray] = []
-    done, seconds = 0, 0.0
-    batches = draw(run, n, settings, condition)
-    begin = time.monotonic()
-    for pixels in batches:
-        seconds += time.monotonic() - begin
-        scorer.update(pixels, None if labels is None else labels[done : done + len(pixels)])
-        first.append(pixels[: max(0, in_curve - done)])
-        grid.extend(pixels[: max(0, GRID - done)].numpy().round().astype(np.uint8))
-        done += len(pixels)
-        progress(done / total, f"sampled {done} of {n}")
-        begin = time.monotonic()
-    np.save(out / "grid.npy", np.stack(grid))
+    seconds = 0.0
+    for batches in drawn(run, n, settings, scorer, condition):
+        for batch in batches:
+            scorer.add(batch.extracted, None if labels is None else labels[batch.start : batch.stop])
+            first += _beginning(batch.extracted, in_curve - batch.start)
+            grid.extend(batch.pictures)
+            seconds += batch.seconds
+        progress(scorer.samples / total, f"sampled {scorer.samples} of {n}")
+    if run.group.first:
+        np.save(out / "grid.npy", np.stack(grid))
 
     # Measure.
     progress(n / total, f"comparing {n} samples with {scorer.reference_samples} images")
@@ -89,37 +91,98 @@ def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: OnP
         progress((n + in_curve * number) / total, text)
         iteration, method = _at_milestone(run.method, folder)
         scorer = Scorer(run.protocol.headline, run.train, run.cache, run.device)
-        for pixels in draw(replace(run, method=method), in_curve, settings):
-            scorer.update(pixels)
+        for batches in drawn(replace(run, method=method), in_curve, settings, scorer):
+            for batch in batches:
+                scorer.add(batch.extracted)
             progress((n + in_curve * number + scorer.samples) / total, text)
         iterations.append(iteration)
         values.append(scorer.result()[run.protocol.metrics[0]])
     iterations.append(run.method.iterations)
-    values.append(headline(run, first))
+    scorer = Scorer(run.protocol.headline, run.train, run.cache, run.device)
+    scorer.add(first)
+    values.append(scorer.result()[run.protocol.metrics[0]])
     spent = np.array(iterations) * run.method.training_cost * run.recipe.batch_size
-    np.savez(out / "curve.npz", grad_evals=spent, value=values)
+    if run.group.first:
+        np.savez(out / "curve.npz", grad_evals=spent, value=values)
     return measurements
 
 
-def draw(run: TrainedRun, n: int, settings: dict[str, Any], condition: Condition | None = None) -> Iterator[Tensor]:
-    """Images ``(B, H, W, C)`` in 0 … 255 of a run, or of a reference row; uint8 where the protocol rounds."""
-    batch = settings["batch"]
+@dataclass(frozen=True)
+class Drawn:
+    """A batch of samples as it travels between processes: what is kept of the images, not the images.
+
+    Attributes:
+        start, stop: of its image indices.
+        extracted: what the protocol's extractor says of them.
+        pictures: uint8 ``(≤ B, H, W, C)``, those of them that are among the first `GRID`.
+        finite: whether no chain ran away.
+        seconds: that drawing took.
+    """
+
+    start: int
+    stop: int
+    extracted: list[Extracted]
+    pictures: NDArray[np.uint8]
+    finite: bool
+    seconds: float
+
+
+def drawn(
+    run: TrainedRun, n: int, settings: dict[str, Any], scorer: Scorer, condition: Condition | None = None
+) -> Iterator[list[Drawn]]:
+    """Samples of a run, or of a reference row, as the scorer sees them: a round is one batch of every process.
+
+    All processes of the run's group call this together, and get all batches, in order. In the last round there may be
+    fewer batches than processes, and the last batch may be smaller.
+    """
+    size = settings["batch"]
+    starts, batch_from = range(0, n, size), _source(run, n, settings, condition)
+    for first in range(0, len(starts), run.group.size):
+        own = None
+        if (number := first + run.group.rank) < len(starts):
+            # Draw.
+            begin, start = time.monotonic(), starts[number]
+            images = batch_from(start)
+            if _real(run):
+                pixels = images if run.protocol.rounding else images.float()
+            else:
+                pixels = to_pixels(images, run.protocol.rounding)
+            seconds = time.monotonic() - begin
+
+            # What is kept of it.
+            own = Drawn(
+                start=start,
+                stop=start + len(pixels),
+                extracted=scorer.extract(pixels),
+                pictures=pixels[: max(0, GRID - start)].numpy().round().astype(np.uint8),
+                finite=bool(images.isfinite().all()),
+                seconds=seconds,
+            )
+        yield [batch for batch in run.group.gathered(own) if batch is not None]
+
+
+def _source(run: TrainedRun, n: int, settings: dict[str, Any], condition: Condition | None) -> Callable[[int], Tensor]:
+    """From the index of a batch's first image to its images, ``(B, C, H, W)`` in [−1, 1], NaN where a chain ran away;
+    those of the data set are uint8 ``(B, H, W, C)``."""
+    size, method = settings["batch"], run.method
     if _real(run):
-        for start in range(0, n, batch):
-            pixels = torch.from_numpy(run.test.images[start : start + batch].copy())
-            yield pixels if run.protocol.rounding else pixels.float()
-        return
-    for images in batches(run, n, settings, condition):
-        yield to_pixels(images, run.protocol.rounding)
+        return lambda start: torch.from_numpy(run.test.images[start : min(start + size, n)].copy())
+    if method is None:
+        return lambda start: next(methods.noise_images(n, run.shape, run.seed, size, start))
+    if isinstance(method, Cooperative):
+        made = sampler(method, settings)
+        return lambda start: next(made.batches(n, run.seed, condition, size, start))
+    return lambda start: next(method.sample(n, run.seed, condition, size, start))
 
 
-def batches(run: TrainedRun, n: int, settings: dict[str, Any], condition: Condition | None = None) -> Iterator[Tensor]:
-    """Images ``(B, C, H, W)`` in [−1, 1] of a run or of noise; NaN where a chain ran away."""
-    if run.method is None:
-        return methods.noise_images(n, run.shape, run.seed, settings["batch"])
-    if isinstance(run.method, Cooperative):
-        return sampler(run.method, settings).batches(n, run.seed, condition, settings["batch"])
-    return run.method.sample(n, run.seed, condition, settings["batch"])
+def _beginning(extracted: list[Extracted], n: int) -> list[Extracted]:
+    """What was extracted of the first ``n`` images."""
+    kept = []
+    for part in extracted:
+        if n > 0:
+            kept.append(Extracted(part.features[:n], None if part.probabilities is None else part.probabilities[:n]))
+        n -= len(part.features)
+    return kept
 
 
 def sampler(method: Cooperative, settings: dict[str, Any]) -> Sampler:

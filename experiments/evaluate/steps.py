@@ -20,9 +20,9 @@ import numpy as np
 from cdrl import randomness
 from experiments.evaluate import OnProgress, TrainedRun, samples
 from experiments.measurement import Measurement
-from experiments.metrics import Scorer, to_pixels
+from experiments.metrics import Scorer
 
-SCORES = True
+SCORES = SHARED = True
 _SEARCH_SHARE = 0.5
 
 
@@ -34,9 +34,11 @@ def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: OnP
     for number, multiplier in enumerate(multipliers):
         share = _SEARCH_SHARE * number / len(multipliers)
         progress(share, f"K = {settings['steps']}: trying m = {multiplier}, {number + 1} of {len(multipliers)}")
-        values[multiplier] = score(run, {**settings, "step_multiplier": multiplier})
+        value = score(run, {**settings, "step_multiplier": multiplier})
+        values[multiplier] = run.group.gathered(value)[0]  # all processes choose the same
     chosen = min(values, key=lambda multiplier: values[multiplier]) if values else 1.0
-    np.savez(out / "search.npz", multipliers=list(values), values=list(values.values()), chosen=chosen)
+    if run.group.first:
+        np.savez(out / "search.npz", multipliers=list(values), values=list(values.values()), chosen=chosen)
 
     # Measure.
     def later(done: float, text: str) -> None:
@@ -57,9 +59,10 @@ def score(run: TrainedRun, settings: dict[str, Any]) -> float:
     """
     apart = replace(run, seed=randomness.key(run.seed, "search"))
     scorer = Scorer(run.protocol.headline, run.train, run.cache, run.device)
-    for images in samples.batches(apart, settings["search_samples"], settings):
-        if not images.isfinite().all():
+    for batches in samples.drawn(apart, settings["search_samples"], settings, scorer):
+        if not all(batch.finite for batch in batches):
             return np.inf
-        scorer.update(to_pixels(images, run.protocol.rounding))
+        for batch in batches:
+            scorer.add(batch.extracted)
     value = scorer.result()[run.protocol.metrics[0]]
     return value if np.isfinite(value) else np.inf

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from cdrl.errors import UserError
 from cdrl.pictures import to_uint8, unscale
 from experiments.data import ImageSet
 from experiments.metrics.distances import Comparison, Moments
-from experiments.metrics.extractors import Extractor, Pixels, build
+from experiments.metrics.extractors import Extracted, Extractor, Pixels, build
 from experiments.metrics.protocols import Protocol
 from experiments.metrics.reference import batches, reference
 from experiments.metrics.registry import METRICS
@@ -62,11 +63,15 @@ class Scorer:
         return self._moments.count
 
     def update(self, pixels: Pixels, labels: Tensor | NDArray[np.int64] | None = None) -> None:
-        """Add images (n, height, width, channels).
+        """Add images: `extract` and `add` in one."""
+        self.add(self.extract(pixels), labels)
+
+    def extract(self, pixels: Pixels) -> list[Extracted]:
+        """What the extractor says of images, on the CPU, in the pieces that it looked at; nothing is added.
 
         Args:
-            pixels: uint8; float32 in 0 … 255 when the protocol does not round (see `to_pixels`).
-            labels: (n,) in 0 … C − 1, the classes that were asked for; only ``class_accuracy`` looks at them.
+            pixels: (n, height, width, channels) uint8; float32 in 0 … 255 when the protocol does not round (see
+                `to_pixels`).
 
         Raises:
             ValueError: if the type of ``pixels`` is not the protocol's.
@@ -74,18 +79,34 @@ class Scorer:
         wanted = "uint8" if self.protocol.rounding else "float32"
         if str(pixels.dtype).removeprefix("torch.") != wanted:
             raise ValueError(f"{self.protocol.name} looks at {wanted} pixels, not {pixels.dtype}")
+        probabilities = bool({"probabilities", "labels"} & self._needs)
+        return [
+            Extracted(
+                batch.features.cpu(),
+                None if batch.probabilities is None or not probabilities else batch.probabilities.cpu(),
+            )
+            for batch in batches(self._extractor, pixels, self._device)
+        ]
+
+    def add(self, extracted: Iterable[Extracted], labels: Tensor | NDArray[np.int64] | None = None) -> None:
+        """Add images that `extract` looked at, here or in another process.
+
+        Args:
+            extracted: of n images.
+            labels: (n,) in 0 … C − 1, the classes that were asked for; only ``class_accuracy`` looks at them.
+        """
         kept = self._gathered
         matched = labels is not None and "labels" in self._needs
         if matched:
             kept["labels"].append(torch.as_tensor(labels).cpu())
-        for batch in batches(self._extractor, pixels, self._device):
+        for batch in extracted:
             self._moments.update(batch.features)
             if "features" in self._needs:
-                kept["features"].append(batch.features.cpu())
+                kept["features"].append(batch.features)
             if "probabilities" in self._needs and batch.probabilities is not None:
-                kept["probabilities"].append(batch.probabilities.cpu())
+                kept["probabilities"].append(batch.probabilities)
             if matched and batch.probabilities is not None:
-                kept["predictions"].append(batch.probabilities.argmax(dim=1).cpu())
+                kept["predictions"].append(batch.probabilities.argmax(dim=1))
 
     def result(self) -> dict[str, float]:
         """Metric → value, in the protocol's order; those that need labels only where labels were given.

@@ -1,6 +1,6 @@
 """Where work on folders is done: this machine, a Ray cluster, or a SLURM queue. All take the same orders.
 
-An engine starts `experiments.runs.work.attempt` somewhere for every order and hands back one handle for each. What
+An engine has `experiments.runs.work.attempt` called somewhere for every order and hands back one handle for each. What
 happens in between stands in the folders; what an engine adds is processes, devices and retries. Who works in a folder
 asks it for the wish to stop, so stopping is the same everywhere; and since work resumes, so is every retry.
 """
@@ -9,28 +9,22 @@ from __future__ import annotations
 
 import logging
 import math
-import multiprocessing
 import os
 import queue
 import shlex
-import signal
-import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import replace
-from multiprocessing import forkserver
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, Protocol
-from unittest import mock
 
 from cdrl.errors import UserError
 from experiments.runs.folder import WorkFolder
 from experiments.runs.machine import cpu_cores, resolve_device, visible_gpus
-from experiments.runs.work import Ended, Order, attempt
+from experiments.runs.processes import Processes, attempt_together, server
+from experiments.runs.work import Ended, Order
 
 _PATIENCE = 60.0
 """Seconds that work has to keep a checkpoint when it is asked to stop."""
@@ -89,7 +83,8 @@ def engine(launcher: Mapping[str, Any], device: str, orders: int) -> Engine:
 
 
 class Local:
-    """Processes of this machine: one per order, forked from a server that has imported everything.
+    """Processes of this machine, forked from a server that has imported everything: one per order, or as many as it
+    asks for.
 
     A process that dies takes only its own order with it. One whose command has died keeps a checkpoint and leaves. On
     several GPUs every process sees one of them; on a CPU it has one thread, so that numbers do not depend on the cores.
@@ -99,30 +94,29 @@ class Local:
 
     def __init__(self, launcher: Mapping[str, Any], device: str, orders: int) -> None:
         gpus = visible_gpus() if device == "cuda" else []
+        each = launcher["gpus_per_run"]
+        if each > 1 and device.startswith("cuda") and len(gpus) < each:
+            there = f"this machine shows {len(gpus)}" if device == "cuda" else f"device={device} is one"
+            raise UserError(f"launcher.gpus_per_run={each} needs as many GPUs, and {there}; take fewer")
         workers = launcher["workers"]
         if workers == "auto":
-            workers = len(gpus) or (1 if device.startswith("cuda") else cpu_cores())
+            workers = (len(gpus) or (1 if device.startswith("cuda") else cpu_cores())) // each
         workers = max(1, min(workers, orders))
         threads = launcher["threads"]
         if threads == "auto":
-            threads = max(1, cpu_cores() // workers) if device.startswith("cuda") else 1
+            threads = max(1, cpu_cores() // (workers * each)) if device.startswith("cuda") else 1
         where = f"{len(gpus)} GPUs" if len(gpus) > 1 else device
-        self.description = f"on {where}, {workers} at a time, {_counted(threads, 'CPU thread')} each"
+        by = f" by {each} processes each" if each > 1 else ""
+        self.description = f"on {where}, {workers} at a time{by}, {_counted(threads, 'CPU thread')} each"
         self._device, self._threads = device, threads
         self._slots = ThreadPoolExecutor(workers, thread_name_prefix="slot")
-        self._processes: dict[Path, Any] = {}
+        self._running: dict[Path, Processes] = {}
         self._closing = False
-        self._gpus: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._gpus: queue.SimpleQueue[list[str]] = queue.SimpleQueue()
         for number in range(workers):  # a token per worker: more workers than GPUs share them evenly
-            self._gpus.put(gpus[number % len(gpus)] if gpus else "")
-
-        # The server is started with the threads' environment, which OpenMP reads once. Nothing that it imports opens a
-        # parallel region or asks for a GPU, so forking it is safe.
-        self._context = multiprocessing.get_context("forkserver")
-        late = ["sklearn.datasets", "torch._dynamo", "experiments.evaluate.samples"]  # seconds each, else in every run
-        self._context.set_forkserver_preload([__name__, *late])
-        with mock.patch.dict(os.environ, OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads)):
-            forkserver.ensure_running()
+            ranks = range(number * each, (number + 1) * each)
+            self._gpus.put([gpus[rank % len(gpus)] if gpus else "" for rank in ranks])
+        self._context = server(threads)
 
     def submit(self, orders: Sequence[Order]) -> list[Handle]:
         local = [replace(order, device=self._device, threads=self._threads) for order in orders]
@@ -131,67 +125,27 @@ class Local:
     def close(self) -> None:
         self._closing = True
         self._slots.shutdown(wait=False, cancel_futures=True)
-        running = list(self._processes.values())
-        for process in running:
-            process.terminate()  # which it takes for the wish to stop
+        running = list(self._running.values())
+        for processes in running:
+            processes.terminate()
         deadline = time.monotonic() + _PATIENCE
-        for process in running:
-            process.join(max(0.1, deadline - time.monotonic()))
-            process.kill()
+        for processes in running:
+            processes.end(max(0.1, deadline - time.monotonic()))
         self._slots.shutdown(wait=True)
 
     def _carry_out(self, order: Order) -> Ended:
-        """One process, from start to end, in a slot's thread."""
-        gpu = self._gpus.get()
-        receiver, sender = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=_local_process, args=(order, sender, gpu))
+        """Its processes, from start to end, in a slot's thread."""
+        gpus = self._gpus.get()
         try:
-            process.start()
-            self._processes[order.folder] = process
+            processes = Processes(self._context, order, gpus)
+            processes.start()
+            self._running[order.folder] = processes
             if self._closing:  # too late to be seen by `close`
-                process.terminate()
-            sender.close()  # so that the pipe ends with the process
-            try:
-                ended: Ended = receiver.recv()
-                process.join()
-            except EOFError:
-                process.join()
-                ended = Ended("crash", _death(process.exitcode))
-                WorkFolder(order.folder).fail(ended.message, mistake=False)
-            return ended
+                processes.terminate()
+            return processes.outcome()
         finally:
-            self._processes.pop(order.folder, None)
-            self._gpus.put(gpu)
-            receiver.close()
-
-
-def _local_process(order: Order, sender: Any, gpu: str) -> None:
-    """The body of a local process; it keeps a checkpoint and leaves when it is terminated or its command dies."""
-    if gpu:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # before anything asks for a GPU
-    stop = threading.Event()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the command, which then stops its work in order
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    parent = multiprocessing.parent_process()
-
-    def notice_the_command_dying() -> None:
-        if parent is not None:
-            wait([parent.sentinel])
-            stop.set()
-
-    threading.Thread(target=notice_the_command_dying, daemon=True).start()
-    ended = attempt(order, stop.is_set)
-    with suppress(BrokenPipeError):
-        sender.send(ended)
-
-
-def _death(code: int | None) -> str:
-    """Why a process is gone that said nothing."""
-    if code is not None and code < 0:
-        name = signal.Signals(-code).name
-        memory = "; the system does that when memory runs out" if name == "SIGKILL" else ""
-        return f"killed by signal {-code}, {name}{memory}"
-    return f"its process ended with code {code} and no message"
+            self._running.pop(order.folder, None)
+            self._gpus.put(gpus)
 
 
 class _Task:
@@ -288,14 +242,16 @@ class Ray(_Cluster):
         gpus = launcher["gpus"]
         if gpus == "auto":
             gpus = 1 if device != "cpu" and ray.cluster_resources().get("GPU") else 0
-        self.threads = _cpus(launcher["threads"], gpus)
-        self._task = ray.remote(num_cpus=self.threads, num_gpus=gpus, max_retries=launcher["retries"])(_attempt_in)
+        _check_whole(launcher["gpus_per_run"], gpus)
+        self.threads, self._gpus = _cpus(launcher["threads"], gpus), gpus
+        self._task = ray.remote(max_retries=launcher["retries"])(_attempt_in)
         nodes = sum(bool(node["Alive"]) for node in ray.nodes())
         self.description = f"on a Ray cluster of {_counted(nodes, 'node')}, {_counted(self.threads, 'CPU thread')} each"
 
     def start(self, tasks: Sequence[_Task]) -> None:
         for task in tasks:
-            task.reference = self._task.remote(os.getcwd(), task.order)
+            needs = {"num_cpus": task.order.processes * self.threads, "num_gpus": task.order.processes * self._gpus}
+            task.reference = self._task.options(**needs).remote(os.getcwd(), task.order)
 
     def has_ended(self, reference: Any) -> bool:
         ready, _ = self._ray.wait([reference], timeout=0)
@@ -320,9 +276,9 @@ class Ray(_Cluster):
 
 
 def _attempt_in(directory: str, order: Order) -> Ended:
-    """`attempt` where relative paths mean what they mean to the command; SLURM's jobs begin there by themselves."""
+    """`attempt_together` where relative paths mean what they mean to the command; SLURM's jobs begin there anyway."""
     os.chdir(directory)
-    return attempt(order)
+    return attempt_together(order)
 
 
 class Slurm(_Cluster):
@@ -343,7 +299,8 @@ class Slurm(_Cluster):
         queued = launcher["cluster"] != "local"  # a queue bounds its arrays itself
         super().__init__(math.inf if queued else launcher["workers"])
         self._job_class = submitit.SlurmJob if queued else submitit.LocalJob
-        gpus = 0 if device == "cpu" else launcher["gpus"]
+        gpus, each = 0 if device == "cpu" else launcher["gpus"], launcher["gpus_per_run"]
+        _check_whole(each, gpus)
         self.threads = _cpus(launcher["threads"], gpus)
         try:
             self._executor = submitit.AutoExecutor(
@@ -354,8 +311,10 @@ class Slurm(_Cluster):
             self._executor.update_parameters(
                 name="cdrl",
                 timeout_min=launcher["minutes"],
-                cpus_per_task=self.threads,
-                gpus_per_node=gpus,
+                nodes=1,
+                tasks_per_node=1,  # which starts the processes of a run itself
+                cpus_per_task=each * self.threads,
+                gpus_per_node=each * gpus,
                 mem_gb=launcher["memory_gb"],
                 slurm_partition=launcher["partition"],
                 slurm_account=launcher["account"],
@@ -399,7 +358,7 @@ class SlurmWork:
     """What a job of the queue calls."""
 
     def __call__(self, order: Order) -> Ended:
-        return attempt(order)
+        return attempt_together(order)
 
     def checkpoint(self, order: Order) -> Any:
         """Asked when the job is pre-empted or out of time: the same order again; its folder says where to go on."""
@@ -408,8 +367,14 @@ class SlurmWork:
         return DelayedSubmission(self, order)
 
 
+def _check_whole(each: int, gpus: float) -> None:
+    """Raises `UserError` for processes of one run that would share a GPU."""
+    if each > 1 and gpus not in (0, 1):
+        raise UserError(f"launcher.gpus_per_run={each} takes one GPU for each process; leave launcher.gpus={gpus} out")
+
+
 def _cpus(threads: int | str, gpus: float) -> int:
-    """CPUs per run: as configured, or four to feed a GPU, and one without."""
+    """CPUs per process: as configured, or four to feed a GPU, and one without."""
     return int(threads) if threads != "auto" else 4 if gpus else 1
 
 

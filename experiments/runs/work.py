@@ -2,6 +2,10 @@
 
     work(Order(Path("runs/digits/cdrl/<hash>/seed0")))        # cdrl work runs/digits/cdrl/<hash>/seed0
 
+Several processes may do it together, each by the same call (torchrun, or `experiments.runs.processes`). The first one
+holds the folder's lock and writes what belongs in it; the others read. They train and draw samples with it, and leave
+before it does the rest. Whoever of them fails first says so in the folder.
+
 `work` is idempotent: whoever calls it, an engine or a person, however often and wherever, the folder ends the same.
 What is being done stands in the folder's progress; what stopped it, in its failure.
 """
@@ -13,26 +17,29 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+import cdrl
 from cdrl import checkpoint, fast, precision
 from cdrl.errors import UserError
 from cdrl.fast import Engine
 from cdrl.method import Batch, Method
-from cdrl.parallel import Group
+from cdrl.parallel import ALONE, Group, joined
 from cdrl.recipe import ImageShape
 from cdrl.trainer import train
 from experiments import metrics
+from experiments.configuration import digest
 from experiments.data import ImageSet
-from experiments.evaluate import TrainedRun, evaluator, scores_samples
+from experiments.evaluate import TrainedRun, evaluator, scores_samples, shared
 from experiments.methods import Reference
 from experiments.metrics import Protocol, Statistics
-from experiments.progress import OnProgress, listening
+from experiments.progress import OnProgress, announce, listening
 from experiments.runs.folder import EvaluationFolder, Result, RunFolder, RunSettings, Status, WorkFolder
 from experiments.runs.loggers import Reports, opened
 from experiments.runs.machine import commit, device_name, resolve_device
@@ -61,6 +68,8 @@ class Order:
         checkpoint_seconds: between checkpoints; one is also kept at every stop.
         deadline: seconds since the epoch after which to keep a checkpoint and stop.
         logger: where training can be seen, see `experiments.runs.loggers`.
+        processes: that do it together, for engines; each process is told by its environment, see `cdrl.parallel`.
+        exact: see `cdrl.parallel.Group`.
     """
 
     folder: Path
@@ -73,6 +82,8 @@ class Order:
     checkpoint_seconds: float = 30.0
     deadline: float = math.inf
     logger: str = "none"
+    processes: int = 1
+    exact: bool = True
 
 
 @dataclass(frozen=True)
@@ -96,7 +107,7 @@ def attempt(order: Order, stop: Stop = lambda: False) -> Ended:
     except UserError as error:
         return Ended("mistake", str(error))
     except Exception as error:
-        return Ended("crash", f"{type(error).__name__}: {error}".splitlines()[0])
+        return Ended("crash", _in_words(error).splitlines()[0])
 
 
 def work(order: Order, stop: Stop = lambda: False) -> str:
@@ -113,6 +124,7 @@ def work(order: Order, stop: Stop = lambda: False) -> str:
         UserError: what the user has to mend; it is also kept in the folder, unless another process works there.
     """
     folder, lost, asked_at = WorkFolder(order.folder), threading.Event(), 0.0
+    first = int(os.environ.get("RANK", "0")) == 0
     if not folder.path.is_dir():
         raise UserError(f"there is no folder {folder.path}; name one such as runs/digits/cdrl/<hash>/seed0")
     if order.threads is not None:
@@ -127,13 +139,15 @@ def work(order: Order, stop: Stop = lambda: False) -> str:
         asked_at = time.monotonic()
         return folder.stop_asked
 
-    with folder.lock(wait=_HANDOVER, on_lost=lost.set):
-        folder.begin()
+    with folder.lock(wait=_HANDOVER, on_lost=lost.set) if first else nullcontext():
+        if first:
+            folder.begin()
         try:
-            order = replace(order, device=resolve_device(order.device), commit=order.commit or commit())
+            order = replace(order, device=_own_device(resolve_device(order.device)), commit=order.commit or commit())
             if Statistics.at(folder.path):
-                report = _reporter(folder, "statistics", 0, 1, should_stop)
-                Statistics.open(folder.path).make(torch.device(order.device), report)
+                if first:
+                    report = _reporter(folder, "statistics", 0, 1, should_stop)
+                    Statistics.open(folder.path).make(torch.device(order.device), report)
                 return "done"
             run = RunFolder.open(folder.path)
             known = {evaluation.name: evaluation for evaluation in run.evaluations()}
@@ -144,11 +158,38 @@ def work(order: Order, stop: Stop = lambda: False) -> str:
         except KeyboardInterrupt:
             return "interrupted"
         except UserError as error:
-            folder.fail(str(error), mistake=True)
+            if folder.failure() is None:
+                folder.fail(str(error), mistake=True)
             raise
         except Exception as error:
-            folder.fail(f"{type(error).__name__}: {error}", mistake=False, traceback=traceback.format_exc())
+            if folder.failure() is None:  # else another process failed, and this one noticed
+                folder.fail(_in_words(error), mistake=False, traceback=traceback.format_exc())
             raise
+
+
+def in_words(message: str, rank: int, size: int) -> str:
+    """A message of one process of several, by its number."""
+    return message if size == 1 else f"process {rank} of {size}: {message}"
+
+
+def _in_words(error: Exception) -> str:
+    place = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    return in_words(f"{type(error).__name__}: {error}", *place)
+
+
+def _own_device(device: str) -> str:
+    """The GPU of this process among several on a machine, unless it sees only one anyway."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or not device.startswith("cuda"):
+        return device
+    rank, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if device != "cuda":
+        raise UserError(f"device={device} is one GPU, and several processes need one each; use device=cuda")
+    if there == 1:  # its own, as whoever started it says by CUDA_VISIBLE_DEVICES
+        rank = 0
+    if rank >= there:
+        raise UserError(f"process {rank} needs a GPU of its own, and this machine shows {there}; take fewer processes")
+    torch.cuda.set_device(rank)
+    return f"cuda:{rank}"
 
 
 def _reporter(folder: WorkFolder, phase: str, before: float, total: float, stop: Stop, where: str = "") -> OnProgress:
@@ -162,56 +203,112 @@ def _reporter(folder: WorkFolder, phase: str, before: float, total: float, stop:
     return report
 
 
+def _silence(done: float, text: str) -> None:
+    """The progress of a process that is not the first."""
+
+
+@contextmanager
+def _agreed_stop(group: Group) -> Iterator[None]:
+    """All processes come out of it alike: where the first one is to stop inside, all of them are."""
+    stopped = False
+    try:
+        yield
+    except KeyboardInterrupt:
+        stopped = True
+    if group.decided(stopped):
+        raise KeyboardInterrupt
+
+
+def _in_step(report: OnProgress, group: Group) -> OnProgress:
+    """Progress that all processes report at the same points of their work, where all of them can then be stopped."""
+
+    def report_in_step(done: float, text: str) -> None:
+        with _agreed_stop(group):
+            report(done, text)
+
+    return report_in_step
+
+
 def _work_on_run(run: RunFolder, pending: Sequence[EvaluationFolder], order: Order, stop: Stop) -> str:
     """The story of a run."""
     settings, recipe, device, cache = run.settings, run.settings.recipe, torch.device(order.device), Path(order.cache)
+    with ExitStack() as together:
+        group = together.enter_context(joined(recipe.shards, device, order.exact))
 
-    # The images: a run does not go on with others than it began with. Weights of feature extractors are looked for now
-    # too, not after hours of training.
-    protocols = {one.name: Protocol.from_config(one.settings["metrics"]) for one in pending}
-    run.report("data", 0, 1, "loading data")
-    with listening(_reporter(run, "data", 0, 1, stop)):
-        training = settings.data.load("train")
-        run.check_images(training)
-        for evaluation in pending:
-            if scores_samples(evaluation.settings["kind"]):
-                protocol = protocols[evaluation.name]
-                protocol.check_fits(training.channels, training.image_size)
-                metrics.build(protocol.extractor, cache, device, protocol.weights, protocol.weights_sha256)
-
-    # Training, from where it stands.
-    method = None
-    if not isinstance(recipe, Reference):
-        with opened(run, order.logger) as reports:
-            method = _trained(run, settings, training, device, order, stop, reports)
-        if method is None:
-            return "done" if run.state == "diverged" else "interrupted"
-
-    # Evaluations, each kept as soon as it is made.
-    held_out = settings.data.load("test")
-    for number, evaluation in enumerate(pending):
-        kind, protocol = evaluation.settings["kind"], protocols[evaluation.name]
-        position = f" ({number + 1} of {len(pending)})" if len(pending) > 1 else ""
-        progress = _reporter(run, kind, number, len(pending), stop, f"{kind}{position}: ")
-        if scores_samples(kind):
-            Statistics(protocol, settings.data, cache).make(device, progress)
-        trained = TrainedRun(
-            recipe=recipe,
-            data=settings.data,
-            method=method,
-            milestones=tuple(run.milestones()),
-            seed=settings.seed,
-            device=device,
-            train=training,
-            test=held_out,
-            protocol=protocol,
-            cache=cache,
+        # The images: a run does not go on with others than it began with. Weights of feature extractors are looked for
+        # now too, not after hours of training.
+        protocols = {one.name: Protocol.from_config(one.settings["metrics"]) for one in pending}
+        with _agreed_stop(group), listening(_reporter(run, "data", 0, 1, stop) if group.first else _silence):
+            announce("loading data")
+            training = settings.data.load("train")
+            if group.first:
+                run.check_images(training)
+            for evaluation in pending:
+                if scores_samples(evaluation.settings["kind"]):
+                    protocol = protocols[evaluation.name]
+                    protocol.check_fits(training.channels, training.image_size)
+                    metrics.build(protocol.extractor, cache, device, protocol.weights, protocol.weights_sha256)
+        group.agree(
+            {
+                "version": f"{cdrl.__version__} ({order.commit})",
+                "PyTorch": torch.__version__,
+                "configuration": digest(asdict(settings)),
+                "list of evaluations": [one.name for one in pending],
+                "training data": training.checksum,
+                "kind of device": device.type,
+                "number of threads": torch.get_num_threads(),
+                "exact": order.exact,
+            }
         )
-        begin = time.monotonic()
-        with listening(progress):
-            measured = evaluator(kind)(trained, evaluation.settings, evaluation.path, progress)
-        seconds, where = time.monotonic() - begin, device_name(order.device)
-        evaluation.keep(Result(measurements=tuple(measured), seconds=seconds, commit=str(order.commit), device=where))
+
+        # Training, from where it stands.
+        method = None
+        if not isinstance(recipe, Reference):
+            with opened(run, order.logger if group.first else "none") as reports:
+                method = _trained(run, settings, training, device, order, stop, group, reports)
+            if method is None:
+                return "done" if group.decided(run.state == "diverged") else "interrupted"
+
+        # Evaluations, each kept as soon as it is made: first those in which all processes take part, then the others'.
+        held_out = settings.data.load("test")
+        in_order = sorted(pending, key=lambda one: not shared(one.settings["kind"])) if group.size > 1 else pending
+        for number, evaluation in enumerate(in_order):
+            kind, protocol = evaluation.settings["kind"], protocols[evaluation.name]
+            if group.size > 1 and not shared(kind):
+                together.close()
+                if not group.first:
+                    return "done"
+                group = ALONE
+
+            # How far it is.
+            position = f" ({number + 1} of {len(pending)})" if len(pending) > 1 else ""
+            report: OnProgress = _silence
+            if group.first:
+                report = _reporter(run, kind, number, len(pending), stop, f"{kind}{position}: ")
+            if scores_samples(kind):
+                with _agreed_stop(group):
+                    if group.first:
+                        Statistics(protocol, settings.data, cache).make(device, report)
+            trained = TrainedRun(
+                recipe=recipe,
+                data=settings.data,
+                method=method,
+                milestones=tuple(run.milestones()),
+                seed=settings.seed,
+                device=device,
+                train=training,
+                test=held_out,
+                protocol=protocol,
+                cache=cache,
+                group=group,
+            )
+            begin = time.monotonic()
+            with listening(report if group.size == 1 else _silence):
+                measured = evaluator(kind)(trained, evaluation.settings, evaluation.path, _in_step(report, group))
+            seconds, where = time.monotonic() - begin, device_name(order.device)
+            if group.first:
+                result = Result(measurements=tuple(measured), seconds=seconds, commit=str(order.commit), device=where)
+                evaluation.keep(result)
     return "done"
 
 
@@ -222,6 +319,7 @@ def _trained(
     device: torch.device,
     order: Order,
     stop: Stop,
+    group: Group,
     reports: Reports,
 ) -> Method | None:
     """The run's method with its trained weights, or None when it diverged or was interrupted."""
@@ -238,11 +336,13 @@ def _trained(
     elif (length := run.length()) is not None:
         iterations = int(length["iterations"])
     else:
-        run.report("measuring", 0, 1, "measuring the pace")
         seconds = settings.budget["seconds"]
-        each = iteration_seconds(settings, shape, batches, device, engine, _PROBE_SHARE * seconds)
+        if group.first:
+            run.report("measuring", 0, 1, "measuring the pace")
+        each = iteration_seconds(settings, shape, batches, device, engine, _PROBE_SHARE * seconds, group)
         iterations = max(1, int(seconds / each))
-        run.keep_length(iterations=iterations, iteration_seconds=each, device=device_name(order.device))
+        if group.first:
+            run.keep_length(iterations=iterations, iteration_seconds=each, device=device_name(order.device))
 
     # A run that has ended is only loaded.
     method = recipe.build(shape, seed=settings.seed, iterations=iterations, device=device, engine=engine)
@@ -255,15 +355,13 @@ def _trained(
 
     def shard(iteration: int, first: int, count: int) -> Batch:
         nonlocal reported_at
-        if time.monotonic() - reported_at > _SECONDS_BETWEEN_REPORTS:
+        if group.first and time.monotonic() - reported_at > _SECONDS_BETWEEN_REPORTS:
             reported_at = time.monotonic()
             run.report("training", iteration, iterations, f"iteration {iteration} of {iterations}")
         return batches.batch(iteration, first, count)
 
     def keep_averages(iteration: int) -> None:
-        reports.picture(
-            method, iteration
-        )  # first: what it does to the averages' spectral vectors is undone by the next
+        reports.picture(method, iteration)
         averages = {
             f"{name}/{key}": value
             for name, learner in method.learners.items()
@@ -274,7 +372,7 @@ def _trained(
     outcome = train(
         method,
         shard,
-        group=Group(shards=recipe.shards),
+        group=group,
         batch_size=recipe.batch_size,
         iterations=iterations,
         on_report=reports.report,
@@ -288,41 +386,49 @@ def _trained(
     )
     if outcome.status == "interrupted":
         return None
-    if outcome.status == "finished":
+    if outcome.status == "finished" and group.first:
         reports.picture(method, outcome.iteration)
-    run.finish(
-        Status(
-            status=outcome.status,
-            iterations=outcome.iteration,
-            seconds=outcome.seconds,
-            grad_evals=round(outcome.iteration * method.training_cost * recipe.batch_size),
-            commit=str(order.commit),
-            device=device_name(order.device),
-            reason=outcome.reason,
-        )
+    status = Status(
+        status=outcome.status,
+        iterations=outcome.iteration,
+        seconds=outcome.seconds,
+        grad_evals=round(outcome.iteration * method.training_cost * recipe.batch_size),
+        commit=str(order.commit),
+        device=device_name(order.device),
+        reason=outcome.reason,
     )
+    if group.first:
+        run.finish(status)
     return method if outcome.status == "finished" else None
 
 
 def iteration_seconds(
-    settings: RunSettings, shape: ImageShape, batches: Any, device: torch.device, engine: Engine, at_least: float
+    settings: RunSettings,
+    shape: ImageShape,
+    batches: Any,
+    device: torch.device,
+    engine: Engine,
+    at_least: float,
+    group: Group,
 ) -> float:
-    """Seconds per training iteration, over ``at_least`` so long, after a few that choose algorithms and compile."""
+    """Seconds per training iteration, over ``at_least`` so long, after a few that choose algorithms and compile.
+
+    All processes of the group measure together, and get the first one's answer.
+    """
     method = settings.recipe.build(shape, seed=settings.seed, iterations=1000, device=device, engine=engine)
 
     def step(iteration: int) -> None:
-        size = batches.batch_size // settings.recipe.shards
-        shards = (batches.batch(iteration, number * size, size) for number in range(settings.recipe.shards))
-        method.train_step(shards, iteration)
+        size = batches.batch_size // group.shards
+        method.train_step((batches.batch(iteration, number * size, size) for number in group.share()), iteration, group)
         if iteration % 10 == 0 and device.type == "cuda":  # kernels are queued faster than they run
             torch.cuda.synchronize(device)
 
     for iteration in range(3):
         step(iteration)
     begin, done = time.perf_counter(), 0
-    while done == 0 or time.perf_counter() - begin < at_least:
+    while group.decided(done == 0 or time.perf_counter() - begin < at_least):
         step(done)
         done += 1
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return (time.perf_counter() - begin) / done
+    return group.gathered((time.perf_counter() - begin) / done)[0]

@@ -120,7 +120,7 @@ def test_work_does_one_folder_after_another_until_time_is_over(run: Path, monkey
     orders: list[Order] = []
     answers = ["done", "done", "interrupted", "interrupted"]
 
-    def work(order: Order) -> str:
+    def work(order: Order, stop: object) -> str:
         orders.append(order)
         return answers.pop(0)
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from experiments.evaluate import samples, steps
 from experiments.measurement import Measurement
@@ -51,17 +50,20 @@ def test_search_draws_from_another_seed(make_run: Runs, monkeypatch: pytest.Monk
     class Stub:
         def __init__(self, *arguments: Any) -> None: ...
 
-        def update(self, images: Any) -> None: ...
+        def extract(self, pixels: Any) -> list[Any]:
+            return []
+
+        def add(self, extracted: Any) -> None: ...
 
         def result(self) -> dict[str, float]:
             return {"fd": float("nan")}
 
-    def batches(run: Any, n: int, settings: dict[str, Any]) -> list[torch.Tensor]:
+    def drawn(run: Any, n: int, settings: dict[str, Any], scorer: Any) -> list[list[Any]]:
         seeds.append(run.seed)
-        return [torch.zeros(2, 1, 8, 8)]
+        return []
 
     monkeypatch.setattr(steps, "Scorer", Stub)
-    monkeypatch.setattr(samples, "batches", batches)
+    monkeypatch.setattr(samples, "drawn", drawn)
     run = make_run()
     assert steps.score(run, SETTINGS) == np.inf
     assert seeds != [run.seed]
@@ -71,7 +73,10 @@ def test_a_chain_that_ran_away_scores_infinitely(make_run: Runs, monkeypatch: py
     class Stub:
         def __init__(self, *arguments: Any) -> None: ...
 
-        def update(self, images: Any) -> None: ...
+        def extract(self, pixels: Any) -> list[Any]:
+            return []
+
+        def add(self, extracted: Any) -> None: ...
 
         def result(self) -> dict[str, float]:
             return {"fd": 1.0}

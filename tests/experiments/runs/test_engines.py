@@ -238,8 +238,9 @@ def test_every_worker_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_
 
         exitcode = 0
 
-        def __init__(self, target: Any, args: tuple[Order, Any, str]) -> None:
-            _, self.sender, self.gpu = args
+        def __init__(self, target: Any, args: tuple[Order, Any, dict[str, str]]) -> None:
+            _, self.sender, environment = args
+            self.gpu = environment["CUDA_VISIBLE_DEVICES"]
 
         def start(self) -> None:
             assert self.gpu not in at_work
@@ -250,6 +251,8 @@ def test_every_worker_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_
         def join(self, *_: float) -> None:
             time.sleep(0.05)
             at_work.discard(self.gpu)
+
+        def kill(self) -> None: ...
 
     engine = Local(launcher("local", tmp_path), "cuda", 6)
     monkeypatch.setattr(engine._context, "Process", Process, raising=False)
