@@ -1,6 +1,6 @@
 """Sample quality: draw images, score them under the protocol, keep a grid; optionally along training.
 
-Settings: ``samples``, ``batch``; ``guidance`` (a weight: labels are drawn uniformly), ``steps``, ``step_multiplier``,
+Settings: ``samples`` (of the real row as many as are held out, at most), ``batch``; ``guidance`` (a weight: labels are drawn uniformly), ``steps``, ``step_multiplier``,
 ``last_denoise``, ``spectral_ema`` override the sampler's; ``curve`` also scores the milestones, with
 ``milestone_samples`` each.
 
@@ -43,7 +43,7 @@ GRID = 100
 
 def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: OnProgress) -> list[Measurement]:
     """See the module's docstring. Raises `UserError` for guidance without learned classes or of negative weight."""
-    n = len(run.test.images) if _real(run) else settings["samples"]
+    n = min(settings["samples"], len(run.test.images)) if _real(run) else settings["samples"]
     labels = condition = None
     weight = settings.get("guidance")
     if weight is not None:
