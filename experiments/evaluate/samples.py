@@ -1,8 +1,8 @@
 """Sample quality: draw images, score them under the protocol, keep a grid; optionally along training.
 
-Settings: ``samples`` (of the real row as many as are held out, at most), ``batch``; ``guidance`` (a weight: labels are drawn uniformly), ``steps``, ``step_multiplier``,
-``last_denoise``, ``spectral_ema`` override the sampler's; ``curve`` also scores the milestones, with
-``milestone_samples`` each.
+Settings: ``samples`` (the real row: as many, or all that are held out), ``batch``; ``guidance`` (a weight: labels are
+drawn uniformly), ``steps``, ``step_multiplier``, ``last_denoise``, ``spectral_ema`` override the sampler's; ``curve``
+also scores the milestones, with ``milestone_samples`` each.
 
 Several processes draw together: batch number b, and what the extractor says of it, is made by process b mod size, and
 all of it is added up in the order of the batches. So the number of processes changes no image and no score.

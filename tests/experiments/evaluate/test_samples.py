@@ -37,7 +37,8 @@ def test_a_curve_has_as_many_samples_at_its_end_as_before(make_run: Runs, tmp_pa
     curve = np.load(tmp_path / "curve.npz")
     first, second, end = curve["value"]
     assert first == second == pytest.approx(end, rel=EXACT)  # of the same batches, so of the same images
-    assert curve["grad_evals"].tolist() == [4 * 4, 2 * 4 * 4, run.method.iterations * 4 * 4]  # (K + 2) · batch size
+    each = run.method.training_cost * run.recipe.batch_size
+    assert curve["grad_evals"].tolist() == [each, 2 * each, run.method.iterations * each]
     assert measured.value != pytest.approx(end)
     assert said[-1] == "1.00 scoring milestone 2 of 2"
     assert [text for text in said if text.endswith("60 of 60")] == ["0.43 sampled 60 of 60"]
@@ -89,5 +90,5 @@ def test_guidance_that_leads_nowhere_is_refused(
 
 def test_guidance_towards_classes_that_were_learned(make_run: Runs, tmp_path: Path) -> None:
     (measured,) = samples.evaluate(make_run(10), {"samples": 4, "batch": 4, "guidance": 0.7}, tmp_path, quiet)
-    assert measured.grad_evals == 2 * make_run(10).sampler().gradient_evaluations
+    assert measured.grad_evals == 2 * make_run(10).sampler().cost
     assert (measured.metric, measured.weight, measured.steps) == ("fd", 0.7, None)
