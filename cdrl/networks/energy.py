@@ -188,7 +188,7 @@ class EnergyNet(nn.Module):
     ) -> None:
         super().__init__()
         check_sizes(image_size, channels, width, multipliers, blocks, classes)
-        if any(after >= before for before, after in itertools.pairwise(levels)):
+        if not all(after < before for before, after in itertools.pairwise(levels)):
             raise UserError("levels must be log-SNRs that fall from level to level")
         self.image_size, self.channels, self.width, self.classes = image_size, channels, width, classes
         embedding = 4 * width
