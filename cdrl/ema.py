@@ -48,6 +48,5 @@ class EMA:
         for mine, live in zip(average.buffers(), self.network.buffers(), strict=True):
             mine.copy_(live)
         if spectral == "refresh":
-            for _ in range(_REFRESH_ITERATIONS):
-                iterate_all(average)
+            iterate_all(average, _REFRESH_ITERATIONS)
         return average

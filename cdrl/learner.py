@@ -23,6 +23,8 @@ class Optimisation:
         betas: Adam's.
         weight_decay: decoupled (AdamW).
         epsilon: Adam's.
+        epsilon_corrected: whether epsilon stands beside the bias-corrected √v̂ (PyTorch's Adam), or beside √v itself
+            (Kingma & Ba 2015, end of section 2, and TensorFlow's Adam), where it weighs more in the first steps.
         warm_up: iterations of linear warm-up.
         warm_up_start: the rate of iteration i is (i + warm_up_start)/warm_up of the full one. The released code has 0
             for the energy network and 500 for the initializer.
@@ -31,12 +33,14 @@ class Optimisation:
         clip: largest gradient norm, or None.
         ema: decay of the moving average.
         ema_ramp: see `cdrl.ema.EMA`; the released code has 1.
+        power_iterations: of spectral normalisation before each iteration.
     """
 
     learning_rate: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
     epsilon: float = 1e-8
+    epsilon_corrected: bool = True
     warm_up: int = 10_000
     warm_up_start: int = 1
     decay: str = "none"
@@ -44,6 +48,7 @@ class Optimisation:
     clip: float | None = 1.0
     ema: float = 0.9999
     ema_ramp: int | None = 0
+    power_iterations: int = 1
 
     def __post_init__(self) -> None:
         ranges = {
@@ -52,6 +57,7 @@ class Optimisation:
             "warm_up must be 0 or more": self.warm_up >= 0,
             "warm_up_start must be 0 or more": self.warm_up_start >= 0,
             "ema_ramp must be 0 or more, or null for none": self.ema_ramp is None or self.ema_ramp >= 0,
+            "power_iterations must be 1 or more": self.power_iterations >= 1,
             "weight_decay must be 0 or more": self.weight_decay >= 0,
             "clip must be positive, or null for none": self.clip is None or self.clip > 0,
             "ema must be at least 0 and below 1": 0 <= self.ema < 1,
@@ -69,6 +75,11 @@ class Optimisation:
         progress = min(1.0, iteration / max(1, iterations))
         left = {"none": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1.0 + math.cos(math.pi * progress))}[self.decay]
         return self.learning_rate * warm * (self.final + (1.0 - self.final) * left)
+
+    def epsilon_at(self, iteration: int) -> float:
+        """The epsilon that PyTorch's Adam is told at iteration 0, 1, …"""
+        correction = 1.0 if self.epsilon_corrected else math.sqrt(1.0 - self.betas[1] ** (iteration + 1))
+        return self.epsilon / correction
 
 
 class Learner:
@@ -113,6 +124,7 @@ class Learner:
         norm = nn.utils.clip_grad_norm_(self.parameters, limit, foreach=True)
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.rate(iteration, iterations)
+            group["eps"] = self.settings.epsilon_at(iteration)
         self.optimizer.step()
         self.ema.update(iteration)
         return norm

@@ -157,11 +157,11 @@ class Method(ABC):
         Raises:
             UserError: images that are not the networks'.
         """
-        # The one power iteration: every shard, chain and pass of this iteration shares its result.
+        # The power iteration, one as a rule: every shard, chain and pass of this iteration shares its result.
         learners = self.learners.values()
         for learner in learners:
             learner.clear_gradient()
-            iterate_all(learner.network)
+            iterate_all(learner.network, learner.settings.power_iterations)
 
         # Gradients and meters add up in place, which is the order of the shards; a later process keeps its shards
         # apart, because the sum of an earlier process comes before them.

@@ -58,7 +58,7 @@ class Model:
 
 
 def energy_sizes(network: EnergyNet) -> dict[str, Any]:
-    """The arguments that build an energy network like this one."""
+    """The arguments that build an energy network like this one, all but how its weights start."""
     blocks = [block for block in network.blocks if isinstance(block, ResidualBlock)]
     ends = [block for block in blocks if block.pool] + blocks[-1:]
     return {
@@ -70,6 +70,10 @@ def energy_sizes(network: EnergyNet) -> dict[str, Any]:
         "classes": network.classes,
         "kernel": network.stem.weight.shape[-1],
         "frequencies": 0 if network.frequencies is None else len(network.frequencies),
+        "levels": [] if network.levels is None else network.levels.tolist(),
+        "closed": blocks[0].closed,
+        "time_activation": blocks[0].time_activation,
+        "readout_bias": network.readout.bias is not None,
     }
 
 

@@ -30,7 +30,7 @@ class NoiseSchedule:
     Every quantity is a tensor of length levels + 1, indexed by the level ``t``. Those of a transition stand at the
     index of its upper level; at index 0, where no transition ends, they are NaN: a wrong index shows. They are computed
     in float64 and rounded to float32; `to` gives them in another type. Raises `UserError` unless ``logsnr`` decreases
-    strictly.
+    strictly; its last value may be −∞, which is noise alone.
     """
 
     logsnr: Tensor
@@ -121,14 +121,20 @@ def cosine_logsnr(levels: int = 6, logsnr_max: float = 9.8, logsnr_min: float = 
 def linear_beta(levels: int = 6) -> NoiseSchedule:
     """DRL's schedule: the 1000-step linear-β diffusion (1e-4 … 0.02) cut into ``levels`` transitions.
 
-    Six levels are cut at steps 0, 100, …, 500 and 999 (Gao et al. 2021, section 4); other numbers spread the first cuts
-    evenly over the same first 600 steps. Level 0 is the data with the first step's noise.
+    Level 0 is the data with the first step's noise. As released, the first T cuts share out the first half of the
+    steps and the last is the end: 0, 100, …, 500 and 999 for six levels (Gao et al. 2021, section 4), 0, 166, 332, 498
+    and 999 for four. Above 501 levels the first cuts are at every step; 1000 of them use up the diffusion, and level
+    1000 is a last step of β = 1, noise alone (the paper's T1k; its code was not released).
+
+    Raises:
+        UserError: ``levels`` is not 1 … 1000.
     """
-    _check_levels(levels)
+    _check_levels(levels, most=1000)
     beta = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    beta = torch.cat((beta, beta.new_ones(1)))
     log_signal = torch.log1p(-beta).cumsum(0)  # ln α²
-    cuts = [round(600 * t / levels) for t in range(levels)] + [999]
-    signal = log_signal[cuts]
+    spacing = max(1, 1000 // max(1, 2 * (levels - 1)))
+    signal = log_signal[[spacing * t for t in range(levels)] + [max(999, levels)]]
     return NoiseSchedule(signal - torch.log(-torch.expm1(signal)), "linear_beta", {"levels": levels})
 
 
@@ -183,6 +189,8 @@ def per_image(values: Tensor) -> Tensor:
     return values[:, None, None, None]
 
 
-def _check_levels(levels: int) -> None:
+def _check_levels(levels: int, most: int | None = None) -> None:
     if levels < 1:
         raise UserError(f"a noise schedule needs at least one transition, not levels={levels}")
+    if most is not None and levels > most:
+        raise UserError(f"this schedule has {most} steps to cut, too few for levels={levels}; use {most} or fewer")

@@ -106,6 +106,7 @@ class CooperativeRecipe(Recipe):
         chain: in training.
         sampling: in sampling; None for the training's.
         energy: sizes of the energy network, arguments of `cdrl.networks.EnergyNet`.
+        numbered_levels: tell the energy network a level's number (DRL, as released) instead of its log-SNR.
         initializer: sizes of the initializer, or None for chains that start at x_t.
         optimisation: of the energy network.
         initializer_optimisation: of the initializer; None for the energy network's.
@@ -122,6 +123,7 @@ class CooperativeRecipe(Recipe):
     initializer_target: str = "noisy"
     label_dropout: float = 0.1
     energy: Mapping[str, Any] = field(default_factory=dict)
+    numbered_levels: bool = False
     initializer: Mapping[str, Any] | None = field(default_factory=dict)
     optimisation: Optimisation = field(default_factory=Optimisation)
     initializer_optimisation: Optimisation | None = None
@@ -146,12 +148,13 @@ class CooperativeRecipe(Recipe):
     def _build(
         self, shape: ImageShape, seed: int, iterations: int, device: torch.device, engine: Engine
     ) -> Cooperative:
-        energy_net = network(EnergyNet, shape, self.energy, device)
-        g = self.initializer
+        settings, g = self.settings, self.initializer
+        levels = {"levels": settings.schedule.logsnr[:-1].tolist()} if self.numbered_levels else {}
+        energy_net = network(EnergyNet, shape, {**self.energy, **levels}, device)
         return Cooperative(
             energy_net,
             None if g is None else network(Initializer, shape, g, device),
-            self.settings,
+            settings,
             self.optimisation,
             self.initializer_optimisation,
             seed=seed,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -35,7 +35,8 @@ def elsewhere() -> Iterator[accelerator.Accelerator]:
 def cooperative() -> Callable[..., Cooperative]:
     """Builds a small CDRL method whose weights are all away from their initial zeros and ones.
 
-    With ``dtype`` float64 it has the same weights, and everything follows from their type.
+    With ``dtype`` float64 it has the same weights, and everything follows from their type. ``energy`` are further
+    arguments of the energy network.
     """
 
     def build(
@@ -46,10 +47,11 @@ def cooperative() -> Callable[..., Cooperative]:
         optimisation: Optimisation | None = None,
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
+        energy: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> Cooperative:
         torch.manual_seed(seed)
-        networks = [EnergyNet(**SIZES, classes=classes)]
+        networks = [EnergyNet(**SIZES, classes=classes, **(energy or {}))]
         if initializer:
             # Width 12 makes groups of three channels: alone in its group, a channel's bias would have no gradient.
             sizes = {**SIZES, "width": 12, "classes": classes, "dropout": dropout, "attention_sizes": (4,)}

@@ -103,8 +103,11 @@ def transition(
 
 
 def normalised(layer: Any) -> Tensor:
-    """The weight over its estimated largest singular value ``uᵀ W v``."""
-    return layer.weight / torch.einsum("o,oi,i->", layer.u.clone(), layer.weight.flatten(1), layer.v.clone())
+    """The weight over its estimated largest singular value ``uᵀ W v``; where bounded, as DRL's release computes it."""
+    sigma = torch.einsum("o,oi,i->", layer.u.clone(), layer.weight.flatten(1), layer.v.clone())
+    if layer.bounded:
+        return layer.weight / (sigma + 1e-6) * torch.minimum(sigma + 1e-6, torch.ones_like(sigma))
+    return layer.weight / sigma
 
 
 def power_iteration(network: nn.Module, times: int = 1) -> None:
@@ -116,8 +119,11 @@ def power_iteration(network: nn.Module, times: int = 1) -> None:
             layer.u = matrix @ layer.v / (matrix @ layer.v).norm()
 
 
-def embedding(logsnr: Tensor, width: int) -> Tensor:
+def embedding(logsnr: Tensor, width: int, levels: list[float] | None = None) -> Tensor:
     time = 1000 * torch.arctan(torch.exp(-logsnr / 2)) / (math.pi / 2)
+    if levels is not None:
+        numbers = [next(i for i, level in enumerate(levels) if abs(level - float(x)) < 1e-3) for x in logsnr]
+        time = torch.tensor(numbers).to(logsnr)
     exponents = torch.arange(width // 2, device=logsnr.device).to(logsnr.dtype) / (width // 2 - 1)
     frequencies = torch.exp(-math.log(10_000) * exponents)
     return torch.cat((torch.sin(time[:, None] * frequencies), torch.cos(time[:, None] * frequencies)), 1)
@@ -135,7 +141,8 @@ def energy(net: EnergyNet, y: Tensor, logsnr: Tensor, label: Tensor | None = Non
     def act(x: Tensor) -> Tensor:
         return F.leaky_relu(x, 0.2)
 
-    emb = linear(net.embed_out, act(linear(net.embed_in, embedding(logsnr, net.width))))
+    levels = None if net.levels is None else net.levels.tolist()
+    emb = linear(net.embed_out, act(linear(net.embed_in, embedding(logsnr, net.width, levels))))
     if net.classes:
         label = torch.zeros_like(logsnr, dtype=torch.long) if label is None else label
         emb = emb + linear(net.embed_label, F.one_hot(label, net.classes + 1).to(emb.dtype))
@@ -143,11 +150,13 @@ def energy(net: EnergyNet, y: Tensor, logsnr: Tensor, label: Tensor | None = Non
     h = conv(net.stem, y)
     for block in net.blocks:
         assert not isinstance(block, Tensor)
-        inner = conv(block.first, act(h)) + act(linear(block.time, emb))[:, :, None, None]
+        time = linear(block.time, emb)
+        inner = conv(block.first, act(h)) + (act(time) if block.time_activation else time)[:, :, None, None]
         inner = conv(block.second, act(inner)) * block.gain[:, None, None]  # type: ignore[union-attr,index]
         h = inner + (conv(block.shortcut, h) if block.shortcut is not None else h)
         h = F.avg_pool2d(h, 2) if block.pool else h
-    return (F.relu(h).sum((2, 3)) * (emb @ net.readout.weight.T)).sum(1)
+    readout = emb @ net.readout.weight.T + (0 if net.readout.bias is None else net.readout.bias)
+    return (F.relu(h).sum((2, 3)) * readout).sum(1)
 
 
 def log_density(f: Energy, y: Tensor, x_t: Tensor, at: Transition) -> Tensor:
@@ -195,7 +204,7 @@ def reference_step(state: State, x0: Tensor, label: Tensor | None, iteration: in
         mean = network(x_t, at.upper, label, Dropout(keys, index) if network.dropout else None)
         start = mean + at.proposal * noise("proposal")
 
-    power_iteration(net)
+    power_iteration(net, state.energy.settings.power_iterations)
     streams = [key("chain", step) for step in range(settings.chain.steps)]
     refined = reference_chain(lambda y: energy(net, y, at.lower, label), start, x_t, at, settings.chain, streams, index)
 
@@ -229,12 +238,17 @@ def descend(trained: Trained, loss: Tensor, iteration: int, iterations: int) -> 
     clip = min(1.0, settings.clip / (norm + 1e-6)) if settings.clip else 1.0
     gradients = tuple(g * clip for g in gradients)
     rate, (beta_1, beta_2) = settings.rate(iteration, iterations), settings.betas
-    decay = min(settings.ema, (1 + iteration) / (10 + iteration))
+    decay, n = settings.ema, iteration + 1
+    if settings.ema_ramp is not None:
+        decay = min(decay, (n + settings.ema_ramp) / (9 + n + settings.ema_ramp))
     for p, g, m, v, mean in zip(parameters, gradients, trained.first, trained.second, trained.average, strict=True):
         m.mul_(beta_1).add_((1 - beta_1) * g)
         v.mul_(beta_2).add_((1 - beta_2) * g**2)
-        corrected = m / (1 - beta_1 ** (iteration + 1)), v / (1 - beta_2 ** (iteration + 1))
-        p -= rate * (corrected[0] / (corrected[1].sqrt() + 1e-8) + settings.weight_decay * p)
+        if settings.epsilon_corrected:  # Kingma & Ba 2015, algorithm 1
+            step = m / (1 - beta_1**n) / ((v / (1 - beta_2**n)).sqrt() + settings.epsilon)
+        else:  # the same article's other order, and TensorFlow's
+            step = math.sqrt(1 - beta_2**n) / (1 - beta_1**n) * m / (v.sqrt() + settings.epsilon)
+        p -= rate * (step + settings.weight_decay * p)
         mean.copy_(decay * mean + (1 - decay) * p)
     return list(gradients)
 

@@ -1,4 +1,7 @@
-"""How both networks read the log-SNR: an angle, then sinusoids (Ho & Salimans 2022; Zhu et al. 2024, appendix)."""
+"""How the networks are told of a level: a time in 0 … 1000, then sinusoids of it.
+
+CDRL's time is an angle of the log-SNR (Ho & Salimans 2022; Zhu et al. 2024, appendix), DRL's the level's number.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,20 @@ def logsnr_embedding(logsnr: Tensor, width: int) -> Tensor:
     Returns:
         ``(B, width)`` in the type of ``logsnr``: the sines, then the cosines, with frequencies from 1 down to 1e-4.
     """
-    time = 1000.0 * torch.atan(torch.exp(-0.5 * logsnr.clamp(-20.0, 20.0))) / (0.5 * math.pi)
+    return _sinusoids(1000.0 * torch.atan(torch.exp(-0.5 * logsnr.clamp(-20.0, 20.0))) / (0.5 * math.pi), width)
+
+
+def number_embedding(logsnr: Tensor, levels: Tensor, width: int) -> Tensor:
+    """Sinusoids of a level's number 0, 1, …: that of the nearest among the log-SNRs ``levels``, ``(T,)``.
+
+    Otherwise as `logsnr_embedding` (Gao et al. 2021, as released).
+    """
+    number = (logsnr[:, None] - levels).abs().argmin(dim=1)
+    return _sinusoids(number.to(logsnr.dtype), width)
+
+
+def _sinusoids(time: Tensor, width: int) -> Tensor:
     half = width // 2
-    exponents = torch.arange(half, dtype=logsnr.dtype, device=logsnr.device) * (-math.log(10_000.0) / (half - 1))
+    exponents = torch.arange(half, dtype=time.dtype, device=time.device) * (-math.log(10_000.0) / (half - 1))
     angles = time[:, None] * torch.exp(exponents)[None, :]
     return torch.cat((angles.sin(), angles.cos()), dim=1)

@@ -9,6 +9,9 @@ training iteration or one chain only the last part changes:
     energies(y, …)       the convolutions                   every Langevin step
 
 All three are differentiable; a chain runs on their detached values (`EnergyNet.frozen`).
+
+DRL's released network has the same convolutions and differs in what surrounds them; each difference is an argument of
+`EnergyNet`, whose defaults are CDRL's.
 """
 
 from __future__ import annotations
@@ -22,14 +25,16 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from cdrl.errors import UserError
-from cdrl.networks.embedding import logsnr_embedding
-from cdrl.networks.spectral import SpectralNorm
+from cdrl.networks.embedding import logsnr_embedding, number_embedding
+from cdrl.networks.spectral import SpectralNorm, spectral_layers
 
 T = TypeVar("T")
 
 _SLOPE = 0.2
 _FREQUENCY = 3.0
 """Standard deviation of the Fourier features' frequencies, in radians per unit of the input."""
+_NEARLY_CLOSED = 1e-5
+"""Factor on the first weights of a closed convolution: variance scaling by 1e-10, as released."""
 
 
 class BlockKernels(NamedTuple):
@@ -82,14 +87,29 @@ class ResidualBlock(nn.Module):
     The parameters, and below them all that is computed with them.
     """
 
-    def __init__(self, inputs: int, outputs: int, embedding: int, kernel: int, pool: bool) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        embedding: int,
+        kernel: int,
+        pool: bool,
+        closed: bool = False,
+        time_activation: bool = True,
+    ) -> None:
         super().__init__()
         self.first = _conv(inputs, outputs, kernel)
-        self.second = _conv(outputs, outputs, kernel)
+        self.second = _conv(outputs, outputs, kernel, bounded=closed)
         self.time = SpectralNorm(nn.Linear(embedding, outputs))
         self.gain = nn.Parameter(torch.ones(outputs))
         self.shortcut = _conv(inputs, outputs, kernel) if inputs != outputs else None
-        self.pool = pool
+        self.pool, self.closed, self.time_activation = pool, closed, time_activation
+
+    @torch.no_grad()
+    def close(self) -> None:
+        """Nothing, or nearly, comes through the residual branch: the block is its shortcut."""
+        self.second.weight.mul_(_NEARLY_CLOSED)
+        self.second.bias.zero_()
 
     def kernels(self) -> BlockKernels:
         """Once an iteration."""
@@ -105,7 +125,9 @@ class ResidualBlock(nn.Module):
 
     def bias(self, kernels: BlockKernels, embedding: Tensor) -> Tensor:
         """Once a chain: the time bias, and the first convolution's, ``(B, C, 1, 1)``; ``embedding`` is ``(B, E)``."""
-        time = F.leaky_relu(F.linear(embedding, kernels.time, self.time.bias), _SLOPE)
+        time = F.linear(embedding, kernels.time, self.time.bias)
+        if self.time_activation:
+            time = F.leaky_relu(time, _SLOPE)
         return (time + self.first.bias)[:, :, None, None]
 
     @staticmethod
@@ -133,12 +155,20 @@ class EnergyNet(nn.Module):
         kernel: height and width of the convolutions, odd; 1 for points, which are images of one pixel.
         frequencies: number of random Fourier features of the input (Tancik et al. 2020) that stand beside it; 0 is the
             published network. Without them a network of the plane learns smooth densities alone.
+        levels: log-SNRs of the levels 0 … T − 1, falling: the network is told a level's number (DRL). Without them it
+            is told the log-SNR.
+        closed: second convolutions start at almost nothing and have a spectral norm of at most 1 (DRL), so that the
+            network starts as its shortcuts; or they start as all others do, with a spectral norm of 1.
+        time_activation: time biases pass a leaky ReLU; without (DRL) they are linear.
+        readout_bias: the read-out vector has a bias (DRL).
+        glorot: start from Glorot's uniform weights and zero biases, TensorFlow's custom (DRL), not from PyTorch's.
 
     Raises:
-        UserError: the sizes do not fit together.
+        UserError: the sizes do not fit together, or ``levels`` do not fall.
     """
 
     frequencies: Tensor | None
+    levels: Tensor | None
 
     def __init__(
         self,
@@ -150,9 +180,16 @@ class EnergyNet(nn.Module):
         classes: int = 0,
         kernel: int = 3,
         frequencies: int = 0,
+        levels: tuple[float, ...] = (),
+        closed: bool = False,
+        time_activation: bool = True,
+        readout_bias: bool = False,
+        glorot: bool = False,
     ) -> None:
         super().__init__()
         check_sizes(image_size, channels, width, multipliers, blocks, classes)
+        if not all(after < before for before, after in itertools.pairwise(levels)):
+            raise UserError("levels must be log-SNRs that fall from level to level")
         self.image_size, self.channels, self.width, self.classes = image_size, channels, width, classes
         embedding = 4 * width
         self.embed_in = SpectralNorm(nn.Linear(width, embedding))
@@ -160,13 +197,30 @@ class EnergyNet(nn.Module):
         self.embed_label = SpectralNorm(nn.Linear(classes + 1, embedding)) if classes else None
         random = _FREQUENCY * torch.randn(frequencies, channels) if frequencies else None
         self.register_buffer("frequencies", random)
+        self.register_buffer("levels", torch.tensor(levels) if levels else None, persistent=False)
         self.stem = _conv(channels + 2 * frequencies, width, kernel)
         outputs = [width * multiplier for multiplier in multipliers for _ in range(blocks)]
         self.blocks = nn.ModuleList(
-            ResidualBlock(before, after, embedding, kernel, pool=(number % blocks == 0 and number < len(outputs)))
+            ResidualBlock(
+                before,
+                after,
+                embedding,
+                kernel,
+                pool=(number % blocks == 0 and number < len(outputs)),
+                closed=closed,
+                time_activation=time_activation,
+            )
             for number, (before, after) in enumerate(itertools.pairwise([width, *outputs]), start=1)
         )
-        self.readout = nn.Linear(embedding, outputs[-1], bias=False)
+        self.readout = nn.Linear(embedding, outputs[-1], bias=readout_bias)
+        if glorot:
+            for layer in spectral_layers(self):
+                _start_as_glorot(layer)
+                layer.settle()
+            _start_as_glorot(self.readout)
+        if closed:
+            for block in self._blocks():
+                block.close()
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -208,7 +262,7 @@ class EnergyNet(nn.Module):
     def context(self, weights: Weights, logsnr: Tensor, label: Tensor | None = None) -> Context:
         """What the level (``logsnr`` ``(B,)``) and the label (``(B,)`` or None) contribute; see `forward`."""
         into, out = weights.embedding
-        h = F.leaky_relu(F.linear(logsnr_embedding(logsnr, self.width), into, self.embed_in.bias), _SLOPE)
+        h = F.leaky_relu(F.linear(self._level_embedding(logsnr), into, self.embed_in.bias), _SLOPE)
         h = F.linear(h, out, self.embed_out.bias)
         if self.embed_label is not None and weights.label is not None:
             label = torch.zeros_like(logsnr, dtype=torch.long) if label is None else label
@@ -223,6 +277,11 @@ class EnergyNet(nn.Module):
     ) -> FrozenEnergy:
         """The network as a chain sees it; with ``mix`` ``(J,)``, ``logsnr`` and ``label`` are ``(J · B,)``."""
         return freeze(weights, self.context(weights, logsnr, label), mix)
+
+    def _level_embedding(self, logsnr: Tensor) -> Tensor:
+        if self.levels is None:
+            return logsnr_embedding(logsnr, self.width)
+        return number_embedding(logsnr, self.levels, self.width)
 
     def _blocks(self) -> list[ResidualBlock]:
         return [block for block in self.blocks if isinstance(block, ResidualBlock)]
@@ -331,5 +390,11 @@ def check_sizes(
         raise UserError(f"image_size {image_size} cannot be halved {len(multipliers) - 1} times; use fewer multipliers")
 
 
-def _conv(inputs: int, outputs: int, kernel: int) -> SpectralNorm:
-    return SpectralNorm(nn.Conv2d(inputs, outputs, kernel))
+def _start_as_glorot(layer: SpectralNorm | nn.Linear) -> None:
+    nn.init.xavier_uniform_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+def _conv(inputs: int, outputs: int, kernel: int, bounded: bool = False) -> SpectralNorm:
+    return SpectralNorm(nn.Conv2d(inputs, outputs, kernel), bounded)

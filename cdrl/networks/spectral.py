@@ -3,6 +3,8 @@
 A layer's weight ``W`` (as a matrix, outputs × inputs) is divided by ``σ = uᵀ W v``, an estimate of its largest singular
 value (Miyato et al. 2018). ``u`` and ``v`` move only when `iterate` is called: once a training iteration, so that the
 chain, the positive and the negative pass all see the same function.
+
+A bounded layer is divided by σ only where σ exceeds 1: it may be small, and so nearly closed (DRL, as released).
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _WARM_UP_ITERATIONS = 15
+_MARGIN = 1e-6
+"""Added to the σ of a bounded layer, as released."""
 
 
 class SpectralNorm(nn.Module):
@@ -21,20 +25,26 @@ class SpectralNorm(nn.Module):
 
     Args:
         layer: a fresh ``nn.Conv2d`` or ``nn.Linear`` whose initial values are taken over.
+        bounded: keep the spectral norm at 1 or below, instead of at 1.
     """
 
     u: Tensor
     v: Tensor
 
-    def __init__(self, layer: nn.Conv2d | nn.Linear) -> None:
+    def __init__(self, layer: nn.Conv2d | nn.Linear, bounded: bool = False) -> None:
         super().__init__()
+        self.bounded = bounded
         assert layer.bias is not None
         self.weight = nn.Parameter(layer.weight.detach().clone())
         self.bias = nn.Parameter(layer.bias.detach().clone())
         matrix = self.weight.detach().flatten(1)
         self.register_buffer("u", F.normalize(torch.randn(matrix.shape[0], dtype=matrix.dtype), dim=0))
         self.register_buffer("v", F.normalize(torch.randn(matrix.shape[1], dtype=matrix.dtype), dim=0))
-        if not matrix.is_meta:  # of shapes alone there is nothing to iterate
+        self.settle()
+
+    def settle(self) -> None:
+        """As many power iterations as a fresh weight takes."""
+        if not self.weight.is_meta:  # of shapes alone there is nothing to iterate
             for _ in range(_WARM_UP_ITERATIONS):
                 self.iterate()
 
@@ -46,16 +56,21 @@ class SpectralNorm(nn.Module):
         self.u.copy_(F.normalize(matrix @ self.v, dim=0, eps=1e-12))
 
     def normalized(self) -> Tensor:
-        """``W / σ`` in the weight's own shape, differentiable in ``W`` (σ included), ``u`` and ``v`` held fixed."""
+        """``W / σ``, or ``W / max(σ, 1)`` where bounded, in the weight's own shape.
+
+        Differentiable in ``W`` (σ included), ``u`` and ``v`` held fixed.
+        """
         # Clones: `iterate` overwrites the vectors in place, perhaps before this value's backward pass.
         matrix = self.weight.flatten(1)
-        return self.weight / (self.u.clone() @ (matrix @ self.v.clone()))
+        sigma = self.u.clone() @ (matrix @ self.v.clone())
+        return self.weight / ((sigma + _MARGIN).clamp(min=1.0) if self.bounded else sigma)
 
 
-def iterate_all(module: nn.Module) -> None:
-    """One power iteration in every spectrally normalised layer of ``module``."""
+def iterate_all(module: nn.Module, times: int = 1) -> None:
+    """So many power iterations in every spectrally normalised layer of ``module``."""
     for layer in spectral_layers(module):
-        layer.iterate()
+        for _ in range(times):
+            layer.iterate()
 
 
 def spectral_layers(module: nn.Module) -> Iterable[SpectralNorm]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import cdrl
+from baselines.drl import released_network
 from cdrl import checkpoint, conditions, noise
 from cdrl.cooperative import Cooperative
 from cdrl.errors import UserError
@@ -156,7 +157,13 @@ def test_a_full_disk_leaves_the_old_pair(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize(
     "variant",
-    [{}, {"classes": 3}, {"initializer": False, "schedule": noise.linear_beta(3)}, {"dtype": torch.float64}],
+    [
+        {},
+        {"classes": 3},
+        {"initializer": False, "schedule": noise.linear_beta(3)},
+        {"initializer": False, "schedule": noise.linear_beta(), "energy": released_network()},
+        {"dtype": torch.float64},
+    ],
 )
 def test_an_exported_model_samples_the_same_images(variant: dict[str, Any], cooperative: Build, tmp_path: Path) -> None:
     model = cdrl.Model(cooperative(**variant).sampler())

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from baselines.drl import drl_settings
+from baselines.drl import drl_settings, released_network
 from cdrl.cooperative import Cooperative, Settings
 from cdrl.errors import UserError
 from cdrl.langevin import Langevin
@@ -31,6 +31,22 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no-initializer": {"initializer": False},
     "step-multiplier": {"chain": Langevin(steps=2, step_variance=8e-3, step_multiplier=1.5)},
     "drl": {"initializer": False, **vars(drl_settings(chain=Langevin(steps=4, step_variance=5e-3)))},
+    "drl-as-released": {
+        "initializer": False,
+        "energy": released_network(),
+        "optimisation": Optimisation(
+            learning_rate=1e-3,
+            epsilon=1e-7,
+            epsilon_corrected=False,
+            warm_up=2,
+            warm_up_start=0,
+            clip=None,
+            ema=0.9,
+            ema_ramp=None,
+            power_iterations=7,
+        ),
+        **vars(drl_settings(chain=Langevin(steps=4, step_variance=5e-3))),
+    },
     "no-clip": {
         "initializer": False,
         "optimisation": Optimisation(learning_rate=1e-3, warm_up=2, clip=None, ema=0.5, weight_decay=0.1),

@@ -53,6 +53,7 @@ def test_learning_rate(settings: Optimisation, rates: dict[int, float]) -> None:
         ("warm_up_start", -1),
         ("ema_ramp", -1),
         ("epsilon", 0.0),
+        ("power_iterations", 0),
         ("learning_rate", float("nan")),
         ("betas", (1.0, 0.9)),
     ],
@@ -72,6 +73,23 @@ def test_descend_clips_reports_the_norm_and_uses_the_rate() -> None:
     torch.testing.assert_close(network.weight.grad, torch.tensor([[0.6, 0.0, 0.8]]))
     assert learner.optimizer.param_groups[0]["lr"] == pytest.approx(0.05)
     torch.testing.assert_close(network.weight.detach(), before - torch.tensor([[0.05, 0.0, 0.05]]))
+
+
+@pytest.mark.parametrize("corrected", [True, False])
+def test_epsilon_beside_the_corrected_moment_or_the_plain_one(corrected: bool) -> None:
+    """The two orders of Kingma & Ba 2015, section 2, on gradients no larger than epsilon."""
+    network = nn.Linear(1, 1, bias=False).double()
+    settings = Optimisation(0.1, (0.5, 0.9), epsilon=1e-3, epsilon_corrected=corrected, warm_up=0, clip=None)
+    learner, expected, m, v = Learner(network, settings), float(network.weight), 0.0, 0.0
+    for t, gradient in enumerate((1e-3, -3e-4, 2e-4), start=1):
+        network.weight.grad = torch.full((1, 1), gradient, dtype=torch.float64)
+        learner.descend(t - 1, 10)
+        m, v = 0.5 * m + 0.5 * gradient, 0.9 * v + 0.1 * gradient**2
+        if corrected:
+            expected -= 0.1 * (m / (1 - 0.5**t)) / ((v / (1 - 0.9**t)) ** 0.5 + 1e-3)
+        else:
+            expected -= 0.1 * (1 - 0.9**t) ** 0.5 / (1 - 0.5**t) * m / (v**0.5 + 1e-3)
+        assert float(network.weight) == pytest.approx(expected, rel=1e-12)
 
 
 def test_no_clip_leaves_the_gradient() -> None:

@@ -9,13 +9,15 @@ import pytest
 import torch
 from torch import nn
 
+from baselines.drl import released_network
 from cdrl.errors import UserError
 from cdrl.model import energy_sizes
 from cdrl.networks import EnergyNet, Initializer
-from cdrl.networks.embedding import logsnr_embedding
-from cdrl.networks.energy import energies, input_gradient
+from cdrl.networks.embedding import logsnr_embedding, number_embedding
+from cdrl.networks.energy import ResidualBlock, energies, input_gradient
 from cdrl.networks.initializer import Dropout
 from cdrl.networks.spectral import SpectralNorm, iterate_all, spectral_layers
+from cdrl.noise import linear_beta
 from cdrl.randomness import Draws
 from tests import reference
 from tests.reference import EXACT
@@ -235,3 +237,64 @@ def test_a_unet_drops_only_where_it_is_told() -> None:
     assert torch.equal(net.train()(x, logsnr), net.eval()(x, logsnr))
     assert not torch.equal(net(x, logsnr, None, dropped), net(x, logsnr))
     assert torch.equal(net(x, logsnr, None, dropped), net(x, logsnr, None, dropped))
+
+
+RELEASED: dict[str, Any] = {**released_network(), "glorot": False}
+
+
+def test_drls_network_is_the_plain_one_with_its_settings() -> None:
+    net = EnergyNet(**SMALL, **RELEASED).double()
+    for p in net.parameters():
+        p.data.add_(0.1 * torch.randn_like(p))
+    y, logsnr = torch.randn(6, 2, 8, 8).double(), linear_beta().logsnr[:-1].double()
+    torch.testing.assert_close(net(y, logsnr), reference.energy(net, y, logsnr), rtol=EXACT, atol=EXACT)
+
+
+def test_a_levels_number_is_found_in_any_type() -> None:
+    """Also where a thousand levels lie close, and whatever type their log-SNRs went through."""
+    for schedule in (linear_beta(1), linear_beta(), linear_beta(1000)):
+        numbers = torch.arange(schedule.levels, dtype=torch.float64)
+        exact = schedule.to("cpu", torch.float64).logsnr[:-1]
+        features = number_embedding(exact, schedule.logsnr[:-1].double(), 8)
+        frequencies = torch.tensor([10_000 ** (-k / 3) for k in range(4)], dtype=torch.float64)
+        expected = torch.cat(((numbers[:, None] * frequencies).sin(), (numbers[:, None] * frequencies).cos()), 1)
+        torch.testing.assert_close(features, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("levels", [(1.0, 2.0), (1.0, 1.0), (float("nan"), 0.0)])
+def test_levels_fall(levels: tuple[float, ...]) -> None:
+    with pytest.raises(UserError, match="levels must be log-SNRs that fall"):
+        EnergyNet(**SMALL, levels=levels)
+
+
+def test_closed_blocks_start_as_their_shortcuts() -> None:
+    net, h = EnergyNet(**SMALL, closed=True), torch.randn(3, 12, 8, 8)
+    weights = net.weights()
+    bias = net.context(weights, torch.zeros(1)).biases[0]
+    torch.testing.assert_close(ResidualBlock.evaluate(h, weights.blocks[0], bias), h, rtol=0, atol=1e-3)
+    assert not torch.allclose(ResidualBlock.evaluate(h, EnergyNet(**SMALL).weights().blocks[0], bias), h, atol=0.1)
+    net.blocks[0].second.weight.grad = None
+    energies(torch.randn(3, 2, 8, 8), weights, net.context(weights, torch.zeros(1))).sum().backward()
+    assert float(net.blocks[0].second.weight.grad.abs().max()) > 0  # closed, but not for ever
+
+
+@pytest.mark.parametrize("scale", [1e-5, 0.5, 2.0, 30.0])
+def test_a_bounded_weight_is_divided_only_where_it_is_too_large(scale: float) -> None:
+    layer = nn.Linear(7, 4).double()
+    layer.weight.data *= scale / torch.linalg.matrix_norm(layer.weight.data, ord=2)
+    bounded = SpectralNorm(layer, bounded=True).double()
+    for _ in range(200):
+        bounded.iterate()
+    torch.testing.assert_close(bounded.normalized(), layer.weight / max(scale, 1.0), rtol=2e-6, atol=0)
+    (gradient,) = torch.autograd.grad(bounded.normalized().sum(), bounded.weight)
+    assert torch.equal(gradient, torch.ones_like(gradient)) == (scale < 1)
+
+
+def test_glorot_starts_have_the_range_of_their_fans_and_no_bias() -> None:
+    net = EnergyNet(**SMALL, readout_bias=True, glorot=True)
+    for layer in (net.stem, net.embed_in, net.blocks[2].second, net.readout):
+        fans = sum(layer.weight.shape[:2]) * layer.weight[0, 0].numel()
+        assert float(layer.weight.detach().abs().max()) == pytest.approx(math.sqrt(6 / fans), rel=0.1)
+        assert not layer.bias.any()
+    for layer in spectral_layers(net):
+        assert float(torch.linalg.matrix_norm(layer.normalized().flatten(1), ord=2)) == pytest.approx(1.0, rel=0.1)

@@ -78,6 +78,33 @@ def test_published_levels_of_the_linear_schedule() -> None:
     assert rounded(schedule.logsnr[-1:], [-10.1], 1)
 
 
+@pytest.mark.parametrize(
+    ("levels", "cuts"),
+    [
+        (1, [0, 999]),
+        (2, [0, 500, 999]),
+        (4, [0, 166, 332, 498, 999]),
+        (6, [0, 100, 200, 300, 400, 500, 999]),
+        (501, [*range(501), 999]),
+        (999, [*range(999), 999]),
+    ],
+)
+def test_cuts_of_the_linear_schedule(levels: int, cuts: list[int]) -> None:
+    signal = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)
+    alpha = linear_beta(levels).to("cpu", torch.float64).alpha
+    torch.testing.assert_close(alpha.square(), signal[cuts], rtol=1e-12, atol=0)
+
+
+def test_a_thousand_levels_are_every_step_and_then_noise() -> None:
+    schedule = linear_beta(1000).to("cpu", torch.float64)
+    assert_equal(schedule.beta[1:1000], torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)[1:])
+    assert (float(schedule.alpha[-1]), float(schedule.sigma[-1]), float(schedule.beta[-1])) == (0.0, 1.0, 1.0)
+    for name in QUANTITIES[1:]:
+        assert bool(getattr(schedule, name)[1:].isfinite().all()), name
+    with pytest.raises(UserError, match="use 1000 or fewer"):
+        linear_beta(1001)
+
+
 def test_process_keeps_the_variance(schedule: NoiseSchedule) -> None:
     assert_equal(schedule.alpha**2 + schedule.sigma**2, torch.ones(schedule.levels + 1).double())
     assert_equal((schedule.alpha / schedule.sigma).log() * 2, schedule.logsnr)

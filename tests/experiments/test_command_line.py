@@ -65,7 +65,7 @@ def test_table1_runs_and_a_second_call_has_nothing_left(tmp_path: Path) -> None:
     first = command(*TINY, *folders(tmp_path))
     assert first.returncode == 0, first.stderr
     rows = {cell["row"] for cell in cells(tmp_path)}
-    assert rows == {"cdrl", "drl", "short_run", "real", "noise"}
+    assert rows == {"cdrl", "drl", "drl_as_released", "short_run", "real", "noise"}
     assert all(float(cell["value"]) == float(cell["value"]) for cell in cells(tmp_path) if cell["metric"] == "fd")
     assert all(cell["verdict"] in ("different-scale", "not-run") for cell in cells(tmp_path))
     folder = tmp_path / "results" / "table1" / "nano"
@@ -156,7 +156,7 @@ def test_runs_are_a_pure_function_of_what_determines_them() -> None:
 @pytest.mark.slow
 def test_a_killed_run_continues_to_the_same_numbers(tmp_path: Path) -> None:
     arguments = [*TINY, "scale.budget=20000", "launcher.workers=1", "launcher.threads=1", "experiment.rows.drl=null"]
-    arguments += ["experiment.rows.short_run=null", "experiment.rows.real=null", "experiment.rows.noise=null"]
+    arguments += [f"experiment.rows.{row}=null" for row in ("drl_as_released", "short_run", "real", "noise")]
     undisturbed, disturbed = tmp_path / "a", tmp_path / "b"
     assert command(*arguments, *folders(undisturbed)).returncode == 0
     process = subprocess.Popen(
@@ -226,7 +226,7 @@ def test_a_command_ends_when_its_seconds_are_over(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_what_was_left_to_a_queue_is_collected_later(tmp_path: Path) -> None:
     pytest.importorskip("submitit")
-    others = [f"experiment.rows.{row}=null" for row in ("drl", "short_run", "real", "noise")]
+    others = [f"experiment.rows.{row}=null" for row in ("drl", "drl_as_released", "short_run", "real", "noise")]
     queue = ["launcher=slurm", "launcher.cluster=local", f"launcher.logs={tmp_path}/logs", "device=cpu"]
     line = [*TINY, *folders(tmp_path), *others, *queue]
     assert main([*line, "--detach"]) == 0
@@ -247,7 +247,8 @@ def test_the_table_is_the_same_through_every_engine(
     """Also where all paths are relative to the folder that the command is called in."""
     pytest.importorskip({"ray": "ray", "slurm": "submitit"}[launcher])
     own = ["launcher.cluster=local", "launcher.workers=2", f"launcher.logs={tmp_path}/logs"]
-    line = [*TINY, "scale.seeds=[0,1]", "device=cpu", "experiment.rows.drl=null", "experiment.rows.noise=null"]
+    others = [f"experiment.rows.{row}=null" for row in ("drl", "drl_as_released", "noise")]
+    line = [*TINY, "scale.seeds=[0,1]", "device=cpu", *others]
     monkeypatch.chdir(tmp_path)
     assert main([*line, *folders(Path("local"))]) == 0
     assert main([*line, *folders(Path(launcher)), f"launcher={launcher}", *own[: 3 * (launcher == "slurm")]]) == 0
@@ -330,7 +331,7 @@ def test_a_truncated_checkpoint_is_named_and_nothing_is_lost(
     line = [
         *TINY,
         *folders(tmp_path),
-        *(f"experiment.rows.{row}=null" for row in ("drl", "short_run", "real", "noise")),
+        *(f"experiment.rows.{row}=null" for row in ("drl", "drl_as_released", "short_run", "real", "noise")),
     ]
     assert main(line) == 0
     weights = next((tmp_path / "runs" / "digits" / "cdrl").rglob("seed0/checkpoint-*.safetensors"))

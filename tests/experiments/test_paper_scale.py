@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
+from baselines.drl import drl_settings, released_network
+from cdrl.learner import Optimisation
 from cdrl.method import Batch
-from cdrl.recipe import ImageShape
+from cdrl.noise import linear_beta
+from cdrl.recipe import CooperativeRecipe, ImageShape
 from experiments import configuration, methods
 from experiments.__main__ import main
 from experiments.plan import make_plan
@@ -23,6 +27,7 @@ from tests.cdrl.released_networks import released_file
 from tests.cdrl.test_released import GOLDEN
 
 CIFAR = ImageShape(size=32, channels=3)
+SCHEDULE = linear_beta()
 
 
 def row_method(row: str, *overrides: str) -> dict[str, Any]:
@@ -30,11 +35,43 @@ def row_method(row: str, *overrides: str) -> dict[str, Any]:
     return dict(next(one.evaluations[0].run_settings.method for one in plan.rows if one.id == row))
 
 
-@pytest.mark.parametrize(("row", "millions"), [("cdrl", 34.83), ("cdrl_large", 139.0), ("drl", 34.83)])
+@pytest.mark.parametrize(
+    ("row", "millions"), [("cdrl", 34.83), ("cdrl_large", 139.0), ("drl", 34.83), ("drl_as_released", 34.83)]
+)
 def test_energy_networks_of_the_papers_rows(row: str, millions: float) -> None:
     method = methods.recipe(row_method(row)).build(CIFAR, device="meta")
     energy = method.learners["energy"].network
     assert sum(p.numel() for p in energy.parameters()) / 1e6 == pytest.approx(millions, abs=0.5)
+
+
+def test_drl_as_released_has_the_release_s_settings() -> None:
+    recipe = methods.recipe(row_method("drl_as_released"))
+    assert isinstance(recipe, CooperativeRecipe)
+    assert replace(recipe.settings, schedule=SCHEDULE) == replace(drl_settings(), schedule=SCHEDULE)
+    assert recipe.settings.schedule.name == "linear_beta"
+    assert recipe.optimisation == Optimisation(
+        learning_rate=1e-4,
+        betas=[0.9, 0.999],  # type: ignore[arg-type]  # as files have it
+        epsilon=1e-7,
+        epsilon_corrected=False,
+        warm_up=1000,
+        warm_up_start=0,
+        clip=None,
+        ema=0.999,
+        ema_ramp=None,
+        power_iterations=33,
+    )
+    assert (recipe.initializer, recipe.batch_size, recipe.numbered_levels) == (None, 256, True)
+    network = {name: value for name, value in released_network().items() if name != "levels"}
+    assert recipe.energy.items() >= network.items()
+
+
+@pytest.mark.parametrize("row", ["drl", "drl_as_released"])
+def test_a_thousand_levels_can_be_asked_for(row: str) -> None:
+    """DRL's published T1k rows; whatever their length, they are planned like any other."""
+    recipe = methods.recipe(row_method(row, f"methods.{row}.levels=1000", f"methods.{row}.chain.steps=0"))
+    assert isinstance(recipe, CooperativeRecipe)
+    assert recipe.settings.schedule.levels == 1000
 
 
 @pytest.mark.slow
