@@ -1,11 +1,13 @@
 """One measured number with everything it is about, in columns of its own: nothing is ever encoded in a name.
 
-Also the columns of cells.csv, in which numbers of several seeds become one, and the interval over them.
+Also the columns of cells.csv, in which numbers of several seeds become one; the interval over them; and the test of a
+difference, without which none is claimed.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -15,11 +17,16 @@ from numpy.typing import ArrayLike, NDArray
 ABOUT = ("level", "steps", "weight", "against", "mask", "image_size", "variant")
 """Columns that tell apart the numbers of one row and metric."""
 COLUMNS = (
-    "experiment", "scale", "row", "dataset", "metric", "protocol", *ABOUT, "value", "low", "high", "seeds", "samples",
-    "published", "published_status", "verdict", "grad_evals", "train_seconds", "sample_seconds", "device", "commit",
-    "runs", "label", "method", "budget", "note",
+    "experiment", "scale", "row", "dataset", "metric", "protocol", *ABOUT, "value", "low", "high", "seeds", "diverged",
+    "samples", "published", "published_status", "verdict", "updates", "train_cost", "grad_evals", "train_seconds",
+    "sample_seconds", "chain_steps", "sampling_steps", "step_variance", "device", "commit", "runs", "values", "label",
+    "method", "note",
 )  # fmt: skip
-"""Of cells.csv."""
+"""Of cells.csv. ``values`` has a number for each of ``runs``, in their order: NaN for one that diverged."""
+LEVEL = 0.05
+"""Of every test; intervals hold 1 − `LEVEL`."""
+_ROUNDING = 1e-12
+"""Of numbers this close to each other, relative to their size, none is larger."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,13 +80,107 @@ class Measurement:
         return {name: value for name, value in asdict(self).items() if value != defaults[name]}
 
 
-def interval(values: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and 95 % Student-t interval over the first axis, ``(seeds, *)`` → three ``(*)``; NaN bounds for one seed."""
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """The mean difference of two rows, and whether it is one.
+
+    Attributes:
+        value: the mean difference.
+        low, high: its 95 % interval.
+        p: of "there is no difference", two-sided, in 0 … 1.
+        test: "paired, 3 seeds" or "Welch, 3 and 5 seeds".
+    """
+
+    value: float
+    low: float
+    high: float
+    p: float
+    test: str
+
+    @property
+    def shown(self) -> bool:
+        """Whether the test tells the rows apart."""
+        return self.p < LEVEL
+
+
+def interval(
+    values: ArrayLike, bounds: tuple[float, float] = (-math.inf, math.inf)
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and 95 % interval of the mean over the first axis, ``(seeds, *)`` → three ``(*)``; NaN for one seed.
+
+    Student's t, for the mean m with standard error e on the scale g that has no limits:
+
+        g(m) ± t · e · g'(m),  taken back,   g(x) = x, log(x − a), −log(b − x) or log(x − a)/(b − x)
+
+    for a quantity without limits, above ``a``, below ``b``, or between (the delta method). So the interval never leaves
+    the range and always holds the mean. Neither is true of its rivals: a clipped interval ends where no number can
+    be or claims a limit to be reached, and one of transformed values is about another mean and has no value for a seed
+    at the limit. Far from the limits it is the plain t-interval; equal values have an interval of no width.
+
+    Args:
+        values: finite, at least one seed.
+        bounds: the smallest and the largest value possible; rounding may put a value outside, and moves them there.
+    """
     from scipy import stats  # where it is needed: what reads measurements starts without it
 
     array = np.asarray(values, dtype=np.float64)
     mean = array.mean(axis=0)
     if len(array) < 2:
         return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
-    half = stats.t.ppf(0.975, len(array) - 1) * array.std(axis=0, ddof=1) / math.sqrt(len(array))
-    return mean, mean - half, mean + half
+    half = stats.t.ppf(1 - LEVEL / 2, len(array) - 1) * array.std(axis=0, ddof=1) / math.sqrt(len(array))
+    half = np.where(np.ptp(array, axis=0) <= _ROUNDING * np.abs(mean), 0.0, half)
+
+    # Distances to the limits become so many times larger or smaller: a factor of exp(h/r) on either side, where the
+    # scale's derivative 1/r is that of log, or of logit.
+    above = mean - np.minimum(bounds[0], array.min(axis=0))
+    below = np.maximum(bounds[1], array.max(axis=0)) - mean
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        if math.isinf(bounds[0]) and math.isinf(bounds[1]):
+            low, high = mean - half, mean + half
+        elif math.isinf(bounds[1]):
+            factor = np.exp(half / above)
+            low, high = mean - above + above / factor, mean - above + above * factor
+        elif math.isinf(bounds[0]):
+            factor = np.exp(half / below)
+            low, high = mean + below - below * factor, mean + below - below / factor
+        else:
+            width = above + below
+            factor = np.exp(half * width / (above * below))
+            low = mean - above + width * above / (above + below * factor)
+            high = mean + below - width * below / (below + above * factor)
+    return mean, np.where(half > 0, low, mean), np.where(half > 0, high, mean)
+
+
+def difference(
+    ours: Mapping[int, float], theirs: Mapping[int, float], bounds: tuple[float, float] = (-math.inf, math.inf)
+) -> Difference | None:
+    """Ours minus theirs, with a 95 % interval and a t-test: paired by seed where two or more seeds are shared, else
+    Welch's. None where neither is possible: a single seed says nothing about a difference.
+
+    Args:
+        ours, theirs: seed → finite value.
+        bounds: of the quantity; a difference is within their distance.
+    """
+    from scipy import stats
+
+    shared = sorted(set(ours) & set(theirs))
+    if len(shared) >= 2:
+        changes = np.array([ours[seed] - theirs[seed] for seed in shared])
+        size = max(abs(theirs[seed]) for seed in shared)
+        value, error, freedom = float(changes.mean()), float(stats.sem(changes)), len(shared) - 1.0
+        test = f"paired, {len(shared)} seeds"
+    elif min(len(ours), len(theirs)) >= 2:
+        first, second = np.array(list(ours.values())), np.array(list(theirs.values()))
+        size = float(np.abs(second).max())
+        parts = np.array([first.var(ddof=1) / len(first), second.var(ddof=1) / len(second)])
+        value, error = float(first.mean() - second.mean()), math.sqrt(parts.sum())
+        weights = parts**2 / np.array([len(first) - 1, len(second) - 1])
+        freedom = float(parts.sum() ** 2 / weights.sum()) if error else 1.0
+        test = f"Welch, {len(first)} and {len(second)} seeds"
+    else:
+        return None
+    if error <= _ROUNDING * size:  # nothing random in either
+        return Difference(value=value, low=value, high=value, p=float(abs(value) <= _ROUNDING * size), test=test)
+    half, most = float(stats.t.ppf(1 - LEVEL / 2, freedom)) * error, bounds[1] - bounds[0]
+    p = 2 * float(stats.t.sf(abs(value) / error, freedom))
+    return Difference(value=value, low=max(value - half, -most), high=min(value + half, most), p=p, test=test)
