@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from experiments.measurement import interval
+from experiments.measurement import difference
 from experiments.metrics import metric
 from experiments.report import style
 from experiments.report.figures.common import bars_with_intervals, curve_of_cells, effect_plot
@@ -33,17 +35,26 @@ def draw(study: Study) -> dict[str, Figure | None]:
 
 
 def effects(study: Study, protocol: str) -> Figure | None:
-    """Each comparison as the mean difference of ln FD between settings of equal seed; left of zero is better."""
-    by_seed = {str(cell["row"]): study.seed_values(cell) for _, cell in study.measured("fd", protocol).iterrows()}
-    values = {row: np.log(seeds) for row, seeds in by_seed.items() if len(seeds) == len(study.seeds(row))}
-    known = {label: rows for label, rows in comparisons().items() if set(rows) <= set(values)}
-    if not known:
+    """Each comparison as the mean difference of ln FD between settings of equal seed; left of zero is better.
+
+    A row of which a run diverged is compared with none.
+    """
+    by_seed = {str(cell["row"]): study.by_seed(cell) for _, cell in study.measured("fd", protocol).iterrows()}
+    logs = {
+        row: {seed: math.log(value) for seed, value in values.items()}
+        for row, values in by_seed.items()
+        if len(values) == len(study.seeds(row))
+    }
+    pairs = {label: rows for label, rows in comparisons().items() if set(rows) <= set(logs)}
+    tests = {label: difference(logs[after], logs[before]) for label, (before, after) in pairs.items()}
+    shown = {label: test for label, test in tests.items() if test}
+    if not shown:
         return None
-    differences = np.stack([values[after] - values[before] for before, after in known.values()], axis=1)
-    figure, axes = style.figure(width=6.6, height=0.8 + 0.28 * len(known))
-    methods = ["drl" if before == "none" else "cdrl" for before, _ in known.values()]
+    figure, axes = style.figure(width=6.6, height=0.8 + 0.28 * len(shown))
+    methods = ["drl" if pairs[label][0] == "none" else "cdrl" for label in shown]
+    bounds = zip(*((test.value, test.low, test.high) for test in shown.values()), strict=True)
     xlabel = f"Change of ln FD ({protocol}), paired by seed; below 0 is better"
-    effect_plot(axes, list(known), *interval(differences), methods=methods, xlabel=xlabel)
+    effect_plot(axes, list(shown), *bounds, methods=methods, xlabel=xlabel)
     return figure
 
 
@@ -72,7 +83,7 @@ def gradients(study: Study) -> Figure | None:
     figure, axes = style.figure(width=5.0, height=3.0)
     for variant, method in (("shared noise", "cdrl"), ("independent noise", "drl")):
         chosen = cells[cells["variant"] == variant]
-        curve_of_cells(axes, chosen, "level", label=variant, method=method, positive=True)
+        curve_of_cells(axes, chosen, "level", label=variant, method=method)
     style.logarithmic(axes, "y")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="Level", ylabel="Variance of the gradient / squared mean")
