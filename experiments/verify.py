@@ -50,10 +50,10 @@ _SHOWN = 5
 _NUMBER = r"[-−+]?\d[\d,]*(?:\.\d+)?"
 _MARKED = re.compile(
     rf"(?P<value>{_NUMBER})(?: \[(?P<low>{_NUMBER}), (?P<high>{_NUMBER})\])?(?:, p (?P<sign>[=<]) (?P<p>\d\.\d+))?"
-    r"\W{0,2}(?P<unit> ?%| ms| s| nats)?\W{0,2}<!-- = (?P<what>[^>]+?) -->"
+    r"[*_]{0,2}(?P<unit> ?%| ms| s| nats)?[*_]{0,2}<!-- = (?P<what>[^>]+?) -->"
 )
 _UNMARKED = re.compile(r"\d+\.\d+|\d+ ?%")
-_NO_RESULT = re.compile(rf"{_NUMBER}(?: ?%)?\W{{0,2}}<!-- not measured -->")
+_NO_RESULT = re.compile(rf"{_NUMBER}(?: ?%)?[*_]{{0,2}}<!-- not measured -->")
 _SKIPPED = re.compile(r"```.*?```|`[^`\n]*`|!\[[^\]]*\]|\]\([^)]*\)|95 % interval|≥ \d+\.\d+|<!--.*?-->", re.DOTALL)
 _TABLE = re.compile(r"<!-- table: (?P<folder>[^ >]+) -->\n+(?P<lines>(?:\|.*\n)+)")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -25,7 +26,7 @@ def draw(study: Study) -> dict[str, Figure | None]:
     style.logarithmic(axes, "x")
     from_drl = {"none", *SWITCHES}  # bars have the colour of the method that a setting departs from
     bars_with_intervals(
-        axes, list(cells["label"]), cells["value"], cells["low"], cells["high"],
+        axes, _labels(cells), cells["value"], cells["low"], cells["high"],
         methods=["drl" if row in from_drl else "cdrl" for row in cells["row"]],
         dots=[study.seed_values(cell) for _, cell in cells.iterrows()], xlabel=metric("fd").axis(protocol),
     )  # fmt: skip
@@ -37,9 +38,11 @@ def draw(study: Study) -> dict[str, Figure | None]:
 def effects(study: Study, protocol: str) -> Figure | None:
     """Each comparison as the mean difference of ln FD between settings of equal seed; left of zero is better.
 
-    A row of which a run diverged is compared with none.
+    A row of which a run diverged is compared with none. Where rows differ in their chain's K too, the label says so.
     """
-    by_seed = {str(cell["row"]): study.by_seed(cell) for _, cell in study.measured("fd", protocol).iterrows()}
+    cells = study.measured("fd", protocol)
+    by_seed = {str(cell["row"]): study.by_seed(cell) for _, cell in cells.iterrows()}
+    steps = dict(zip(cells["row"], cells["chain_steps"], strict=True))
     logs = {
         row: {seed: math.log(value) for seed, value in values.items()}
         for row, values in by_seed.items()
@@ -54,8 +57,20 @@ def effects(study: Study, protocol: str) -> Figure | None:
     methods = ["drl" if pairs[label][0] == "none" else "cdrl" for label in shown]
     bounds = zip(*((test.value, test.low, test.high) for test in shown.values()), strict=True)
     xlabel = f"Change of ln FD ({protocol}), paired by seed; below 0 is better"
-    effect_plot(axes, list(shown), *bounds, methods=methods, xlabel=xlabel)
+    labels = []
+    for label in shown:
+        before, after = (steps[row] for row in pairs[label])
+        labels.append(f"{label}, K {before:g} → {after:g}" if before != after and before > 0 and after > 0 else label)
+    effect_plot(axes, labels, *bounds, methods=methods, xlabel=xlabel)
     return figure
+
+
+def _labels(cells: pd.DataFrame) -> list[str]:
+    """Each row's label, with its K and its updates where these differ between rows."""
+    columns = {"chain_steps": "K = {:g}", "updates": "{:,.0f} updates"}
+    told = {name: text for name, text in columns.items() if cells[name].nunique() > 1}
+    facts = [[text.format(cell[name]) for name, text in told.items() if cell[name] > 0] for _, cell in cells.iterrows()]
+    return [", ".join([label, *more]) for label, more in zip(cells["label"], facts, strict=True)]
 
 
 def comparisons() -> dict[str, tuple[str, str]]:

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from experiments.metrics import metric
 from experiments.report import style
 from experiments.report.study import Study
-from experiments.report.tables import difference_text
+from experiments.report.tables import difference_text, significant
 
 _COSTS = {"grad_evals": "Energy-gradient evaluations per sample", "milliseconds": "Milliseconds per sample"}
 
@@ -67,4 +67,5 @@ def verdict(study: Study, cells: pd.DataFrame) -> str:
 
 def _fact(name: str, cell: pd.Series) -> str:
     """As in "CDRL, K = 3: 12.2 in 2.5 ms"."""
-    return f"{name and name + ', '}K = {cell['steps']:g}: {cell['value']:.3g} in {cell['milliseconds']:.2g} ms"
+    score, milliseconds = significant(cell["value"], 3), significant(cell["milliseconds"], 2)
+    return f"{name and name + ', '}K = {cell['steps']:g}: {score} in {milliseconds} ms"
