@@ -6,14 +6,11 @@
 
 (Song et al. 2021, eq. 12 and 16: η = 0 is DDIM, η = 1 ancestral sampling.)
 
-Cost. The suite counts energy-gradient evaluations: one is a forward and an input-backward pass of the energy network,
-2 F_energy FLOPs. A training image costs the U-Net a forward and a full backward pass, 3 F_unet, and a sampling step
-F_unet. Both F are *counted* on the meta device; the ratio enters as it is, not rounded.
+It has no energy: what it spends is counted in gradients of the energy network that it is compared with (`cdrl.cost`).
 """
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -21,17 +18,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor
 
-from cdrl import randomness
+from cdrl import cost, randomness
 from cdrl.conditions import Condition
 from cdrl.errors import UserError
 from cdrl.fast import Engine
 from cdrl.learner import Learner, Optimisation
-from cdrl.method import Meters, Method
+from cdrl.method import Batch, Meters, Method
 from cdrl.networks import EnergyNet, Initializer
 from cdrl.noise import per_image
+from cdrl.randomness import Draws
 from cdrl.recipe import ImageShape, Recipe, network
 from cdrl.sampler import index_batches
 
@@ -98,7 +95,7 @@ class DDPM(Method):
         iterations: planned length of the run.
     """
 
-    METERS = ("noise_error", "network_grad")
+    METERS = ("noise_error",)
 
     def __init__(
         self,
@@ -113,31 +110,28 @@ class DDPM(Method):
         self.network, self.settings, self.shape = network, settings, shape
         self.learners = {"network": Learner(network, optimisation)}
         self.seed, self.iterations = seed, iterations
-        self.meters = Meters(self.METERS, 1, self.device, self.dtype)
+        self.meters = Meters(self.METERS, ("network_grad",), 1, self.device, self.dtype)
         self.logsnr = settings.logsnr(self.dtype).to(self.device)
-        self.forward_share = flops(network, shape) / (2 * flops(reference, shape))
-        """One forward pass in energy-gradient evaluations."""
+        self.forward_share = cost.forward_share(network, reference, shape)
+        """One forward pass, in energy gradients."""
 
     @property
     def training_cost(self) -> float:
-        return 3 * self.forward_share
+        return cost.LEARN_NETWORK * self.forward_share
 
     @property
     def sampling_cost(self) -> float:
         return self.settings.sampling_steps * self.forward_share
 
-    def train_step(self, x0: Tensor, label: Tensor | None, iteration: int) -> None:
-        index = torch.arange(len(x0), device=x0.device)
-        step = randomness.integers(randomness.key(self.seed, "train/level", iteration), index, len(self.logsnr))
-        key = randomness.key(self.seed, "train/noise", iteration)
-        noise = randomness.normal(key, index, self.shape, self.dtype)
-        alpha, sigma = scales(self.logsnr[step])
-        self.network.train()
-        with randomness.global_generator(randomness.key(self.seed, "train/dropout", iteration), x0.device):
-            predicted = self.network(alpha * x0 + sigma * noise, self.logsnr[step])
+    def losses(self, batch: Batch, iteration: int) -> dict[str, Tensor]:
+        draws = Draws(self.seed, "train", (iteration,), batch.image_index, self.shape, self.dtype)
+        logsnr = self.logsnr[draws.integers("level", len(self.logsnr))]
+        noise, (alpha, sigma) = draws.normal("noise"), scales(logsnr)
+        noisy = alpha * batch.images + sigma * noise
+        predicted = self.network(noisy, logsnr, dropout=self.network.dropout_masks(draws))
         error = (predicted - noise).square().mean(dim=(1, 2, 3))
-        norm = self.learners["network"].descend(error.mean(), iteration, self.iterations)
-        self.meters.add(torch.zeros_like(index), noise_error=error, network_grad=norm.expand(len(x0)))
+        self.meters.add(torch.zeros_like(batch.image_index), noise_error=error)
+        return {"network": error.mean()}
 
     @torch.no_grad()
     def sample(
@@ -184,14 +178,6 @@ def denoise(
         fresh = randomness.normal(randomness.key(seed, "sample/noise", k), index, shape, logsnr.dtype)
         x = lower_alpha * clean + (lower_sigma.square() - spread.square()).clamp(min=0).sqrt() * left + spread * fresh
     return clean
-
-
-def flops(network: nn.Module, shape: tuple[int, int, int]) -> int:
-    """Floating-point operations of one forward pass on one image, counted on the meta device (nothing is computed)."""
-    shadow = copy.deepcopy(network).to("meta", torch.float32).eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        shadow(torch.empty(2, *shape, device="meta"), torch.empty(2, device="meta"))  # GroupNorm refuses single values
-    return counter.get_total_flops() // 2
 
 
 @dataclass(frozen=True, kw_only=True)

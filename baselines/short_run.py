@@ -16,16 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdrl import langevin, randomness
+from cdrl import cost
 from cdrl.conditions import Condition
 from cdrl.errors import UserError
 from cdrl.fast import EAGER, Engine
-from cdrl.langevin import Coefficients
+from cdrl.langevin import Chain, Coefficients, Refined
 from cdrl.learner import Learner, Optimisation
-from cdrl.method import Meters, Method, rms
+from cdrl.method import Batch, Meters, Method, rms
 from cdrl.networks import EnergyNet, FrozenEnergy
 from cdrl.networks.energy import energies, freeze
-from cdrl.networks.spectral import iterate_all
+from cdrl.randomness import Draws
 from cdrl.recipe import ImageShape, Recipe, network
 from cdrl.sampler import index_batches
 
@@ -57,7 +57,7 @@ class ShortRunSettings:
 class ShortRun(Method):
     """See the module's docstring; arguments as in `cdrl.cooperative.Cooperative`."""
 
-    METERS = ("energy_gap", "displacement", "gradient_norm", "energy_grad")
+    METERS = ("energy_gap", "displacement", "gradient_norm")
 
     def __init__(
         self,
@@ -72,39 +72,36 @@ class ShortRun(Method):
         self.learners = {"energy": Learner(energy_net, optimisation)}
         self.seed, self.iterations, self.engine = seed, iterations, engine
         self._values = engine.prepare(energies)
-        self.meters = Meters(self.METERS, 1, self.device, self.dtype)
+        self.meters = Meters(self.METERS, ("energy_grad",), 1, self.device, self.dtype)
         self.logsnr = -2.0 * math.log(settings.data_noise)
         self._level = torch.full((1,), self.logsnr, device=self.device, dtype=self.dtype)
         self.shape = energy_net.shape
 
     @property
     def training_cost(self) -> int:
-        return self.settings.steps + 2
+        return self.settings.steps + cost.LEARN_ENERGY
 
     @property
     def sampling_cost(self) -> int:
         return self.settings.steps
 
-    def train_step(self, x0: Tensor, label: Tensor | None, iteration: int) -> None:
-        index = torch.arange(len(x0), device=x0.device)
-        key = randomness.key(self.seed, "train/data", iteration)
-        positive = x0 + self.settings.data_noise * randomness.normal(key, index, self.shape, self.dtype)
-        iterate_all(self.energy_net)
-        start = self._start(randomness.key(self.seed, "train/start", iteration), index)
+    def losses(self, batch: Batch, iteration: int) -> dict[str, Tensor]:
+        self.energy_net.check_images(batch.images)
+        draws = Draws(self.seed, "train", (iteration,), batch.image_index, self.shape, self.dtype)
+        positive = batch.images + self.settings.data_noise * draws.normal("data")
         weights = self.energy_net.weights()
         context = self.energy_net.context(weights, self._level)
-        refined = self._chain(freeze(weights, context), start, index, "train/chain", iteration)
+        start = self._start(draws)
+        refined = self._chain(freeze(weights, context), start, draws)
         values = self._values(torch.cat((positive, refined.y)), weights, context)
-        gap = values[: len(x0)] - values[len(x0) :]
-        loss = -gap.mean() + self.settings.energy_weight * values.square().mean()
-        norm = self.learners["energy"].descend(loss, iteration, self.iterations)
+        gap = values[: len(positive)] - values[len(positive) :]
         self.meters.add(
-            torch.zeros_like(index),
+            torch.zeros_like(batch.image_index),
             energy_gap=gap,
             displacement=rms(refined.y - start),
             gradient_norm=rms(refined.gradient),
-            energy_grad=norm.expand(len(x0)),
         )
+        return {"energy": -gap.mean() + self.settings.energy_weight * values.square().mean()}
 
     @torch.no_grad()
     def sample(
@@ -117,25 +114,22 @@ class ShortRun(Method):
         energy = network.frozen(network.weights(), self._level)
         for index in index_batches(n, batch_size, first):
             index = index.to(self.device)
-            start = self._start(randomness.key(seed, "sample/start"), index)
-            yield self._chain(energy, start, index, "sample/chain", 0, seed).y.clamp(-1.0, 1.0)
+            start = self._start(Draws(seed, "sample", (), index, self.shape, self.dtype))
+            walked = self._chain(energy, start, Draws(seed, "sample", (0,), index, self.shape, self.dtype))
+            yield walked.y.clamp(-1.0, 1.0)
 
-    def _start(self, key: int, index: Tensor) -> Tensor:
-        return 2.0 * randomness.uniform(key, index, self.shape, self.dtype) - 1.0
+    def _start(self, draws: Draws) -> Tensor:
+        return 2.0 * draws.uniform("start", self.shape) - 1.0
 
-    def _chain(
-        self, energy: FrozenEnergy, start: Tensor, index: Tensor, purpose: str, counter: int, seed: int | None = None
-    ) -> langevin.Refined:
+    def _chain(self, energy: FrozenEnergy, start: Tensor, draws: Draws) -> Refined:
         settings, zero = self.settings, start.new_zeros(len(start), 1, 1, 1)
-        chain = langevin.Chain(
+        chain = Chain(
             energy=energy,
             start=start,
             anchor=start,
             constants=Coefficients(start.new_full((), settings.gain), zero, zero + settings.step_noise),
-            streams=randomness.keys(
-                self.seed if seed is None else seed, purpose, counter, count=settings.steps, device=start.device
-            ),
-            image_index=index,
+            streams=draws.streams("chain", settings.steps),
+            image_index=draws.index,
         )
         return self.engine.refine(chain)
 

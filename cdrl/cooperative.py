@@ -4,30 +4,33 @@
     initializer    minimise  mean_i |ỹ_i − ŷ_i|²
 
 The initializer learns from the same refined samples as the energy net: it teaches itself to jump where the chain
-would walk. Every departure from this (DRL's, the ablations', the released code's quirks) is a field of `Settings`.
+would walk. Every departure from this (DRL's, the ablations', the released code's quirks) is a field of `Settings` or
+of `cdrl.learner.Optimisation`; `cdrl.released` has the release's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from cdrl import langevin, randomness
+from cdrl import cost
 from cdrl.conditions import NULL_LABEL, Condition
 from cdrl.ema import SPECTRAL_MODES
 from cdrl.errors import UserError
 from cdrl.fast import EAGER, Engine
 from cdrl.langevin import Langevin
 from cdrl.learner import Learner, Optimisation
-from cdrl.method import Meters, Method, rms
+from cdrl.method import Batch, Meters, Method, rms
 from cdrl.networks import EnergyNet, Initializer
 from cdrl.networks.energy import Context, Weights, energies, freeze
-from cdrl.networks.spectral import iterate_all
-from cdrl.noise import NoiseSchedule, cosine_logsnr, independent_pair, per_image, shared_noise_pair
+from cdrl.noise import NoiseSchedule, cosine_logsnr
+from cdrl.randomness import Draws
 from cdrl.sampler import LAST_DENOISE, Sampler
+from cdrl.transition import Transitions
 
 INITIALIZER_TARGETS = ("noisy", "mean")
 
@@ -88,17 +91,9 @@ class Cooperative(Method):
         UserError: the two networks know different channels or classes.
     """
 
-    METERS = (
-        "energy_gap",
-        "displacement",
-        "gradient_norm",
-        "proposal_error",
-        "refined_error",
-        "energy_grad",
-        "initializer_grad",
-    )
+    METERS = ("energy_gap", "displacement", "gradient_norm", "proposal_error", "refined_error")
     """Per level: mean gap f(y⁺) − f(ỹ); RMS over pixels of the chain's move, of its last gradient, and of the distance
-    to the data pair's y⁺ before (noisy proposal) and after refinement; the two networks' gradient norms."""
+    to the data pair's y⁺ before (noisy proposal) and after refinement. Then each network's gradient norm."""
 
     def __init__(
         self,
@@ -123,48 +118,52 @@ class Cooperative(Method):
         self._values = engine.prepare(energies)
         self._proposal_mean = engine.prepare(initializer) if initializer is not None else None
         self.schedule = settings.schedule.to(self.device, self.dtype)
-        self.meters = Meters(self.METERS, settings.schedule.levels + 1, self.device, self.dtype)
+        self.transitions = Transitions(self.schedule, settings.chain, settings.shared_noise)
+        norms = tuple(f"{name}_grad" for name in self.learners)
+        self.meters = Meters(self.METERS, norms, settings.schedule.levels + 1, self.device, self.dtype)
 
     @property
-    def training_cost(self) -> int:
-        return self.settings.chain.steps + 2
+    def training_cost(self) -> float:
+        return self.settings.chain.steps + cost.LEARN_ENERGY + cost.LEARN_NETWORK * self._forward_share
 
     @property
-    def sampling_cost(self) -> int:
+    def sampling_cost(self) -> float:
         chain = self.settings.sampling or self.settings.chain
-        return self.schedule.levels * chain.steps + (self.settings.last_denoise != "none")
+        last = self.settings.last_denoise != "none"
+        return self.schedule.levels * (chain.steps + self._forward_share) + last
 
-    def train_step(self, x0: Tensor, label: Tensor | None, iteration: int) -> None:
-        self.energy_net.check_images(x0)
+    @cached_property
+    def _forward_share(self) -> float:
+        """One proposal, in energy gradients."""
+        if self.initializer is None:
+            return 0.0
+        return cost.forward_share(self.initializer, self.energy_net, self.shape)
+
+    def losses(self, batch: Batch, iteration: int) -> dict[str, Tensor]:
+        self.energy_net.check_images(batch.images)
+        draws = Draws(self.seed, "train", (iteration,), batch.image_index, self.shape, self.dtype)
 
         # Pair.
-        index = torch.arange(len(x0), device=x0.device)
-        level = 1 + randomness.integers(self._key("level", iteration), index, self.schedule.levels)
-        label = self._label_dropout(label, index, iteration)
-        lower, upper = self._pair(x0, level, index, iteration)
-        positive = per_image(self.schedule.scale[level]) * lower
+        level = 1 + draws.integers("level", self.schedule.levels)
+        label = self._label_dropout(batch.labels, draws)
+        lower, upper = self.transitions.pair(batch.images, level, draws)
+        positive = self.transitions.scaled(lower, level)
 
         # Proposal.
-        mean, proposal = self._propose(upper, level, label, index, iteration)
+        mean, proposal = self._propose(upper, level, label, draws)
 
-        # Chain. The one power iteration comes first: chain, positive and negative pass share its result.
-        iterate_all(self.energy_net)
+        # Chain.
         weights = self.energy_net.weights()
         context = self._context(weights, level, label)
-        steps = self.settings.chain.steps
-        chain = langevin.Chain(
-            energy=freeze(weights, context),
-            start=proposal,
-            anchor=upper,
-            constants=langevin.coefficients(self.schedule, level, self.settings.chain),
-            streams=randomness.keys(self.seed, "train/chain", iteration, count=steps, device=x0.device),
-            image_index=index,
-        )
-        refined = self.engine.refine(chain)
+        walk = self.transitions.walk(freeze(weights, context), proposal, upper, level, draws)
+        refined = self.engine.refine(walk)
 
-        # Two losses.
-        gap, energy_norm = self._learn_energy(weights, context, refined.y, positive, level, iteration)
-        initializer_norm = self._learn_initializer(mean, proposal, refined.y, iteration)
+        # Two losses: the energy's positive and negative images are one batch.
+        gap = energy_gap(self._values, weights, context, positive, refined.y)
+        losses = {"energy": self.transitions.energy_loss(gap, level)}
+        if self.initializer is not None:
+            start = proposal if self.settings.initializer_target == "noisy" else mean
+            losses["initializer"] = (refined.y - start).square().sum(dim=(1, 2, 3)).mean()
 
         self.meters.add(
             level,
@@ -173,14 +172,19 @@ class Cooperative(Method):
             gradient_norm=rms(refined.gradient),
             proposal_error=rms(proposal - positive),
             refined_error=rms(refined.y - positive),
-            energy_grad=energy_norm.expand(len(x0)),
-            initializer_grad=initializer_norm.expand(len(x0)),
         )
+        return losses
 
-    def sampler(self, live: bool = False) -> Sampler:
-        """A sampler on the averaged weights, or on the ``live`` ones; good until the next step of training."""
+    def sampler(self, settings: Settings | None = None, live: bool = False) -> Sampler:
+        """A sampler on the averaged weights as they are now, or on the ``live`` ones, which go on changing.
+
+        Args:
+            settings: others than the method's: what they say of sampling counts.
+            live: take the live weights.
+        """
+        settings = settings or self.settings
         networks = {
-            name: learner.network.eval() if live else learner.ema.synchronised(self.settings.spectral_ema)
+            name: learner.network.eval() if live else learner.ema.synchronised(settings.spectral_ema)
             for name, learner in self.learners.items()
         }
         energy_net, initializer = networks["energy"], networks.get("initializer")
@@ -189,11 +193,11 @@ class Cooperative(Method):
         return Sampler(
             energy_net=energy_net,
             initializer=initializer,
-            schedule=self.settings.schedule,
+            schedule=settings.schedule,
             shape=self.shape,
-            chain=self.settings.sampling or self.settings.chain,
-            shared_noise=self.settings.shared_noise,
-            last_denoise=self.settings.last_denoise,
+            chain=settings.sampling or settings.chain,
+            shared_noise=settings.shared_noise,
+            last_denoise=settings.last_denoise,
             engine=self.engine,
         )
 
@@ -202,37 +206,19 @@ class Cooperative(Method):
     ) -> Iterator[Tensor]:
         return self.sampler().batches(n, seed, condition, batch_size, first)
 
-    def _key(self, purpose: str, iteration: int) -> int:
-        return randomness.key(self.seed, f"train/{purpose}", iteration)
-
-    def _noise(self, purpose: str, index: Tensor, iteration: int) -> Tensor:
-        return randomness.normal(self._key(purpose, iteration), index, self.shape, self.dtype)
-
-    def _label_dropout(self, label: Tensor | None, index: Tensor, iteration: int) -> Tensor | None:
+    def _label_dropout(self, label: Tensor | None, draws: Draws) -> Tensor | None:
         """The labels, some of them replaced by the null label; None where the network is unconditional."""
         if label is None or not self.energy_net.classes:
             return None
-        dropped = randomness.uniform(self._key("label", iteration), index) < self.settings.label_dropout
-        return torch.where(dropped, NULL_LABEL, label)
+        return torch.where(draws.uniform("label") < self.settings.label_dropout, NULL_LABEL, label)
 
-    def _pair(self, x0: Tensor, level: Tensor, index: Tensor, iteration: int) -> tuple[Tensor, Tensor]:
-        """(x_{t−1}, x_t) of the images, each ``(B, C, H, W)``."""
-        noise = self._noise("pair", index, iteration)
-        if self.settings.shared_noise:
-            return shared_noise_pair(self.schedule, x0, level, noise)
-        return independent_pair(self.schedule, x0, level, noise, self._noise("posterior", index, iteration))
-
-    def _propose(
-        self, upper: Tensor, level: Tensor, label: Tensor | None, index: Tensor, iteration: int
-    ) -> tuple[Tensor, Tensor]:
+    def _propose(self, upper: Tensor, level: Tensor, label: Tensor | None, draws: Draws) -> tuple[Tensor, Tensor]:
         """The initializer's mean, with its history, and the noisy proposal that the chain starts from."""
         if self.initializer is None or self._proposal_mean is None:
             return upper, upper
-        self.initializer.train()
-        with randomness.global_generator(self._key("dropout", iteration), upper.device):
-            mean = self._proposal_mean(upper, self.schedule.logsnr[level], label)
-        noise = self._noise("proposal", index, iteration)
-        return mean, mean + per_image(self.schedule.proposal_std[level]) * noise
+        dropout = self.initializer.dropout_masks(draws)
+        mean = self._proposal_mean(upper, self.schedule.logsnr[level], label, dropout)
+        return mean, self.transitions.proposal(mean, level, draws)
 
     def _context(self, weights: Weights, level: Tensor, label: Tensor | None) -> Context:
         """What the energy is told of each image; without labels the T lower levels are all there is to compute."""
@@ -243,24 +229,20 @@ class Cooperative(Method):
         chosen = (level[:, None] - 1 == lower).to(logsnr.dtype)
         return self.energy_net.context(weights, logsnr[:-1]).select(chosen)
 
-    def _learn_energy(
-        self,
-        weights: Weights,
-        context: Context,
-        refined: Tensor,
-        positive: Tensor,
-        level: Tensor,
-        iteration: int,
-    ) -> tuple[Tensor, Tensor]:
-        """The energy step, both signs as one batch; returns f(y⁺) − f(ỹ) ``(B,)`` and the gradient's norm."""
-        values = self._values(torch.cat((positive, refined)), weights, context.repeat(2))
-        gap = values[: len(positive)] - values[len(positive) :]
-        loss = -(self.schedule.loss_weight[level] * gap).mean()
-        return gap, self.learners["energy"].descend(loss, iteration, self.iterations)
 
-    def _learn_initializer(self, mean: Tensor, proposal: Tensor, refined: Tensor, iteration: int) -> Tensor:
-        if self.initializer is None:
-            return refined.new_zeros(())
-        start = proposal if self.settings.initializer_target == "noisy" else mean
-        loss = (refined - start).square().sum(dim=(1, 2, 3)).mean()
-        return self.learners["initializer"].descend(loss, iteration, self.iterations)
+def energy_gap(
+    values: Callable[[Tensor, Weights, Context], Tensor],
+    weights: Weights,
+    context: Context,
+    positive: Tensor,
+    refined: Tensor,
+) -> Tensor:
+    """f(y⁺) − f(ỹ) of each image, ``(B,)``, to be learned from; both signs run through the network as one batch.
+
+    Args:
+        values: `cdrl.networks.energy.energies`, or a faster form of it.
+        weights, context: of the energies, with their history.
+        positive, refined: y⁺ and ỹ, ``(B, C, H, W)``.
+    """
+    both = values(torch.cat((positive, refined)), weights, context.repeat(2))
+    return both[: len(positive)] - both[len(positive) :]

@@ -22,26 +22,36 @@ class Optimisation:
         learning_rate: of Adam, after the warm-up.
         betas: Adam's.
         weight_decay: decoupled (AdamW).
+        epsilon: Adam's.
         warm_up: iterations of linear warm-up.
+        warm_up_start: the rate of iteration i is (i + warm_up_start)/warm_up of the full one. The released code has 0
+            for the energy network and 500 for the initializer.
         decay: "none", "linear" or "cosine": the learning rate's way to ``final`` · learning_rate at the last iteration.
         final: the share of the learning rate that is left at the end of the decay.
         clip: largest gradient norm, or None.
         ema: decay of the moving average.
+        ema_ramp: see `cdrl.ema.EMA`; the released code has 1.
     """
 
     learning_rate: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
+    epsilon: float = 1e-8
     warm_up: int = 10_000
+    warm_up_start: int = 1
     decay: str = "none"
     final: float = 0.0
     clip: float | None = 1.0
     ema: float = 0.9999
+    ema_ramp: int | None = 0
 
     def __post_init__(self) -> None:
         ranges = {
             "learning_rate must be positive": self.learning_rate > 0,
+            "epsilon must be positive": self.epsilon > 0,
             "warm_up must be 0 or more": self.warm_up >= 0,
+            "warm_up_start must be 0 or more": self.warm_up_start >= 0,
+            "ema_ramp must be 0 or more, or null for none": self.ema_ramp is None or self.ema_ramp >= 0,
             "weight_decay must be 0 or more": self.weight_decay >= 0,
             "clip must be positive, or null for none": self.clip is None or self.clip > 0,
             "ema must be at least 0 and below 1": 0 <= self.ema < 1,
@@ -55,7 +65,7 @@ class Optimisation:
 
     def rate(self, iteration: int, iterations: int) -> float:
         """The learning rate of iteration 0, 1, …, out of ``iterations``."""
-        warm = min(1.0, (iteration + 1) / max(1, self.warm_up))
+        warm = min(1.0, (iteration + self.warm_up_start) / max(1, self.warm_up))
         progress = min(1.0, iteration / max(1, iterations))
         left = {"none": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1.0 + math.cos(math.pi * progress))}[self.decay]
         return self.learning_rate * warm * (self.final + (1.0 - self.final) * left)
@@ -71,15 +81,34 @@ class Learner:
             self.parameters,
             lr=settings.learning_rate,
             betas=settings.betas,
+            eps=settings.epsilon,
             weight_decay=settings.weight_decay,
             fused=True,
         )
-        self.ema = EMA(network, settings.ema)
+        self.ema = EMA(network, settings.ema, settings.ema_ramp)
 
-    def descend(self, loss: Tensor, iteration: int, iterations: int) -> Tensor:
-        """One optimiser step down ``loss``; returns the gradient's norm before clipping, a scalar on the device."""
+    @property
+    def size(self) -> int:
+        """Number of parameters."""
+        return sum(parameter.numel() for parameter in self.parameters)
+
+    def clear_gradient(self) -> None:
+        """Forget what backward passes have added up."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+
+    def gradient(self) -> Tensor:
+        """What backward passes have added up, as one vector ``(size,)``; zeros where they reached nothing."""
+        return torch.cat(
+            [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in self.parameters]
+        )
+
+    def put_gradient(self, vector: Tensor) -> None:
+        """The inverse of `gradient`."""
+        for parameter, part in zip(self.parameters, vector.split([p.numel() for p in self.parameters]), strict=True):
+            parameter.grad = part.view_as(parameter)
+
+    def descend(self, iteration: int, iterations: int) -> Tensor:
+        """One optimiser step down the gradient; returns its norm before clipping, a scalar on the device."""
         limit = math.inf if self.settings.clip is None else self.settings.clip
         norm = nn.utils.clip_grad_norm_(self.parameters, limit, foreach=True)
         for group in self.optimizer.param_groups:

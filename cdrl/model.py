@@ -52,9 +52,9 @@ class Model:
         self.sampler.energy_net.check_images(y)
         if label is not None:
             conditions.labelled(label).check_classes(self.sampler.energy_net.classes)
-        schedule = self.sampler.schedule.to(y.device, self.sampler.dtype)
-        variance = self.sampler.chain.step_variance * schedule.unit_step[level].square()
-        return self.sampler.energy_net(y, schedule.logsnr[level - 1].expand(len(y)), label) / variance
+        transitions = self.sampler.transitions
+        logsnr = transitions.schedule.logsnr[level - 1].expand(len(y))
+        return self.sampler.energy_net(y, logsnr, label) / transitions.step_variance(level)
 
 
 def energy_sizes(network: EnergyNet) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def initializer_sizes(network: Initializer, image_size: int) -> dict[str, Any]:
         "multipliers": [group[0].block.conv_in.out_channels // network.width for group in resolutions],
         "blocks": len(resolutions[0]),
         "classes": network.classes,
-        "dropout": stages[0].block.dropout.p,
+        "dropout": network.dropout,
         "attention_sizes": [image_size >> n for n, group in enumerate(resolutions) if group[0].attention is not None],
         "kernel": network.stem.kernel_size[0],
     }

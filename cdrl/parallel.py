@@ -9,7 +9,8 @@ because floating-point sums depend on their order, and here the order is always 
 Every process adds up one piece of these vectors, for all shards, and hands the sum to the others: each sends and
 receives what an all-reduce would (as long as it has one shard), but in an order that everybody knows.
 
-    torchrun --standalone --nproc-per-node=4 script.py          with   with joined() as group: train(…, group=group)
+    with joined(shards=8) as group:             # torchrun --standalone --nproc-per-node=4 script.py
+        train(method, batches, group=group, …)
 """
 
 from __future__ import annotations
@@ -38,44 +39,50 @@ class Group:
     Attributes:
         rank: this process's number, from 0.
         size: how many there are.
+        shards: parts of a batch, among all processes.
         exact: add in the order of the shards; false takes an all-reduce, whose order is its own.
+
+    Raises:
+        UserError: there are more processes than shards.
     """
 
     rank: int = 0
     size: int = 1
+    shards: int = 1
     exact: bool = True
+
+    def __post_init__(self) -> None:
+        if self.shards < self.size:
+            raise UserError(
+                f"{self.size} processes cannot share {self.shards} shard{'s' * (self.shards != 1)} of a batch; take "
+                "fewer processes, or more shards (a setting of the method, and part of what the run is)"
+            )
 
     @property
     def first(self) -> bool:
         """Whether this process decides, reports and writes."""
         return self.rank == 0
 
-    def share(self, total: int) -> range:
-        """Which of ``total`` shards are this process's, in order. Raises `UserError` where somebody would have none."""
-        if self.size > total:
-            raise UserError(
-                f"{total} shard{'s' * (total != 1)} cannot be shared by {self.size} processes; take fewer processes, "
-                f"or more shards (a setting of the method, and part of what the run is)"
-            )
-        return range(self.rank * total // self.size, (self.rank + 1) * total // self.size)
+    def share(self, rank: int | None = None) -> range:
+        """The shards of a process, by default of this one, in order."""
+        rank = self.rank if rank is None else rank
+        return range(rank * self.shards // self.size, (rank + 1) * self.shards // self.size)
 
-    def total(self, parts: Sequence[Tensor], shards: int) -> Tensor:
+    def total(self, parts: Sequence[Tensor]) -> Tensor:
         """The sum of the vectors of all shards, in their order; every process gets the same.
 
         Args:
             parts: this process's vectors ``(N,)``, one for each of its `share`. The first process, whose vectors begin
-                the sum, may have added its own already.
-            shards: how many there are among all processes.
+                the sum, has added its own already.
         """
-        parts = parts if self.exact and not self.first else [_sum(parts)]
         if self.size == 1:
             return parts[0]
         if not self.exact:
-            dist.all_reduce(parts[0])
-            return parts[0]
+            dist.all_reduce(total := _sum(parts))
+            return total
 
         # Who sends how many vectors, and who adds up which piece.
-        counts = [1] + [len(Group(rank, self.size).share(shards)) for rank in range(1, self.size)]
+        counts = [1 if rank == 0 else len(self.share(rank)) for rank in range(self.size)]
         length = len(parts[0])
         edges = [length * rank // self.size for rank in range(self.size + 1)]
         pieces = [slice(*edges[rank : rank + 2]) for rank in range(self.size)]
@@ -136,7 +143,7 @@ class Group:
 
 
 ALONE = Group()
-"""The group of a single process."""
+"""A single process, and batches of one shard."""
 
 _word_group: Any = None
 
@@ -147,23 +154,27 @@ def _words() -> Any:
 
 
 @contextmanager
-def joined(device: torch.device | str = "cpu", exact: bool = True) -> Iterator[Group]:
+def joined(shards: int = 1, device: torch.device | str = "cpu", exact: bool = True) -> Iterator[Group]:
     """The group that torchrun, or whoever sets its variables (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), started.
 
     Args:
+        shards: of a batch.
         device: where the gradients are: NCCL carries them between GPUs, Gloo between CPUs.
         exact: see `Group`.
+
+    Raises:
+        UserError: there are more processes than shards.
     """
     global _word_group
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        yield ALONE
+        yield Group(shards=shards, exact=exact)
         return
     backend = "nccl" if torch.device(device).type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=_TIMEOUT)
     try:
         _word_group = dist.new_group(backend="gloo", timeout=_TIMEOUT) if backend == "nccl" else None
-        yield Group(dist.get_rank(), dist.get_world_size(), exact)
+        yield Group(dist.get_rank(), dist.get_world_size(), shards, exact)
     finally:
         _word_group = None
         dist.destroy_process_group()

@@ -16,6 +16,7 @@ import hashlib
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -75,6 +76,50 @@ def integers(stream: int | Tensor, index: Tensor, high: int) -> Tensor:
     return _shift(_shift(_bits(stream, index, 1), 32)[:, 0] * high, 32)
 
 
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers of a batch of images, asked for by what they are for.
+
+        draws = Draws(seed, "train", (iteration,), index, shape)
+        draws.normal("pair")                                        # = normal(key(seed, "train/pair", iteration), …)
+
+    Attributes:
+        seed: any integer.
+        process: what goes on: "train", "sample", …
+        counters: of the process: the iteration, or the level and its repetition.
+        index: global image indices, int64 ``(B,)``.
+        shape: of one image.
+        dtype: of what is drawn.
+    """
+
+    seed: int
+    process: str
+    counters: tuple[int, ...]
+    index: Tensor
+    shape: tuple[int, ...] = ()
+    dtype: torch.dtype = torch.float32
+
+    def normal(self, purpose: str) -> Tensor:
+        """Standard normal images, ``(B, *shape)``."""
+        return normal(self._key(purpose), self.index, self.shape, self.dtype)
+
+    def uniform(self, purpose: str, shape: tuple[int, ...] = ()) -> Tensor:
+        """Uniform numbers in [0, 1), ``(B, *shape)``; by default one per image."""
+        return uniform(self._key(purpose), self.index, shape, self.dtype)
+
+    def integers(self, purpose: str, high: int) -> Tensor:
+        """One integer in 0 … high − 1 per image, int64 ``(B,)``."""
+        return integers(self._key(purpose), self.index, high)
+
+    def streams(self, purpose: str, count: int) -> Tensor:
+        """``count`` keys, int64 on the images' device: for the steps of a chain, or the layers of a network."""
+        name, device = f"{self.process}/{purpose}", self.index.device
+        return keys(self.seed, name, *self.counters, count=count, device=device)
+
+    def _key(self, purpose: str) -> int:
+        return key(self.seed, f"{self.process}/{purpose}", *self.counters)
+
+
 def permutation(stream: int, n: int) -> Tensor:
     """A random order of 0 … n − 1, int64 on the CPU, a function of the key alone."""
     generator = torch.Generator().manual_seed(stream)
@@ -101,7 +146,7 @@ def _shift(z: Tensor, n: int) -> Tensor:
 
 @contextmanager
 def global_generator(stream: int, device: torch.device) -> Iterator[None]:
-    """Seeds PyTorch's own generator inside the block and restores it after (for dropout, which takes no other)."""
+    """Seeds PyTorch's own generator inside the block and restores it after (for initial weights)."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(stream)
         yield

@@ -4,7 +4,7 @@ A recipe is what a configuration file says of a method, with types and ranges, a
 
     recipe = CooperativeRecipe(energy={"width": 32, "multipliers": (1, 2), "blocks": 1}, batch_size=32)
     method = recipe.build(ImageShape(size=8, channels=1), seed=0, iterations=1000)
-    train(method, batches, batch_size=recipe.batch_size, iterations=1000, …)     # cdrl.trainer
+    train(method, batches, batch_size=32, iterations=1000, …)     # cdrl.trainer
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ class Recipe(ABC):
     Attributes:
         label: the method's name in tables; not part of what it is.
         batch_size: images per iteration.
+        shards: parts of a batch, see `cdrl.parallel`: as many processes may share it, and each part must fit a device.
         conditional: whether the networks are told the images' classes.
         precision: of products, see `cdrl.precision`.
     """
@@ -52,6 +53,7 @@ class Recipe(ABC):
 
     label: str = ""
     batch_size: int = 256
+    shards: int = 1
     conditional: bool = False
     precision: str = "fp32"
 
@@ -76,6 +78,8 @@ class Recipe(ABC):
         Raises:
             UserError: settings that do not fit together.
         """
+        if self.shards < 1 or self.batch_size % self.shards:
+            raise UserError(f"a batch of {self.batch_size} images cannot be {self.shards} equal shards")
         if not self.conditional:
             shape = shape._replace(classes=0)
         try:
@@ -166,5 +170,6 @@ def network(kind: type[Network], shape: ImageShape, sizes: Mapping[str, Any], de
         device: where it is to be.
     """
     tuples: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in sizes.items()}
-    # Built on the CPU even for "meta": spectral norm's first power iterations are ten times slower there.
-    return kind(image_size=shape.size, channels=shape.channels, classes=shape.classes, **tuples).to(device)
+    with torch.device("meta" if device.type == "meta" else "cpu"):  # weights are drawn on the CPU for every device
+        built = kind(image_size=shape.size, channels=shape.channels, classes=shape.classes, **tuples)
+    return built.to(device)

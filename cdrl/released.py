@@ -11,6 +11,7 @@ from __future__ import annotations
 import pickle
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from cdrl.cooperative import Settings
 from cdrl.errors import UserError
 from cdrl.langevin import Langevin
+from cdrl.learner import Optimisation
 from cdrl.model import Model
 from cdrl.networks import EnergyNet, Initializer
 from cdrl.noise import cosine_logsnr
@@ -87,6 +89,12 @@ def settings() -> Settings:
         initializer_target="noisy",
         label_dropout=0.1,
     )
+
+
+def optimisation() -> tuple[Optimisation, Optimisation]:
+    """How the authors trained the energy network and the initializer."""
+    energy = Optimisation(learning_rate=1e-4, warm_up=10_000, warm_up_start=0, clip=1.0, ema=0.9999, ema_ramp=1)
+    return energy, replace(energy, learning_rate=1e-5, warm_up_start=500)
 
 
 def model(path: Path | str, weights: str = "ema", device: torch.device | str = "cpu") -> Model:

@@ -10,18 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from cdrl import conditions, langevin, randomness
+from cdrl import conditions
 from cdrl.conditions import Condition
+from cdrl.cost import forward_share
 from cdrl.errors import UserError
 from cdrl.fast import EAGER, Engine
 from cdrl.langevin import KnownPixels, Langevin
 from cdrl.networks import EnergyNet, FrozenEnergy, Initializer
 from cdrl.networks.energy import constant
-from cdrl.noise import NoiseSchedule, marginal, posterior, same_noise
+from cdrl.noise import NoiseSchedule, marginal
+from cdrl.randomness import Draws
+from cdrl.transition import Transitions
 
 LAST_DENOISE = ("consistent", "official", "none")
 
@@ -76,9 +80,21 @@ class Sampler:
         return next(self.energy_net.parameters()).dtype
 
     @property
-    def gradient_evaluations(self) -> int:
-        """Energy-gradient evaluations per image: T·K, and one for the last denoise."""
-        return self.schedule.levels * self.chain.steps + (self.last_denoise != "none")
+    def transitions(self) -> Transitions:
+        """The moves between its levels, where the energy network is and in its type."""
+        return Transitions(self.schedule.to(self.device, self.dtype), self.chain, self.shared_noise)
+
+    @property
+    def cost(self) -> float:
+        """Of an image, in the unit of `cdrl.cost`: T chains and proposals, and one gradient for the last denoise."""
+        return self.schedule.levels * (self.chain.steps + self.proposal_cost) + (self.last_denoise != "none")
+
+    @cached_property
+    def proposal_cost(self) -> float:
+        """Of one proposal, in the same unit."""
+        if self.initializer is None:
+            return 0.0
+        return forward_share(self.initializer, self.energy_net, self.shape)
 
     def batches(
         self, n: int, seed: int, condition: Condition | None = None, batch_size: int = 256, first: int = 0
@@ -126,7 +142,8 @@ class _Batch:
         self, sampler: Sampler, index: Tensor, seed: int, condition: Condition, observe: Observer | None
     ) -> None:
         self.sampler, self.index, self.seed, self.condition = sampler, index, seed, condition
-        self.schedule = sampler.schedule.to(sampler.device, sampler.dtype)
+        self.transitions = sampler.transitions
+        self.schedule = self.transitions.schedule
         self.weights = constant(sampler.energy_net.weights())
         self.mix = condition.mix(sampler.dtype)
         self.observe = observe or (lambda stage, level, images: None)
@@ -134,7 +151,7 @@ class _Batch:
     def run(self) -> Tensor:
         """All levels from pure noise, and the last denoise."""
         top = self.schedule.levels
-        x = self._noise("start")
+        x = self._draws().normal("start")
         x = self._with_known(x, lambda image: marginal(self.schedule, image, self._level(top), x))
         self.observe("noise", top, x)
         for t in range(top, 0, -1):
@@ -147,34 +164,26 @@ class _Batch:
 
     def _transition(self, x: Tensor, t: int, repeat: int) -> Tensor:
         """From x_t to x_{t−1}: propose, refine, rescale."""
-        sampler, scale = self.sampler, self.schedule.scale[t]
-        proposal = self._proposal(x, t, repeat)
+        level, draws, scale = self._level(t), self._draws(t, repeat), self.schedule.scale[t]
+        proposal = self._proposal(x, level, draws)
         self.observe("proposal", t - 1, proposal / scale)
-        steps = sampler.chain.steps
-        chain = langevin.Chain(
-            energy=self._energy(t),
-            start=proposal,
-            anchor=x,
-            constants=langevin.coefficients(self.schedule, self._level(t), sampler.chain),
-            streams=randomness.keys(self.seed, "sample/chain", t, repeat, count=steps, device=sampler.device),
-            image_index=self.index,
-            known=self._known(x, t, repeat),
-        )
-        lower = sampler.engine.refine(chain).y / scale
+        walk = self.transitions.walk(self._energy(t), proposal, x, level, draws, self._known(x, level, draws))
+        lower = self.sampler.engine.refine(walk).y / scale
         self.observe("refined", t - 1, lower)
         return lower
 
-    def _proposal(self, x: Tensor, t: int, repeat: int) -> Tensor:
+    def _proposal(self, x: Tensor, level: Tensor, draws: Draws) -> Tensor:
         """``Σ_j w_j g(x_t; λ_t, c_j) + τ_t z``, or x_t itself without an initializer."""
         initializer, mix = self.sampler.initializer, self.mix
         if initializer is None:
             return x
         labels = self.condition.labels.flatten()
         concepts = len(self.condition.weights)
-        mean = initializer(x.repeat(concepts, 1, 1, 1), self.schedule.logsnr[t].expand(len(labels)), labels)
+        logsnr = self.schedule.logsnr[level].repeat(concepts)
+        mean = initializer(x.repeat(concepts, 1, 1, 1), logsnr, labels)
         if mix is not None:
             mean = torch.einsum("j,jbchw->bchw", mix, mean.unflatten(0, (concepts, -1)))
-        return mean + self.schedule.proposal_std[t] * self._noise("proposal", t, repeat)
+        return self.transitions.proposal(mean, level, draws)
 
     def _energy(self, t: int) -> FrozenEnergy:
         """The combined energy of the transition that ends at level t − 1."""
@@ -184,19 +193,15 @@ class _Batch:
 
     def _forward(self, x: Tensor, t: int, repeat: int) -> Tensor:
         """From x_{t−1} back to x_t with fresh noise (Lugmayr et al. 2022, "RePaint")."""
-        return self.schedule.a[t] * x + self.schedule.beta[t].sqrt() * self._noise("repeat", t, repeat)
+        return self.schedule.a[t] * x + self.schedule.beta[t].sqrt() * self._draws(t, repeat).normal("repeat")
 
-    def _known(self, x: Tensor, t: int, repeat: int) -> KnownPixels | None:
+    def _known(self, x: Tensor, level: Tensor, draws: Draws) -> KnownPixels | None:
         """The known pixels at level t − 1 given those of x_t, in ``y`` units: pairs of the kind seen in training."""
         image, mask = self.condition.image, self.condition.mask
         if image is None or mask is None:
             return None
-        image = image.expand_as(x)
-        if self.sampler.shared_noise:
-            lower = same_noise(self.schedule, image, x, self._level(t))
-        else:
-            lower = posterior(self.schedule, image, x, self._level(t), self._noise("known", t, repeat))
-        return KnownPixels(mask.expand_as(x), self.schedule.scale[t] * lower)
+        lower = self.transitions.partner(image.expand_as(x), x, level, draws)
+        return KnownPixels(mask.expand_as(x), self.transitions.scaled(lower, level))
 
     def _with_known(self, x: Tensor, value: Callable[[Tensor], Tensor]) -> Tensor:
         """``x`` with its known pixels replaced by their own values at x's level."""
@@ -208,7 +213,7 @@ class _Batch:
         sampler, schedule = self.sampler, self.schedule
         if sampler.last_denoise == "none":
             return x / schedule.alpha[0] if sampler.initializer is not None else x
-        variance = sampler.chain.step_variance * schedule.unit_step[1].square()
+        variance = self.transitions.step_variance(1)
         if sampler.last_denoise == "official":
             variance = 0.5 * variance * sampler.chain.step_multiplier**2
         score = schedule.scale[1] * self._energy(1).gradient(schedule.scale[1] * x) / variance
@@ -217,6 +222,5 @@ class _Batch:
     def _level(self, t: int) -> Tensor:
         return torch.full_like(self.index, t)
 
-    def _noise(self, purpose: str, *counters: int) -> Tensor:
-        stream = randomness.key(self.seed, f"sample/{purpose}", *counters)
-        return randomness.normal(stream, self.index, self.sampler.shape, self.sampler.dtype)
+    def _draws(self, *counters: int) -> Draws:
+        return Draws(self.seed, "sample", counters, self.index, self.sampler.shape, self.sampler.dtype)

@@ -1,8 +1,8 @@
 """The training loop: one flat loop for any `Method`, with reports, health checks and checkpoints.
 
 Killed anywhere, a run called again goes on from its last checkpoint and, because every draw is a function of (seed,
-iteration), ends bit for bit where it would have ended without the kill (on the CPU). Nothing in the loop waits for the
-device but reports and checkpoints.
+iteration), ends bit for bit where it would have ended without the kill (on the CPU), on any number of processes.
+Nothing in the loop waits for the device but reports and checkpoints.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from cdrl import checkpoint
 from cdrl.errors import UserError
-from cdrl.method import Method
+from cdrl.method import Batch, Method
+from cdrl.parallel import ALONE, Group
 
-Batch = Callable[[int], tuple[Tensor, "Tensor | None"]]
-"""iteration 0, 1, … → images ``(B, C, H, W)`` in [−1, 1] and labels ``(B,)`` in 1 … C or None, on the device."""
+Batches = Callable[[int, int, int], Batch]
+"""(iteration 0, 1, …; number of the first image in the iteration's batch; how many) → a shard, on the device."""
 
 Report = dict[str, Any]
 
@@ -58,10 +58,11 @@ class Outcome:
 
 def train(
     method: Method,
-    batch: Batch,
+    batches: Batches,
     *,
     batch_size: int,
     iterations: int,
+    group: Group = ALONE,
     on_report: Callable[[Report], None],
     report_every: int,
     folder: Path | None,
@@ -75,9 +76,11 @@ def train(
 
     Args:
         method: what is trained, in place.
-        batch: the data.
-        batch_size: images an iteration, for the count of what was spent.
+        batches: the data.
+        batch_size: images an iteration.
         iterations: the run's length.
+        group: the shards of a batch, and the processes that share them. All call this with the same arguments; the
+            first of them decides, reports and keeps.
         on_report: called every ``report_every`` iterations and at the end with {"iteration", "images", "grad_evals",
             "seconds", "lr": {network: rate}, and each meter's means per level (None: no image, or not finite)}.
         report_every: iterations; the only ones at which the device is waited for, checkpoints apart.
@@ -93,12 +96,21 @@ def train(
 
     Raises:
         UserError: impossible numbers, or a checkpoint that is damaged or belongs to another configuration.
+
+    Example:
+        recipe = CooperativeRecipe(batch_size=32, …)                                   # cdrl.recipe
+        method = recipe.build(ImageShape(size=8, channels=1), iterations=1000)
+        train(method, batches, batch_size=32, iterations=1000, on_report=print, report_every=100, folder=Path("run"))
     """
     _check_positive(batch_size=batch_size, iterations=iterations, report_every=report_every)
+    if batch_size % group.shards:
+        raise UserError(f"a batch of {batch_size} images cannot be {group.shards} equal shards")
+    size = batch_size // group.shards
 
     # Start, or go on from the checkpoint.
     start = _restore(method, folder)
-    if on_resume is not None:
+    group.agree({"iteration to go on from": start.iteration})
+    if on_resume is not None and group.first:
         on_resume(start.iteration)
     if start.status == "diverged":
         return start
@@ -108,10 +120,14 @@ def train(
     iteration, reason, clock = start.iteration, "", _Clock(start.seconds)
     saved_at = clock.seconds
     with _deferred_interrupt() as interrupted:
-        while iteration < iterations and not (interrupted() or (should_stop is not None and should_stop())):
+
+        def wished() -> bool:
+            return interrupted() or (should_stop is not None and should_stop())
+
+        while iteration < iterations and not group.decided(group.first and wished()):
             # One iteration.
-            images, label = batch(iteration)
-            method.train_step(images, label, iteration)
+            shards = (batches(iteration, number * size, size) for number in group.share())
+            method.train_step(shards, iteration, group)
             iteration += 1
 
             # Report, and end a run that diverged.
@@ -119,26 +135,27 @@ def train(
                 meters = method.meters.read()
                 reason = _divergence(meters)
                 spent = iteration * batch_size
-                on_report(
-                    {
-                        "iteration": iteration,
-                        "images": spent,
-                        "grad_evals": round(spent * method.training_cost),
-                        "seconds": round(clock.seconds, 3),
-                        "lr": _rates(method, iteration - 1),
-                        **_finite(meters),
-                    }
-                )
+                if group.first:
+                    on_report(
+                        {
+                            "iteration": iteration,
+                            "images": spent,
+                            "grad_evals": round(spent * method.training_cost),
+                            "seconds": round(clock.seconds, 3),
+                            "lr": _rates(method, iteration - 1),
+                            **_finite(meters),
+                        }
+                    )
                 if reason:
                     break
 
             # Milestone.
-            if on_milestone is not None and iteration in milestones:
+            if on_milestone is not None and iteration in milestones and group.first:
                 with clock.paused(method.device):
                     on_milestone(iteration)
 
             # Checkpoint, unless its weights would be diverged ones.
-            if folder is not None and clock.seconds - saved_at >= checkpoint_seconds:
+            if folder is not None and group.first and clock.seconds - saved_at >= checkpoint_seconds:
                 if not _divergence(method.meters.means()):
                     _keep(method, folder, Outcome("interrupted", iteration, clock.seconds))
                 saved_at = clock.seconds
@@ -146,7 +163,7 @@ def train(
     # Outcome, and the last checkpoint.
     status = "diverged" if reason else "finished" if iteration >= iterations else "interrupted"
     outcome = Outcome(status, iteration, clock.seconds, reason)
-    if folder is not None and iteration > start.iteration:
+    if folder is not None and group.first and iteration > start.iteration:
         _conclude(method, folder, outcome)
     return outcome
 

@@ -76,6 +76,7 @@ def work(arguments: Sequence[str]) -> int:
     parser.add("--device")
     parser.add("--engine", default="eager", help="eager | compiled | replayed | captured")
     parser.add("--threads", type=int, help="CPU threads (default: as PyTorch chooses)")
+    parser.add("--logger", default="none", help="none | tensorboard | wandb: where training can be seen")
     kept = f"keep a checkpoint after so long and exit with {cli.UNFINISHED} if something is left"
     parser.add("--seconds", type=float, help=kept)
     parser.add("--cache")
@@ -89,6 +90,7 @@ def work(arguments: Sequence[str]) -> int:
     from experiments.runs.work import work as work_on
 
     how = {"device": options.device, "engine": options.engine, "threads": options.threads, "cache": str(options.cache)}
+    how["logger"] = options.logger
     for folder in options.folders:
         with shown(folder):
             outcome = work_on(Order(folder, deadline=deadline, **how))

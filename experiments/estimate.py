@@ -10,20 +10,23 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from baselines.ddpm import flops
+from cdrl.cost import operations
 from cdrl.errors import UserError
 from cdrl.networks import EnergyNet
 from cdrl.recipe import ImageShape, network
 from experiments import doctor, methods
 from experiments.configuration import digest
+from experiments.memory import Footprint, footprint_of
 from experiments.metrics import Protocol
 from experiments.plan import Job, Plan
 from experiments.runs.folder import RunFolder, RunSettings
-from experiments.runs.machine import cpu_cores, device_name, resolve_device
+from experiments.runs.machine import cpu_cores, device_name, memory_bytes, resolve_device
 from experiments.runs.progress import EVALUATION_SHARE, clock
 
 ASSUMED_FLOPS = {"cpu": 4e10, "cuda": 2e13}
 """Floating-point operations per second and run where nothing like it has been trained: a CPU thread, a large GPU."""
+_NETWORKS = ("_target_", "conditional", "energy", "initializer", "network", "precision")
+"""Settings of methods that the memory of a shard depends on, but for a few images."""
 
 
 def print_plan(plan: Plan) -> None:
@@ -59,6 +62,7 @@ def summary(plan: Plan) -> list[str]:
         floats = sum(_size(job.settings)[0] * (2 * 4 + len(job.settings.milestones)) for job in training)
         disk = f"about {4 * floats / 1e9:.2g} GB for checkpoints and milestones" if floats else "nothing to train"
         lines += [_time(plan, missing, training), f"disk: {disk}"]
+    lines += _too_large(plan)
     # Rows and seeds share data and protocols: each pair is looked for once.
     looks = [(job.settings.data, one.settings["metrics"]) for job in missing for one in job.evaluations]
     pairs = {digest([data.identity(), metrics]): (data, Protocol.from_config(metrics)) for data, metrics in looks}
@@ -94,6 +98,29 @@ def _time(plan: Plan, missing: list[Job], training: list[Job]) -> str:
     return f"time: about {clock(wall)} on {device_name(device)}, {workers} at a time ({known})"
 
 
+def _too_large(plan: Plan) -> list[str]:
+    """A line for every row whose shards cannot be trained on this machine."""
+    try:
+        available = memory_bytes(resolve_device(plan.config["device"]))
+    except UserError:  # which the time says already
+        return []
+    lines = []
+    for row in plan.rows:
+        settings = row.evaluations[0].run_settings
+        recipe = settings.recipe
+        shard = recipe.batch_size // recipe.shards
+        if not recipe.trains or shard * _size(settings)[1] < available:  # small: a byte for every operation would do
+            continue
+        if shard <= _footprint(settings).largest_shard(available):
+            continue
+        needed, remedy = _footprint(settings).needed(shard), f"more shards (methods.{row.method}.shards=…)"
+        lines.append(
+            f"row {row.id} needs about {needed / 1e9:.2g} GB for its shards of {shard} images; "
+            f"{available / 1e9:.2g} GB here: {remedy}"
+        )
+    return lines
+
+
 def _pace(job: Job, device: str) -> tuple[float, str]:
     """Seconds per unit of cost, and where that is known from: the same settings, else the same method and data."""
     name, folder = device_name(device), job.run.path
@@ -109,9 +136,23 @@ def _pace(job: Job, device: str) -> tuple[float, str]:
 
 def _size(settings: RunSettings) -> tuple[int, float]:
     """Trained parameters, and floating-point operations per unit of cost; runs that differ in their seed share it."""
+    return _size_of(json.dumps(settings.method, sort_keys=True), _shape(settings))
+
+
+def _footprint(settings: RunSettings) -> Footprint:
+    """The memory of its training; runs of the same networks share it."""
+    networks = {name: value for name, value in settings.method.items() if name in _NETWORKS}
+    return _footprint_of(json.dumps(networks, sort_keys=True), _shape(settings))
+
+
+def _shape(settings: RunSettings) -> ImageShape:
     data = settings.data
-    shape = ImageShape(data.image_size, data.channels, data.classes or 0)
-    return _size_of(json.dumps(settings.method, sort_keys=True), shape)
+    return ImageShape(data.image_size, data.channels, data.classes or 0)
+
+
+@lru_cache
+def _footprint_of(method: str, shape: ImageShape) -> Footprint:
+    return footprint_of(methods.recipe(json.loads(method)), shape)
 
 
 @lru_cache
@@ -120,4 +161,4 @@ def _size_of(method: str, shape: ImageShape) -> tuple[int, float]:
     networks = [learner.network for learner in recipe.build(shape, device="meta").learners.values()]
     parameters = sum(parameter.numel() for network in networks for parameter in network.parameters())
     unit = network(EnergyNet, shape._replace(classes=0), getattr(recipe, "energy", {}), torch.device("meta"))
-    return parameters, 2.0 * flops(unit, unit.shape)
+    return parameters, 2.0 * operations(unit, unit.shape)

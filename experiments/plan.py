@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,7 +25,9 @@ from experiments.configuration import digest, merged, plain, resolve
 from experiments.data import DataSettings, at_hand
 from experiments.evaluate import scores_samples
 from experiments.metrics import Protocol, Statistics
+from experiments.runs import loggers
 from experiments.runs.folder import EvaluationFolder, RunFolder, RunSettings
+from experiments.runs.trained import planned_iterations, training_cost
 
 
 @dataclass(frozen=True)
@@ -147,6 +150,7 @@ def make_plan(config: DictConfig) -> Plan:
     checks.scale(plain(config.scale))
     checks.launcher(plain(config.launcher))
     everything = plain(config)
+    loggers.check(everything["logger"])
     experiment = everything["experiment"]
     own = _own(experiment["name"], everything["scale"]["name"])
     for group in ("experiment", "data", "metrics"):
@@ -240,7 +244,8 @@ def _row(config: DictConfig, everything: Mapping[str, Any], name: str, row: dict
     checks.like(f"methods.{row['method']}", method, own.get(row["method"]))
     checks.count(f"row '{name}': batch_size", method.get("batch_size", 1))
     data = DataSettings(**merged(config.data, row.get("data") or {}, f"row '{name}'"))
-    budget = _budget(f"row '{name}'", everything["scale"]["budget"], row.get("budget", 1.0))
+    method_settings = {"data": data, "method": method}
+    budget = _budget(config, everything, f"row '{name}'", row.get("budget", 1.0), method_settings)
 
     # How it is evaluated, once per seed.
     evaluation = _evaluation(everything, row["evaluate"])
@@ -268,13 +273,44 @@ def _row(config: DictConfig, everything: Mapping[str, Any], name: str, row: dict
     )
 
 
-def _budget(where: str, whole: Any, share: Any) -> int | dict[str, float]:
-    """A row's share of the scale's budget."""
-    checks.positive(f"{where}: budget", share)
-    if isinstance(whole, Mapping):
-        return {"seconds": whole["seconds"] * share}
-    checks.count(f"{where}: scale.budget", round(whole * share))
-    return round(whole * share)
+def _budget(
+    config: DictConfig, everything: Mapping[str, Any], where: str, wanted: Any, trained: Mapping[str, Any]
+) -> int | dict[str, float]:
+    """A row's share of the scale's budget; or ``{iterations: n}``, or ``{iterations_of: row}``, at its own cost.
+
+    Args:
+        config, everything: resolved, and as plain data.
+        where: the row in words.
+        wanted: as configured.
+        trained: the row's data and method, as in `RunSettings`.
+    """
+    scale = everything["scale"]
+    if not isinstance(wanted, Mapping):
+        checks.positive(f"{where}: budget", wanted)
+        if isinstance(scale["budget"], Mapping):
+            return {"seconds": scale["budget"]["seconds"] * wanted}
+        checks.count(f"{where}: scale.budget", round(scale["budget"] * wanted))
+        return round(scale["budget"] * wanted)
+
+    # As many iterations as were named, or as another row's budget pays for.
+    if set(wanted) == {"iterations"}:
+        iterations = wanted["iterations"]
+        checks.count(f"{where}: budget.iterations", iterations)
+    elif set(wanted) == {"iterations_of"}:
+        name = wanted["iterations_of"]
+        other = everything["experiment"]["rows"].get(name)
+        if other is None or isinstance(other.get("budget"), Mapping):
+            raise UserError(f"{where}: budget.iterations_of must name a row with a share of the budget, not '{name}'")
+        settings = _row(config, everything, name, other).evaluations[0].run_settings
+        if not isinstance(settings.budget, int):
+            raise UserError(
+                f"{where}: its length is that of '{name}', which a budget in seconds leaves open; leave it out"
+            )
+        iterations = planned_iterations(settings)
+    else:
+        raise UserError(f"{where}: budget must be a share, {{iterations: n}} or {{iterations_of: row}}, not {wanted}")
+    own = RunSettings(budget=1, reports=1, milestones=(), seed=0, **trained)
+    return math.ceil(iterations * training_cost(own) * own.recipe.batch_size)
 
 
 def _evaluation(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -119,6 +119,7 @@ def carry_out(plans: Sequence[Plan], complete: Callable[[Plan], None]) -> bool:
         commit=commit(),
         checkpoint_seconds=config["checkpoint_seconds"],
         deadline=deadline,
+        logger=config["logger"],
     )
     orders = [replace(common, folder=path) for path in statistics]
     for job in jobs:

@@ -5,7 +5,7 @@ is an error, and every place in which the host would wait for the device is note
 
     with Accelerator() as accelerator:
         method = build(..., device=accelerator.device)
-        method.train_step(images.to(accelerator.device), None, 0)
+        method.train_step([Batch.whole(images.to(accelerator.device))], 0)
     assert accelerator.waits == []
 
 PyTorch's interface for such devices is experimental: `AVAILABLE` says whether the installed version has it.

@@ -26,6 +26,7 @@ from cdrl.cooperative import Cooperative, Settings
 from cdrl.langevin import Langevin
 from cdrl.learner import Optimisation
 from cdrl.networks import EnergyNet, Initializer
+from cdrl.networks.initializer import Dropout
 from cdrl.noise import NoiseSchedule
 
 Energy = Callable[[Tensor], Tensor]
@@ -189,8 +190,9 @@ def reference_step(state: State, x0: Tensor, label: Tensor | None, iteration: in
 
     mean = start = x_t
     if state.initializer is not None:
-        with randomness.global_generator(key("dropout"), x0.device):
-            mean = state.initializer.network.train()(x_t, at.upper, label)
+        network = state.initializer.network
+        keys = torch.tensor([key("dropout", block) for block in range(network.residual_blocks)])
+        mean = network(x_t, at.upper, label, Dropout(keys, index) if network.dropout else None)
         start = mean + at.proposal * noise("proposal")
 
     power_iteration(net)

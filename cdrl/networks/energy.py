@@ -14,7 +14,7 @@ All three are differentiable; a chain runs on their detached values (`EnergyNet.
 from __future__ import annotations
 
 import itertools
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -22,26 +22,25 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from cdrl.errors import UserError
-from cdrl.networks import winograd
 from cdrl.networks.embedding import logsnr_embedding
 from cdrl.networks.spectral import SpectralNorm
+
+T = TypeVar("T")
 
 _SLOPE = 0.2
 _FREQUENCY = 3.0
 """Standard deviation of the Fourier features' frequencies, in radians per unit of the input."""
 
 
-Kernel = Tensor | winograd.Kernel
-
-
 class BlockKernels(NamedTuple):
-    """What one residual block convolves with; ``second`` has the learned gain folded in."""
+    """What one residual block computes with; ``second`` has the learned gain folded in."""
 
-    first: Kernel
-    second: Kernel
+    first: Tensor
+    second: Tensor
     second_bias: Tensor
-    shortcut: Kernel | None
+    shortcut: Tensor | None
     shortcut_bias: Tensor | None
+    time: Tensor
     pool: bool
 
 
@@ -53,7 +52,6 @@ class Weights(NamedTuple):
     blocks: tuple[BlockKernels, ...]
     embedding: tuple[Tensor, Tensor]
     label: Tensor | None
-    time: tuple[Tensor, ...]
     frequencies: Tensor | None
     """``(F, C)``: the network also sees sines and cosines of its input."""
 
@@ -79,7 +77,10 @@ class Context(NamedTuple):
 
 
 class ResidualBlock(nn.Module):
-    """The parameters of one block: leaky ReLU → 3×3 conv → + time bias → leaky ReLU → 3×3 conv × gain → + shortcut."""
+    """leaky ReLU → 3×3 conv → + time bias → leaky ReLU → 3×3 conv × gain → + shortcut, and 2×2 pooling where asked for.
+
+    The parameters, and below them all that is computed with them.
+    """
 
     def __init__(self, inputs: int, outputs: int, embedding: int, kernel: int, pool: bool) -> None:
         super().__init__()
@@ -91,14 +92,32 @@ class ResidualBlock(nn.Module):
         self.pool = pool
 
     def kernels(self) -> BlockKernels:
+        """Once an iteration."""
         return BlockKernels(
             first=_channels_last(self.first.normalized()),
             second=_channels_last(self.second.normalized() * self.gain[:, None, None, None]),
             second_bias=self.second.bias * self.gain,
             shortcut=_channels_last(self.shortcut.normalized()) if self.shortcut is not None else None,
             shortcut_bias=self.shortcut.bias if self.shortcut is not None else None,
+            time=self.time.normalized(),
             pool=self.pool,
         )
+
+    def bias(self, kernels: BlockKernels, embedding: Tensor) -> Tensor:
+        """Once a chain: the time bias, and the first convolution's, ``(B, C, 1, 1)``; ``embedding`` is ``(B, E)``."""
+        time = F.leaky_relu(F.linear(embedding, kernels.time, self.time.bias), _SLOPE)
+        return (time + self.first.bias)[:, :, None, None]
+
+    @staticmethod
+    def evaluate(h: Tensor, kernels: BlockKernels, bias: Tensor) -> Tensor:
+        """Every Langevin step: ``(B, inputs, H, W)`` → ``(B, outputs, H, W)``, or half the height and width."""
+        # Residual branch.
+        inner = convolve(F.leaky_relu(h, _SLOPE), kernels.first) + bias
+        inner = convolve(F.leaky_relu(inner, _SLOPE), kernels.second, kernels.second_bias)
+
+        # Shortcut.
+        h = inner + (h if kernels.shortcut is None else convolve(h, kernels.shortcut, kernels.shortcut_bias))
+        return F.avg_pool2d(h, 2) if kernels.pool else h
 
 
 class EnergyNet(nn.Module):
@@ -177,14 +196,12 @@ class EnergyNet(nn.Module):
 
     def weights(self) -> Weights:
         """The effective weights at the present ``u`` and ``v`` (no power iteration), differentiable."""
-        blocks = self._blocks()
         return Weights(
             stem=_channels_last(self.stem.normalized()),
             stem_bias=self.stem.bias,
-            blocks=tuple(block.kernels() for block in blocks),
+            blocks=tuple(block.kernels() for block in self._blocks()),
             embedding=(self.embed_in.normalized(), self.embed_out.normalized()),
             label=self.embed_label.normalized() if self.embed_label is not None else None,
-            time=tuple(block.time.normalized() for block in blocks),
             frequencies=self.frequencies,
         )
 
@@ -197,10 +214,7 @@ class EnergyNet(nn.Module):
             label = torch.zeros_like(logsnr, dtype=torch.long) if label is None else label
             h = h + F.embedding(label, weights.label.T) + self.embed_label.bias
         h = F.leaky_relu(h, _SLOPE)
-        biases = tuple(
-            (F.leaky_relu(F.linear(h, kernel, block.time.bias), _SLOPE) + block.first.bias)[:, :, None, None]
-            for block, kernel in zip(self._blocks(), weights.time, strict=True)
-        )
+        biases = tuple(block.bias(kernels, h) for block, kernels in zip(self._blocks(), weights.blocks, strict=True))
         return Context(biases, self.readout(h))
 
     @torch.no_grad()
@@ -259,12 +273,8 @@ def energies(y: Tensor, weights: Weights, context: Context) -> Tensor:
     """``f(y)``, ``(B,)``, from effective weights and a context; ``y`` is ``(B, C, H, W)``."""
     inputs = y if weights.frequencies is None else _with_sinusoids(y, weights.frequencies)
     h = convolve(inputs.to(weights.stem.dtype), weights.stem, weights.stem_bias)
-    for block, bias in zip(weights.blocks, context.biases, strict=True):
-        inner = convolve(F.leaky_relu(h, _SLOPE), block.first) + bias
-        inner = convolve(F.leaky_relu(inner, _SLOPE), block.second, block.second_bias)
-        h = inner + (h if block.shortcut is None else convolve(h, block.shortcut, block.shortcut_bias))
-        if block.pool:
-            h = F.avg_pool2d(h, 2)
+    for kernels, bias in zip(weights.blocks, context.biases, strict=True):
+        h = ResidualBlock.evaluate(h, kernels, bias)
     pooled = F.relu(h).sum(dim=(2, 3), dtype=context.readout.dtype)
     return (pooled * context.readout).sum(dim=1)
 
@@ -275,12 +285,8 @@ def _with_sinusoids(y: Tensor, frequencies: Tensor) -> Tensor:
     return torch.cat((y, angles.sin() / _FREQUENCY, angles.cos() / _FREQUENCY), dim=1)
 
 
-def convolve(h: Tensor, kernel: Kernel, bias: Tensor | None = None) -> Tensor:
+def convolve(h: Tensor, kernel: Tensor, bias: Tensor | None = None) -> Tensor:
     """A convolution that keeps the size, in the form that is fastest for its shape."""
-    if isinstance(kernel, winograd.Kernel):
-        if winograd.applies(h):
-            return winograd.convolve(h, kernel, bias)
-        kernel = kernel.direct
     if h.dtype == torch.bfloat16 and h.device.type == "cpu":  # as a GPU does; the library's own can crash here
         return convolve(h.float(), kernel.float(), None if bias is None else bias.float()).bfloat16()
     if h.shape[2:] == kernel.shape[2:] == (1, 1):  # points: a matrix product is much faster
@@ -295,32 +301,16 @@ def _channels_last(kernel: Tensor) -> Tensor:
 
 def freeze(weights: Weights, context: Context, mix: Tensor | None = None) -> FrozenEnergy:
     """An energy of constants: computed once a chain, parameters not tracked."""
-    return FrozenEnergy(constant(weights), pytree.tree_map_only(Tensor, Tensor.detach, context), mix)
+    return FrozenEnergy(constant(weights), constant(context), mix)
 
 
-def constant(weights: Weights) -> Weights:
-    """The same weights without their history, kernels in the form that is fastest for gradients of images alone."""
-
-    def detached(value: object) -> object:
-        if not isinstance(value, Tensor):
-            return value
-        return winograd.prepare(value.detach()) if value.dim() == 4 else value.detach()
-
-    return pytree.tree_map(detached, weights, is_leaf=_is_transformed)
+def constant(tree: T) -> T:
+    """The same weights or context without their history."""
+    return pytree.tree_map_only(Tensor, Tensor.detach, tree)
 
 
-def _rounded(tree: Any) -> Any:
-    """Kernels and biases in bfloat16, those of Winograd products in their direct form."""
-
-    def rounded(value: object) -> object:
-        kernel = value.direct if isinstance(value, winograd.Kernel) else value
-        return kernel.bfloat16() if isinstance(kernel, Tensor) else kernel
-
-    return pytree.tree_map(rounded, tree, is_leaf=_is_transformed)
-
-
-def _is_transformed(value: object) -> bool:
-    return isinstance(value, winograd.Kernel)
+def _rounded(tree: T) -> T:
+    return pytree.tree_map_only(Tensor, Tensor.bfloat16, tree)
 
 
 def check_sizes(

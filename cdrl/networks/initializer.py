@@ -6,14 +6,31 @@ inside residual blocks, attention at chosen sizes, output = input + net(input).
 
 from __future__ import annotations
 
+import itertools
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cdrl import randomness
 from cdrl.networks.embedding import logsnr_embedding
 from cdrl.networks.energy import check_sizes, convolve
+
+
+class Dropout(NamedTuple):
+    """What the masks of a forward pass in training depend on: a key for each block, and the images."""
+
+    streams: Tensor
+    """int64 ``(blocks,)``."""
+    image_index: Tensor
+    """Global image indices, int64 ``(B,)``."""
+
+    def mask(self, h: Tensor, block: int, rate: float) -> Tensor:
+        """``h`` ``(B, C, H, W)`` with a share ``rate`` of its values dropped, the others scaled up."""
+        kept = randomness.uniform(self.streams[block], self.image_index, tuple(h.shape[1:]), h.dtype) >= rate
+        return h * kept / (1.0 - rate)
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:
@@ -36,7 +53,8 @@ def _zeroed(convolution: Convolution) -> Convolution:
 
 
 class Block(nn.Module):
-    """A residual block with scale–shift conditioning; ``resample`` is None, "up" or "down" (by 2)."""
+    """A residual block with scale–shift conditioning; ``resample`` is None, "up" or "down" (by 2); ``number`` tells its
+    dropout from the other blocks'."""
 
     def __init__(
         self,
@@ -45,24 +63,28 @@ class Block(nn.Module):
         embedding: int,
         dropout: float,
         kernel: int,
+        number: int,
         resample: str | None = None,
     ) -> None:
         super().__init__()
+        self.number = number
         self.norm_in = _group_norm(inputs)
         self.conv_in = Convolution(inputs, outputs, kernel)
         self.norm_out = _group_norm(outputs)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = dropout
         self.conv_out = _zeroed(Convolution(outputs, outputs, kernel))
         self.scale_shift = nn.Linear(embedding, 2 * outputs)
         self.shortcut = Convolution(inputs, outputs, 1) if inputs != outputs else nn.Identity()
         self.resample = resample
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """``x`` ``(B, inputs, H, W)``, ``embedding`` ``(B, E)`` after its SiLU."""
+    def forward(self, x: Tensor, embedding: Tensor, dropout: Dropout | None) -> Tensor:
+        """``x`` ``(B, inputs, H, W)``, ``embedding`` ``(B, E)`` after its SiLU; ``dropout`` in training alone."""
         h = self._resampled(F.silu(self.norm_in(x)))
         scale, shift = self.scale_shift(embedding)[:, :, None, None].chunk(2, dim=1)
-        h = self.norm_out(self.conv_in(h)) * (1.0 + scale) + shift
-        return self.conv_out(self.dropout(F.silu(h))) + self.shortcut(self._resampled(x))
+        h = F.silu(self.norm_out(self.conv_in(h)) * (1.0 + scale) + shift)
+        if dropout is not None:
+            h = dropout.mask(h, self.number, self.dropout)
+        return self.conv_out(h) + self.shortcut(self._resampled(x))
 
     def _resampled(self, h: Tensor) -> Tensor:
         if self.resample == "up":
@@ -92,8 +114,8 @@ class Stage(nn.Module):
         super().__init__()
         self.block, self.attention = block, attention
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.block(x, embedding)
+    def forward(self, x: Tensor, embedding: Tensor, dropout: Dropout | None) -> Tensor:
+        h = self.block(x, embedding, dropout)
         return h if self.attention is None else self.attention(h)
 
 
@@ -107,7 +129,7 @@ class Initializer(nn.Module):
         multipliers: channels at each resolution in units of ``width``.
         blocks: residual blocks at each resolution on the way down (one more on the way up).
         classes: number of classes C, or 0. Label 0 is the null label, classes are 1 … C.
-        dropout: rate inside the residual blocks, active in training mode.
+        dropout: rate inside the residual blocks, in training.
         attention_sizes: heights in pixels at which blocks are followed by attention.
         kernel: height and width of the convolutions, odd; 1 for points, which are images of one pixel.
 
@@ -129,18 +151,18 @@ class Initializer(nn.Module):
     ) -> None:
         super().__init__()
         check_sizes(image_size, channels, width, multipliers, blocks, classes)
-        self.width, self.classes = width, classes
-        embedding = 4 * width
+        self.width, self.classes, self.dropout = width, classes, dropout
+        embedding, number = 4 * width, itertools.count()
         self.embed_in = nn.Linear(width, embedding)
         self.embed_out = nn.Linear(embedding, embedding)
         self.embed_label = nn.Linear(classes + 1, embedding) if classes else None
 
         def stage(inputs: int, outputs: int, size: int) -> Stage:
             attention = Attention(outputs) if size in attention_sizes else None
-            return Stage(Block(inputs, outputs, embedding, dropout, kernel), attention)
+            return Stage(Block(inputs, outputs, embedding, dropout, kernel, next(number)), attention)
 
         def resampling(channels: int, direction: str) -> Stage:
-            return Stage(Block(channels, channels, embedding, dropout, kernel, direction), None)
+            return Stage(Block(channels, channels, embedding, dropout, kernel, next(number), direction), None)
 
         self.stem = Convolution(channels, width, kernel)
         widths, size, skips = [width * m for m in multipliers], image_size, [width]
@@ -155,8 +177,8 @@ class Initializer(nn.Module):
                 size //= 2
         self.middle = nn.ModuleList(
             [
-                Stage(Block(widths[-1], widths[-1], embedding, dropout, kernel), Attention(widths[-1])),
-                Stage(Block(widths[-1], widths[-1], embedding, dropout, kernel), None),
+                Stage(Block(widths[-1], widths[-1], embedding, dropout, kernel, next(number)), Attention(widths[-1])),
+                Stage(Block(widths[-1], widths[-1], embedding, dropout, kernel, next(number)), None),
             ]
         )
         h = widths[-1]
@@ -169,32 +191,38 @@ class Initializer(nn.Module):
                 size *= 2
         self.norm_out = _group_norm(h)
         self.conv_out = _zeroed(Convolution(h, channels, kernel))
+        self.residual_blocks = next(number)
 
     @property
     def domain(self) -> tuple[int, int]:
         """As `cdrl.networks.EnergyNet.domain`."""
         return (self.stem.in_channels, self.classes)
 
-    def forward(self, x: Tensor, logsnr: Tensor, label: Tensor | None = None) -> Tensor:
+    def dropout_masks(self, draws: randomness.Draws) -> Dropout | None:
+        """What `forward` is told in training; None where nothing is dropped."""
+        return Dropout(draws.streams("dropout", self.residual_blocks), draws.index) if self.dropout else None
+
+    def forward(self, x: Tensor, logsnr: Tensor, label: Tensor | None = None, dropout: Dropout | None = None) -> Tensor:
         """The proposal's mean in ``y`` units, the shape of ``x``.
 
         Args:
             x: noisy images x_t ``(B, C, H, W)``.
             logsnr: λ_t, the log-SNR of the *higher* level, ``(B,)``.
             label: int64 ``(B,)`` in 0 … C, or None for the null label; ignored by an unconditional network.
+            dropout: in training, see `dropout_masks`.
         """
         embedding = F.silu(self._embedding(logsnr, label))
         h = self.stem(x)
         skips = [h]
         for stage in self.down:
-            h = stage(h, embedding)
+            h = stage(h, embedding, dropout)
             skips.append(h)
         for stage in self.middle:
-            h = stage(h, embedding)
+            h = stage(h, embedding, dropout)
         for stage in self.up:
             assert isinstance(stage, Stage)
             joins = stage.block.resample is None
-            h = stage(torch.cat((h, skips.pop()), dim=1) if joins else h, embedding)
+            h = stage(torch.cat((h, skips.pop()), dim=1) if joins else h, embedding, dropout)
         return x + self.conv_out(F.silu(self.norm_out(h)))
 
     def _embedding(self, logsnr: Tensor, label: Tensor | None) -> Tensor:

@@ -34,8 +34,9 @@ class SpectralNorm(nn.Module):
         matrix = self.weight.detach().flatten(1)
         self.register_buffer("u", F.normalize(torch.randn(matrix.shape[0], dtype=matrix.dtype), dim=0))
         self.register_buffer("v", F.normalize(torch.randn(matrix.shape[1], dtype=matrix.dtype), dim=0))
-        for _ in range(_WARM_UP_ITERATIONS):
-            self.iterate()
+        if not matrix.is_meta:  # of shapes alone there is nothing to iterate
+            for _ in range(_WARM_UP_ITERATIONS):
+                self.iterate()
 
     @torch.no_grad()
     def iterate(self) -> None:

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from cdrl import randomness
 from cdrl.errors import UserError
+from cdrl.method import Batch
 from experiments.data.batches import DeviceBatches
 from experiments.data.images import ImageSet
 
@@ -135,12 +135,12 @@ class ConceptBatches:
         table = np.stack([kind.first + kind.of for kind in kinds(batches.image_set, names)], axis=1)
         self._table = torch.from_numpy(table).to(batches.indices(0, 1).device)
 
-    def batch(self, iteration: int, first: int = 0, count: int | None = None) -> tuple[Tensor, Tensor]:
-        """As `DeviceBatches.batch`; labels are int64 ``(B,)`` in 1 … C."""
-        images, _ = self.batches.batch(iteration, first, count)
+    def batch(self, iteration: int, first: int = 0, count: int | None = None) -> Batch:
+        """As `DeviceBatches.batch`."""
+        batch = self.batches.batch(iteration, first, count)
         start = iteration * self.batches.batch_size + first
-        positions = torch.arange(start, start + len(images), device=self._table.device)
+        positions = torch.arange(start, start + len(batch.images), device=self._table.device)
         key = randomness.key(self.batches.seed, "data/concept")
         columns = randomness.integers(key, positions, self._table.shape[1])
-        labels = self._table[self.batches.indices(start, len(images)), columns]
-        return images, labels.to(images.device, non_blocking=True)
+        labels = self._table[self.batches.indices(start, len(batch.images)), columns]
+        return batch._replace(labels=labels.to(batch.images.device, non_blocking=True))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cdrl import randomness
 from cdrl.errors import UserError
+from cdrl.method import Batch
 from cdrl.pictures import scale
 from experiments.data.images import ImageSet, PointSet
 
@@ -70,12 +71,8 @@ class DeviceBatches:
         self._labels = None if labels is None else torch.from_numpy(labels + 1).to(self._images.device)
         self._orders: OrderedDict[int, Tensor] = OrderedDict()
 
-    def batch(self, iteration: int, first: int = 0, count: int | None = None) -> tuple[Tensor, Tensor | None]:
-        """The batch of one iteration, or ``count`` of its rows from row ``first`` on (one process's share).
-
-        Returns:
-            images float32 ``(B, C, H, W)`` in [−1, 1], and labels int64 ``(B,)`` in 1 … C (None without labels).
-        """
+    def batch(self, iteration: int, first: int = 0, count: int | None = None) -> Batch:
+        """The batch of one iteration, or the shard of ``count`` rows from row ``first`` on; images are float32."""
         start = iteration * self.batch_size + first
         count = self.batch_size - first if count is None else count
         rows = self.indices(start, count)
@@ -86,7 +83,7 @@ class DeviceBatches:
             positions = torch.arange(start, start + count, device=images.device)
             chance = randomness.uniform(randomness.key(self.seed, "data/flip"), positions, ())
             images = torch.where(chance[:, None, None, None] < 0.5, images.flip(-1), images)
-        return images, labels
+        return _batch(images, labels, first, self.batch_size)
 
     def indices(self, start: int, count: int) -> Tensor:
         """Indices of the images at stream positions ``start`` … ``start + count − 1``; int64, beside the pixels."""
@@ -127,13 +124,18 @@ class PointBatches:
         self.batch_size, self.seed = batch_size, seed
         self._points = torch.from_numpy(points.points.copy())[:, :, None, None].to(device)
 
-    def batch(self, iteration: int, first: int = 0, count: int | None = None) -> tuple[Tensor, None]:
-        """Points float32 ``(B, 2, 1, 1)`` of one iteration, or ``count`` of them from row ``first`` on; no labels."""
+    def batch(self, iteration: int, first: int = 0, count: int | None = None) -> Batch:
+        """Points float32 ``(B, 2, 1, 1)`` of one iteration, or the shard of ``count`` from row ``first`` on."""
         start = iteration * self.batch_size + first
         count = self.batch_size - first if count is None else count
         positions = torch.arange(start, start + count, device=self._points.device)
         rows = randomness.integers(randomness.key(self.seed, "data/points"), positions, len(self._points))
-        return self._points[rows], None
+        return _batch(self._points[rows], None, first, self.batch_size)
+
+
+def _batch(images: Tensor, labels: Tensor | None, first: int, batch_size: int) -> Batch:
+    index = torch.arange(first, first + len(images), device=images.device)
+    return Batch(images, labels, index, share=len(images) / batch_size)
 
 
 def fits(image_set: ImageSet, device: torch.device) -> bool:

@@ -25,7 +25,7 @@ from cdrl.conditions import Condition
 from cdrl.cooperative import Cooperative
 from cdrl.errors import UserError
 from cdrl.method import Method
-from cdrl.noise import NoiseSchedule, per_image
+from cdrl.randomness import Draws
 from cdrl.recipe import Recipe
 from cdrl.sampler import Sampler
 from experiments.data import DataSettings, ImageSet, to_uint8
@@ -89,18 +89,19 @@ class TrainedRun:
 
 
 @torch.no_grad()
-def chain_start(sampler: Sampler, schedule: NoiseSchedule, upper: Tensor, level: Tensor, noise: Tensor) -> Tensor:
+def chain_start(sampler: Sampler, upper: Tensor, level: Tensor, draws: Draws) -> Tensor:
     """Where a chain from x_t starts, ``(B, C, H, W)``: the initializer's draw, or x_t itself (DRL).
 
     Args:
-        schedule: the sampler's, on the images' device.
+        sampler: its networks.
         upper: x_t, ``(B, C, H, W)``.
         level: t in 1 … T, int64 ``(B,)``.
-        noise: standard normal, the shape of ``upper``.
+        draws: of the proposal.
     """
     if sampler.initializer is None:
         return upper
-    return sampler.initializer(upper, schedule.logsnr[level]) + per_image(schedule.proposal_std[level]) * noise
+    transitions = sampler.transitions
+    return transitions.proposal(sampler.initializer(upper, transitions.schedule.logsnr[level]), level, draws)
 
 
 def evaluator(kind: str) -> Evaluator:

@@ -37,6 +37,7 @@ from cdrl import langevin, randomness
 from cdrl.langevin import Coefficients
 from cdrl.networks import FrozenEnergy
 from cdrl.noise import marginal
+from cdrl.randomness import Draws
 from cdrl.sampler import Sampler
 from experiments import data
 from experiments.evaluate import OnProgress, TrainedRun, chain_start, samples
@@ -132,7 +133,7 @@ def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: OnP
         value = samples.headline(run, (to_pixels(batch, run.protocol.rounding) for batch in batches))
         measurement = Measurement(
             metric=run.protocol.metrics[0], protocol=run.protocol.name, value=value, samples=settings["samples"],
-            steps=steps, grad_evals=longer(steps).gradient_evaluations,
+            steps=steps, grad_evals=longer(steps).cost,
         )  # fmt: skip
         measurements.append(measurement)
     return measurements
@@ -149,19 +150,18 @@ def conditional(sampler: Sampler, x0: Tensor, level: Tensor, seed: int, same: in
         seed: any integer.
         same: this many consecutive images share one x_t, and differ in their proposals.
     """
-    schedule, index = sampler.schedule.to(sampler.device), torch.arange(len(x0), device=sampler.device)
-    upper_noise = randomness.normal(randomness.key(seed, "chains/upper"), index // same, sampler.shape)
-    upper = marginal(schedule, x0, level, upper_noise)
-    noise = randomness.normal(randomness.key(seed, "chains/proposal"), index, sampler.shape)
-    start = chain_start(sampler, schedule, upper, level, noise)
+    transitions, index = sampler.transitions, torch.arange(len(x0), device=sampler.device)
+    schedule = transitions.schedule
+    draws = Draws(seed, "chains", (), index, sampler.shape)
+    upper = marginal(schedule, x0, level, replace(draws, index=index // same).normal("upper"))
     target = Target(
         energy=sampler.energy_net.frozen(sampler.energy_net.weights(), schedule.logsnr[level - 1]),
         anchor=upper,
         constants=langevin.coefficients(schedule, level, sampler.chain),
-        variance=sampler.chain.step_variance * schedule.unit_step[level].square(),
-        tether=torch.where(level < schedule.levels, 1.0 / schedule.beta[level], 0.0),
+        variance=transitions.step_variance(level),
+        tether=transitions.tether(level),
     )
-    return target, start
+    return target, chain_start(sampler, upper, level, draws)
 
 
 def walk(target: Target, start: Tensor, steps: int, pixels: int, seed: int, progress: OnProgress) -> Walk:

@@ -94,7 +94,7 @@ def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: OnP
     )  # fmt: skip
 
     # Measure.
-    cost = run.sampler().gradient_evaluations
+    cost = run.sampler().cost
 
     def measured(metric: str, hits: NDArray[np.bool_], task: Task | None = None, variant: str = "") -> Measurement:
         return Measurement(

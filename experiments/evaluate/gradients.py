@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cdrl import langevin, randomness
+from cdrl import langevin
+from cdrl.cooperative import energy_gap
 from cdrl.networks import EnergyNet
-from cdrl.networks.energy import energies
-from cdrl.noise import independent_pair, per_image, shared_noise_pair
+from cdrl.networks.energy import energies, freeze
+from cdrl.randomness import Draws
 from cdrl.sampler import Sampler
 from experiments import data
 from experiments.evaluate import OnProgress, TrainedRun, chain_start
@@ -64,32 +66,20 @@ def learning_gradient(
     sampler: Sampler, network: EnergyNet, x0: Tensor, t: int, shared: bool, seed: int, draw: int
 ) -> Tensor:
     """One draw of the energy network's gradient at level ``t`` for images ``x0`` ``(B, C, H, W)``, as a flat vector."""
-    schedule, index = sampler.schedule.to(x0.device), torch.arange(len(x0), device=x0.device)
-    level = torch.full_like(index, t)
+    transitions = replace(sampler.transitions, shared_noise=shared)
+    index = torch.arange(len(x0), device=x0.device)
+    level, logsnr = torch.full_like(index, t), transitions.schedule.logsnr[t - 1].expand(len(x0))
+    draws = Draws(seed, "gradients", (t, draw), index, sampler.shape)
 
-    def normal(purpose: str) -> Tensor:
-        return randomness.normal(randomness.key(seed, f"gradients/{purpose}", t, draw), index, sampler.shape)
-
-    if shared:
-        lower, upper = shared_noise_pair(schedule, x0, level, normal("pair"))
-    else:
-        lower, upper = independent_pair(schedule, x0, level, normal("pair"), normal("posterior"))
-    positive = per_image(schedule.scale[level]) * lower
+    # As in training.
+    lower, upper = transitions.pair(x0, level, draws)
     weights = network.weights()
-    chain = langevin.Chain(
-        energy=network.frozen(weights, schedule.logsnr[level - 1]),
-        start=chain_start(sampler, schedule, upper, level, normal("proposal")),
-        anchor=upper,
-        constants=langevin.coefficients(schedule, level, sampler.chain),
-        streams=randomness.keys(seed, "gradients/chain", t, draw, count=sampler.chain.steps, device=x0.device),
-        image_index=index,
-    )
-    refined = langevin.refine(chain)
-    context = network.context(weights, schedule.logsnr[level - 1]).repeat(2)
-    negative, held = energies(torch.cat((refined.y, positive)), weights, context).chunk(2)
-    loss = schedule.loss_weight[t] * (negative - held).mean()
-    parts = torch.autograd.grad(loss, list(network.parameters()), allow_unused=True)
-    return torch.cat([part.flatten() for part in parts if part is not None])
+    context = network.context(weights, logsnr)
+    start = chain_start(sampler, upper, level, draws)
+    refined = langevin.refine(transitions.walk(freeze(weights, context), start, upper, level, draws))
+    gap = energy_gap(energies, weights, context, transitions.scaled(lower, level), refined.y)
+    parts = torch.autograd.grad(transitions.energy_loss(gap, level), list(network.parameters()))
+    return torch.cat([part.flatten() for part in parts])
 
 
 def spread(draws: Iterable[Tensor]) -> Array:

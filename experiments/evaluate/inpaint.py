@@ -46,7 +46,8 @@ def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: OnP
     truth = run.test.images[rows]
     # Per image: every chain runs 1 + repeats times, the last denoise once.
     sampler = run.sampler()
-    cost = sampler.gradient_evaluations + settings["repeats"] * sampler.schedule.levels * sampler.chain.steps
+    repeated = settings["repeats"] * sampler.schedule.levels * (sampler.chain.steps + sampler.proposal_cost)
+    cost = sampler.cost + repeated
     masks = mask_names(settings["masks"])
     measurements: list[Measurement] = []
     for number, (mask_file, name) in enumerate(masks.items()):

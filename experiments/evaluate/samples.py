@@ -75,7 +75,7 @@ def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: OnP
     measurements = [
         Measurement(
             metric=name, protocol=run.protocol.name, value=value, samples=n, steps=settings.get("steps"),
-            weight=weight, grad_evals=gradient_evaluations(run, settings), seconds=seconds,
+            weight=weight, grad_evals=sampling_cost(run, settings), seconds=seconds,
         )
         for name, value in scorer.result().items()
     ]  # fmt: skip
@@ -96,8 +96,8 @@ def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: OnP
         values.append(scorer.result()[run.protocol.metrics[0]])
     iterations.append(run.method.iterations)
     values.append(headline(run, first))
-    cost = run.method.training_cost * run.recipe.batch_size
-    np.savez(out / "curve.npz", grad_evals=np.array(iterations) * cost, value=values)
+    spent = np.array(iterations) * run.method.training_cost * run.recipe.batch_size
+    np.savez(out / "curve.npz", grad_evals=spent, value=values)
     return measurements
 
 
@@ -123,24 +123,23 @@ def batches(run: TrainedRun, n: int, settings: dict[str, Any], condition: Condit
 
 
 def sampler(method: Cooperative, settings: dict[str, Any]) -> Sampler:
-    """The method's sampler with an evaluation's changes; the method itself stays as it is."""
+    """The method's sampler with an evaluation's changes."""
 
     def changes(*names: str) -> dict[str, Any]:
         return {name: settings[name] for name in names if name in settings}
 
-    own, changed = method.settings, copy.copy(method)
+    own = method.settings
     chain = replace(own.sampling or own.chain, **changes("steps", "step_multiplier"))
-    changed.settings = replace(own, sampling=chain, **changes("last_denoise", "spectral_ema"))
-    return changed.sampler()
+    return method.sampler(replace(own, sampling=chain, **changes("last_denoise", "spectral_ema")))
 
 
-def gradient_evaluations(run: TrainedRun, settings: dict[str, Any]) -> float:
-    """Energy-gradient evaluations per sampled image; guidance evaluates two energies."""
+def sampling_cost(run: TrainedRun, settings: dict[str, Any]) -> float:
+    """Of an image, see `cdrl.cost`; guidance takes both networks twice."""
     if run.method is None:
         return 0
     if not isinstance(run.method, Cooperative):
         return run.method.sampling_cost
-    return sampler(run.method, settings).gradient_evaluations * (2 if settings.get("guidance") else 1)
+    return sampler(run.method, settings).cost * (2 if settings.get("guidance") else 1)
 
 
 def _real(run: TrainedRun) -> bool:

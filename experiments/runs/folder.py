@@ -11,6 +11,7 @@
         progress.json    what is being done at the moment: `Progress`
         failure.json     why the last attempt stopped: `Failure`; error.log has the traceback of a crash
         submission.json  the job of a queue that works here
+        tensorboard/, wandb/  what a logger shows; wandb.json says under which name
         lock, stop       held by whoever works here; asks whoever works here to stop
         eval/<kind>-<hash>/
             settings.json    what is wanted of the evaluation, written by the plan
@@ -24,6 +25,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -325,6 +327,19 @@ class RunFolder(WorkFolder):
     def keep_length(self, **facts: Any) -> None:
         """Keeps what `length` tells."""
         write_json(self.path / "length.json", facts)
+
+    @property
+    def tensorboard(self) -> Path:
+        """Where event files belong."""
+        return self.path / "tensorboard"
+
+    def wandb_id(self) -> str:
+        """What names the run at Weights & Biases: kept with it, so that one that is trained anew is another there."""
+        kept: dict[str, str] | None = self.record("wandb.json", dict)
+        if kept is None:
+            kept = {"id": f"{self.path.parts[-2]}-{self.path.name}-{secrets.token_hex(4)}"}
+            write_json(self.path / "wandb.json", kept)
+        return kept["id"]
 
     def milestone(self, iteration: int) -> Path:
         """Where the averaged weights after ``iteration`` belong."""

@@ -64,6 +64,17 @@ def cpu_cores() -> int:
         return cores
 
 
+def memory_bytes(device: str) -> int:
+    """All of a GPU's memory; of this machine's, what its control group may take."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_properties(torch.device(device)).total_memory
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(whole, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):  # no such file, or "max"
+        return whole
+
+
 def commit() -> str:
     """The checkout's commit, marked when code has changed since.
 

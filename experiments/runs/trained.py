@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -12,6 +14,7 @@ from cdrl.cooperative import Cooperative
 from cdrl.errors import UserError
 from cdrl.recipe import ImageShape
 from cdrl.sampler import Sampler
+from experiments import methods
 from experiments.data import DeviceBatches, ImageSet, PointBatches, PointSet, attributes
 from experiments.runs.folder import RunFolder, RunSettings
 
@@ -25,11 +28,23 @@ def image_shape(settings: RunSettings, training: ImageSet) -> ImageShape:
     return ImageShape(training.image_size, training.channels, classes)
 
 
-def planned_iterations(settings: RunSettings, shape: ImageShape) -> int:
-    """The iterations that a budget in energy-gradient evaluations pays for; at least one."""
+def planned_iterations(settings: RunSettings, shape: ImageShape | None = None) -> int:
+    """The iterations that a budget in energy gradients pays for; at least one. Arguments as in `training_cost`."""
     assert isinstance(settings.budget, int)
-    probe = settings.recipe.build(shape, device="meta")
-    return max(1, int(settings.budget // (probe.training_cost * settings.recipe.batch_size)))
+    return max(1, int(settings.budget // (training_cost(settings, shape) * settings.recipe.batch_size)))
+
+
+def training_cost(settings: RunSettings, shape: ImageShape | None = None) -> float:
+    """Of an image in an iteration, see `cdrl.cost`; ``shape`` is by default what the data set is configured to be."""
+    data = settings.data
+    shape = shape or ImageShape(data.image_size, data.channels, data.classes or 0)
+    return _cost_of(json.dumps(settings.method, sort_keys=True), shape)
+
+
+@lru_cache
+def _cost_of(method: str, shape: ImageShape) -> float:
+    """Networks are built to be counted; runs that differ in their seed share the answer."""
+    return methods.recipe(json.loads(method)).build(shape, device="meta").training_cost
 
 
 def training_batches(

@@ -23,7 +23,8 @@ import torch
 from cdrl import checkpoint, fast, precision
 from cdrl.errors import UserError
 from cdrl.fast import Engine
-from cdrl.method import Method
+from cdrl.method import Batch, Method
+from cdrl.parallel import Group
 from cdrl.recipe import ImageShape
 from cdrl.trainer import train
 from experiments import metrics
@@ -33,6 +34,7 @@ from experiments.methods import Reference
 from experiments.metrics import Protocol, Statistics
 from experiments.progress import OnProgress, listening
 from experiments.runs.folder import EvaluationFolder, Result, RunFolder, RunSettings, Status, WorkFolder
+from experiments.runs.loggers import Reports, opened
 from experiments.runs.machine import commit, device_name, resolve_device
 from experiments.runs.trained import image_shape, planned_iterations, training_batches
 
@@ -58,6 +60,7 @@ class Order:
         commit: of the code; None asks git.
         checkpoint_seconds: between checkpoints; one is also kept at every stop.
         deadline: seconds since the epoch after which to keep a checkpoint and stop.
+        logger: where training can be seen, see `experiments.runs.loggers`.
     """
 
     folder: Path
@@ -69,6 +72,7 @@ class Order:
     commit: str | None = None
     checkpoint_seconds: float = 30.0
     deadline: float = math.inf
+    logger: str = "none"
 
 
 @dataclass(frozen=True)
@@ -178,7 +182,8 @@ def _work_on_run(run: RunFolder, pending: Sequence[EvaluationFolder], order: Ord
     # Training, from where it stands.
     method = None
     if not isinstance(recipe, Reference):
-        method = _trained(run, settings, training, device, order, stop)
+        with opened(run, order.logger) as reports:
+            method = _trained(run, settings, training, device, order, stop, reports)
         if method is None:
             return "done" if run.state == "diverged" else "interrupted"
 
@@ -211,7 +216,13 @@ def _work_on_run(run: RunFolder, pending: Sequence[EvaluationFolder], order: Ord
 
 
 def _trained(
-    run: RunFolder, settings: RunSettings, training: ImageSet, device: torch.device, order: Order, stop: Stop
+    run: RunFolder,
+    settings: RunSettings,
+    training: ImageSet,
+    device: torch.device,
+    order: Order,
+    stop: Stop,
+    reports: Reports,
 ) -> Method | None:
     """The run's method with its trained weights, or None when it diverged or was interrupted."""
     recipe, shape = settings.recipe, image_shape(settings, training)
@@ -242,14 +253,17 @@ def _trained(
     # What happens along the way.
     reported_at = 0.0
 
-    def batch(iteration: int) -> Any:
+    def shard(iteration: int, first: int, count: int) -> Batch:
         nonlocal reported_at
         if time.monotonic() - reported_at > _SECONDS_BETWEEN_REPORTS:
             reported_at = time.monotonic()
             run.report("training", iteration, iterations, f"iteration {iteration} of {iterations}")
-        return batches.batch(iteration)
+        return batches.batch(iteration, first, count)
 
     def keep_averages(iteration: int) -> None:
+        reports.picture(
+            method, iteration
+        )  # first: what it does to the averages' spectral vectors is undone by the next
         averages = {
             f"{name}/{key}": value
             for name, learner in method.learners.items()
@@ -259,20 +273,23 @@ def _trained(
 
     outcome = train(
         method,
-        batch,
+        shard,
+        group=Group(shards=recipe.shards),
         batch_size=recipe.batch_size,
         iterations=iterations,
-        on_report=run.metrics.append,
+        on_report=reports.report,
         report_every=max(1, math.ceil(iterations / settings.reports)),
         folder=run.path,
         checkpoint_seconds=order.checkpoint_seconds,
         milestones=[max(1, round(share * iterations)) for share in settings.milestones],
         on_milestone=keep_averages,
-        on_resume=run.metrics.truncate,
+        on_resume=reports.resume,
         should_stop=stop,
     )
     if outcome.status == "interrupted":
         return None
+    if outcome.status == "finished":
+        reports.picture(method, outcome.iteration)
     run.finish(
         Status(
             status=outcome.status,
@@ -294,8 +311,9 @@ def iteration_seconds(
     method = settings.recipe.build(shape, seed=settings.seed, iterations=1000, device=device, engine=engine)
 
     def step(iteration: int) -> None:
-        images, label = batches.batch(iteration)
-        method.train_step(images, label, iteration)
+        size = batches.batch_size // settings.recipe.shards
+        shards = (batches.batch(iteration, number * size, size) for number in range(settings.recipe.shards))
+        method.train_step(shards, iteration)
         if iteration % 10 == 0 and device.type == "cuda":  # kernels are queued faster than they run
             torch.cuda.synchronize(device)
 

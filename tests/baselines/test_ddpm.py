@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from baselines.ddpm import DDPM, DDPMSettings, denoise, flops, linear_signal, scales
+from baselines.ddpm import DDPM, DDPMSettings, denoise, linear_signal, scales
 from cdrl.errors import UserError
 from cdrl.learner import Optimisation
+from cdrl.method import Batch
 from cdrl.networks import EnergyNet, Initializer
 from tests.reference import EXACT
 
@@ -46,34 +47,12 @@ def test_schedules() -> None:
         assert bool(logsnr.isfinite().all())
 
 
-def test_flops_of_a_known_network() -> None:
-    conv = torch.nn.Conv2d(3, 5, 3, padding=1)
-
-    class Network(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv = conv
-
-        def forward(self, x: Tensor, logsnr: Tensor) -> Tensor:
-            return self.conv(x)
-
-    assert flops(Network(), (3, 8, 8)) == 2 * 8 * 8 * 3 * 5 * 9
-    assert next(conv.parameters()).device.type == "cpu"
-
-
-def test_cost_is_counted_in_gradient_evaluations() -> None:
-    method = small()
-    share = flops(method.network, (2, 1, 1)) / (2 * flops(EnergyNet(1, 2, 16, (1,), 1, kernel=1), (2, 1, 1)))
-    assert method.training_cost == pytest.approx(3 * share)
-    assert method.sampling_cost == pytest.approx(10 * share)
-
-
 def test_learns_and_samples() -> None:
     method = small()
     x0 = torch.randn(256, 2, 1, 1, generator=torch.Generator().manual_seed(0)).double() * DEVIATION + MEAN
     errors = []
     for iteration in range(100):
-        method.train_step(x0, None, iteration)
+        method.train_step([Batch.whole(x0)], iteration)
         errors.append(method.meters.read()["noise_error"][0])
     assert sum(errors[-10:]) < 0.7 * sum(errors[:10])
     whole = torch.cat(list(method.sample(6, seed=2)))

@@ -9,6 +9,7 @@ from baselines.short_run import ShortRun, ShortRunSettings
 from cdrl import conditions
 from cdrl.errors import UserError
 from cdrl.learner import Optimisation
+from cdrl.method import Batch
 from cdrl.networks import EnergyNet
 from tests import reference
 from tests.baselines import short_run_reference
@@ -34,7 +35,7 @@ def test_iteration_matches_the_equations(settings: dict[str, float]) -> None:
     state = short_run_reference.state_of(method)
     for iteration in range(3):
         images = 2 * torch.rand(10, *SHAPE, dtype=torch.float64) - 1
-        method.train_step(images, None, iteration)
+        method.train_step([Batch.whole(images)], iteration)
         expected, gradients = short_run_reference.step(state, images, iteration)
 
         (gap,) = method.meters.read()["energy_gap"]
@@ -48,7 +49,7 @@ def test_iteration_matches_the_equations(settings: dict[str, float]) -> None:
 def test_sampling_is_the_training_chain_on_averages() -> None:
     method = short_run()
     state, images = short_run_reference.state_of(method), 2 * torch.rand(6, *SHAPE, dtype=torch.float64) - 1
-    method.train_step(images, None, 0)
+    method.train_step([Batch.whole(images)], 0)
     short_run_reference.step(state, images, 0)
     (samples,) = method.sample(5, 9)
     torch.testing.assert_close(samples, short_run_reference.sample(state, 5, 9, SHAPE), rtol=0, atol=EXACT)
@@ -67,7 +68,7 @@ def test_published_settings_and_cost() -> None:
     settings = ShortRunSettings()
     assert (settings.steps, settings.gain, settings.step_noise, settings.data_noise) == (100, 1.0, 0.01, 0.03)
     method = short_run(steps=100)
-    assert (method.training_cost, method.sampling_cost) == (102, 100)
+    assert (method.training_cost, method.sampling_cost) == (103, 100)
 
 
 def test_what_it_cannot_do_is_refused() -> None:

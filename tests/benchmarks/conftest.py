@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from tests.benchmarks import cases, summary
+
+
+@pytest.fixture
+def measure(benchmark: Any) -> Callable[..., None]:
+    """Times an act: ``case`` names what must do the same work to be compared, ``variant`` how it is done here."""
+
+    def run(act: Callable[[], object], case: str, variant: str, images: int, rounds: int = 3, **extra: Any) -> None:
+        benchmark.group = case.split("/")[0]
+        benchmark.extra_info.update(case=case, variant=variant, images=images, **extra)
+        benchmark.pedantic(act, rounds=rounds, iterations=1, warmup_rounds=1)
+
+    return run
 
 
 @pytest.hookimpl(trylast=True)

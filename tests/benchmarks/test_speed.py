@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 
 from cdrl import checkpoint
 from cdrl.cooperative import Cooperative
+from cdrl.method import Batch
 from experiments import data
 from experiments.data.batches import DeviceBatches
 from experiments.metrics import Moments, frechet_distance
@@ -24,18 +24,6 @@ ROUNDS = {"nano": 12, "mini": 4, "paper": 1}
 TURNS = [1, 2]
 """The variants of a case take turns, so that a slow minute of the machine is not one variant's alone."""
 VARIANTS = ["plain", "fast", *(["released"] if RELEASED else [])]
-
-
-@pytest.fixture
-def measure(benchmark: Any) -> Callable[..., None]:
-    """Times an act: ``case`` names what must do the same work to be compared, ``variant`` how it is done here."""
-
-    def run(act: Callable[[], object], case: str, variant: str, images: int, rounds: int = 3, **extra: Any) -> None:
-        benchmark.group = case.split("/")[0]
-        benchmark.extra_info.update(case=case, variant=variant, images=images, **extra)
-        benchmark.pedantic(act, rounds=rounds, iterations=1, warmup_rounds=1)
-
-    return run
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -69,7 +57,7 @@ def test_chain_by_batch(measure: Any, batch: int) -> None:
 def test_iteration(measure: Any, size: str, method: str, turn: int, variant: str) -> None:
     setting = cases.SIZES[size]
     trained, x0 = cases.build(setting, method), cases.images(setting, setting.batch)
-    act = cases.plain_step(trained, x0) if variant == "plain" else lambda: trained.train_step(x0, None, 1)
+    act = cases.plain_step(trained, x0) if variant == "plain" else lambda: trained.train_step([Batch.whole(x0)], 1)
     measure(act, f"iteration/{size} {method}", variant, len(x0), rounds=ROUNDS[size])
 
 

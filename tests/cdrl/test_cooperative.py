@@ -14,6 +14,8 @@ from cdrl.cooperative import Cooperative, Settings
 from cdrl.errors import UserError
 from cdrl.langevin import Langevin
 from cdrl.learner import Optimisation
+from cdrl.method import Batch
+from cdrl.randomness import Draws
 from tests import reference
 from tests.reference import EXACT
 
@@ -48,7 +50,7 @@ def test_iteration_matches_the_reference(variant: str, cooperative: Build) -> No
     state = reference.state_of(method)
     for iteration in range(ITERATIONS):
         images, label = batch(iteration, VARIANTS[variant].get("classes", 0), torch.float64)
-        method.train_step(images, label, iteration)
+        method.train_step([Batch.whole(images, label)], iteration)
         expected = reference.reference_step(state, images, label, iteration)
 
         level, gap = expected["level"], method.meters.read()["energy_gap"]
@@ -67,7 +69,8 @@ def test_shared_noise_halves_what_the_pair_draws(cooperative: Build) -> None:
     x0, level = torch.zeros(512, 1, 8, 8), torch.full((512,), 3)
     for shared, expected in ((True, 1.0), (False, None)):
         method = cooperative(shared_noise=shared)
-        lower, upper = method._pair(x0, level, torch.arange(512), 0)
+        draws = Draws(0, "test", (), torch.arange(512), method.shape)
+        lower, upper = method.transitions.pair(x0, level, draws)
         correlation = float(torch.corrcoef(torch.stack((lower.flatten(), upper.flatten())))[0, 1])
         schedule = method.schedule
         exact = expected or float(schedule.a[3] * schedule.sigma[2] / schedule.sigma[3])
@@ -77,8 +80,8 @@ def test_shared_noise_halves_what_the_pair_draws(cooperative: Build) -> None:
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 1.0])
 def test_labels_are_dropped_at_their_rate(rate: float, cooperative: Build) -> None:
     method = cooperative(classes=3, label_dropout=rate)
-    label, index = torch.full((10_000,), 2), torch.arange(10_000)
-    dropped = method._label_dropout(label, index, 0)
+    label, draws = torch.full((10_000,), 2), Draws(0, "train", (0,), torch.arange(10_000))
+    dropped = method._label_dropout(label, draws)
     assert dropped is not None
     assert set(dropped.tolist()) <= {0, 2}
     assert float((dropped == 0).float().mean()) == pytest.approx(rate, abs=4 * (rate * (1 - rate) / 10_000) ** 0.5)
@@ -87,8 +90,8 @@ def test_labels_are_dropped_at_their_rate(rate: float, cooperative: Build) -> No
 def test_labels_are_ignored_by_an_unconditional_network(cooperative: Build) -> None:
     first, second = cooperative(), cooperative()
     images, _ = batch(0, 0)
-    first.train_step(images, None, 0)
-    second.train_step(images, torch.full((BATCH,), 2), 0)
+    first.train_step([Batch.whole(images)], 0)
+    second.train_step([Batch.whole(images, torch.full((BATCH,), 2))], 0)
     assert all(torch.equal(a, b) for a, b in zip(first.state().values(), second.state().values(), strict=True))
 
 
@@ -97,7 +100,7 @@ def test_a_step_is_a_function_of_seed_and_iteration(cooperative: Build) -> None:
         method = cooperative(dropout=0.1)
         method.seed = seed
         torch.manual_seed(123 if disturb else 0)
-        method.train_step(batch(0, 0)[0], None, iteration)
+        method.train_step([Batch.whole(batch(0, 0)[0])], iteration)
         return torch.cat([p.detach().flatten() for p in method.learners["initializer"].parameters])
 
     assert torch.equal(after(1, 5), after(1, 5, disturb=True))
@@ -108,29 +111,34 @@ def test_a_step_is_a_function_of_seed_and_iteration(cooperative: Build) -> None:
 def test_state_restores_a_run_bit_for_bit(cooperative: Build) -> None:
     whole, first, second = cooperative(), cooperative(), cooperative(seed=7)
     for iteration in range(3):
-        whole.train_step(batch(iteration, 0)[0], None, iteration)
+        whole.train_step([Batch.whole(batch(iteration, 0)[0])], iteration)
     for iteration in range(1):
-        first.train_step(batch(iteration, 0)[0], None, iteration)
+        first.train_step([Batch.whole(batch(iteration, 0)[0])], iteration)
     second.seed = 0
     second.load_state({name: value.clone() for name, value in first.state().items()})
     for iteration in range(1, 3):
-        second.train_step(batch(iteration, 0)[0], None, iteration)
+        second.train_step([Batch.whole(batch(iteration, 0)[0])], iteration)
     for name, value in whole.state().items():
         assert torch.equal(value, second.state()[name]), name
 
 
-def test_cost_counts_energy_gradients(cooperative: Build) -> None:
-    method = cooperative(chain=Langevin(steps=15), last_denoise="consistent")
-    assert (method.training_cost, method.sampling_cost) == (17, 6 * 15 + 1)
-    assert method.sampler().gradient_evaluations == method.sampling_cost
-    assert cooperative(chain=Langevin(steps=15), last_denoise="none").sampling_cost == 90
+def test_cost_counts_energy_gradients_and_proposals(cooperative: Build) -> None:
+    """What is charged is counted in test_cost; here are the parts."""
+    chain = Langevin(steps=15)
+    method, alone = cooperative(chain=chain), cooperative(chain=chain, initializer=False)
+    assert (alone.training_cost, alone.sampling_cost) == (15 + 3, 6 * 15 + 1)
+    share = (method.training_cost - alone.training_cost) / 3
+    assert share > 0
+    assert method.sampling_cost == pytest.approx(alone.sampling_cost + 6 * share)
+    assert method.sampler().cost == method.sampling_cost
+    assert cooperative(chain=chain, initializer=False, last_denoise="none").sampling_cost == 90
 
 
 def test_meters_report_every_level_and_start_again(cooperative: Build) -> None:
     method = cooperative()
-    method.train_step(batch(0, 0)[0], None, 0)
+    method.train_step([Batch.whole(batch(0, 0)[0])], 0)
     values = method.meters.read()
-    assert set(values) == set(method.METERS)
+    assert set(values) == {*method.METERS, "energy_grad", "initializer_grad"}
     assert all(row[0] is None and None not in row[1:] for row in values.values())
     assert all(value is None for row in method.meters.read().values() for value in row)
 

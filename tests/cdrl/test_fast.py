@@ -14,8 +14,7 @@ from cdrl import fast, langevin, randomness
 from cdrl.cooperative import Cooperative
 from cdrl.errors import UserError
 from cdrl.langevin import Chain, KnownPixels, Langevin, Refined
-from cdrl.networks import EnergyNet, FrozenEnergy, winograd
-from tests import sensitivity
+from cdrl.method import Batch
 from tests.benchmarks.gpu.device import record_again
 from tests.reference import EXACT
 
@@ -87,7 +86,7 @@ def test_an_engine_is_what_a_method_runs_on(cooperative: Build) -> None:
         return langevin.refine(chain)
 
     method.engine = fast.Engine("counted", refine)
-    method.train_step(torch.zeros(2, 1, 8, 8), None, 0)
+    method.train_step([Batch.whole(torch.zeros(2, 1, 8, 8))], 0)
     assert len(calls) == 1
     next(iter(method.sample(2, seed=0)))
     assert len(calls) == 1 + 6
@@ -118,22 +117,6 @@ def test_compiled_chain_matches_eager(cooperative: Build) -> None:
     assert graphs[0] == graphs[1] > 0
 
 
-@pytest.mark.slow
-@pytest.mark.skipif("CDRL_TEST_COMPILED" not in os.environ, reason="compiles for minutes; set CDRL_TEST_COMPILED=1")
-def test_compiled_chains_have_the_fast_convolutions_too() -> None:
-    net, index = EnergyNet(image_size=8, channels=1, width=128, multipliers=(1,), blocks=1), torch.arange(8)
-    y, zero = torch.randn(8, 1, 8, 8), torch.zeros(8, 1, 1, 1)
-    energy, constants = net.frozen(net.weights(), torch.zeros(1)), langevin.Coefficients(torch.tensor(0.5), zero, zero)
-    assert isinstance(energy.weights.blocks[0].first, winograd.Kernel)
-    chain = Chain(energy, y, y, constants, randomness.keys(0, "chain", count=STEPS), index)
-    compiled, eager = fast.engine("compiled", CPU).refine(chain).y, langevin.refine(chain).y
-
-    def moved(energy: FrozenEnergy, y: Tensor) -> Tensor:
-        return langevin.refine(chain._replace(energy=energy, start=y)).y
-
-    assert sensitivity.distance(compiled, eager) < sensitivity.of(moved, energy, y, roundings=10)
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("mode", ["replayed", "compiled", "captured"])
 def test_on_a_gpu_every_form_gives_the_eager_numbers(cooperative: Build, mode: str) -> None:
@@ -151,9 +134,9 @@ def test_on_a_gpu_an_iteration_does_not_wait_for_the_device(cooperative: Build, 
     method = cooperative(device="cuda")
     method.engine = fast.engine(mode, method.device)
     images = torch.zeros(4, 1, 8, 8, device="cuda")
-    method.train_step(images, None, 0)  # the first one records, which waits
+    method.train_step([Batch.whole(images)], 0)  # the first one records, which waits
     torch.cuda.set_sync_debug_mode("error")
     try:
-        method.train_step(images, None, 1)
+        method.train_step([Batch.whole(images)], 1)
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cdrl import langevin, noise
 from cdrl.cooperative import Cooperative
 from cdrl.langevin import Langevin, Refined
+from cdrl.method import Batch
 from cdrl.networks import EnergyNet
 from cdrl.networks.spectral import SpectralNorm, spectral_layers
 from tests import reference
@@ -109,7 +110,7 @@ def test_passes_per_iteration(cooperative: Callable[..., Cooperative]) -> None:
     method = cooperative(initializer=False, chain=Langevin(STEPS, 1e-2))
     layers = sum(layer.weight.ndim == 4 for layer in spectral_layers(method.energy_net))
     with Operations() as operations:
-        method.train_step(torch.zeros(4, 1, 8, 8), None, 0)
+        method.train_step([Batch.whole(torch.zeros(4, 1, 8, 8))], 0)
     assert operations.counts[aten.convolution] == (STEPS + 1) * layers
     assert operations.counts[aten.convolution_backward] == (STEPS + 1) * layers
 
@@ -120,5 +121,5 @@ def test_one_power_iteration_per_iteration(
     method, iterated = cooperative(), []
     original = SpectralNorm.iterate
     monkeypatch.setattr(SpectralNorm, "iterate", lambda self: (iterated.append(self), original(self)))
-    method.train_step(torch.zeros(4, 1, 8, 8), None, 0)
+    method.train_step([Batch.whole(torch.zeros(4, 1, 8, 8))], 0)
     assert iterated == list(spectral_layers(method.energy_net))

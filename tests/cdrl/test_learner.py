@@ -29,6 +29,8 @@ def test_optimiser_gets_its_settings() -> None:
     ("settings", "rates"),
     [
         (Optimisation(1.0, warm_up=4), {0: 0.25, 1: 0.5, 3: 1.0, 50: 1.0, 100: 1.0}),
+        (Optimisation(1.0, warm_up=4, warm_up_start=0), {0: 0.0, 1: 0.25, 4: 1.0}),
+        (Optimisation(1.0, warm_up=10_000, warm_up_start=500), {0: 0.05, 9_500: 1.0}),
         (Optimisation(1.0, warm_up=0), {0: 1.0, 100: 1.0}),
         (Optimisation(1.0, warm_up=0, decay="linear"), {0: 1.0, 25: 0.75, 100: 0.0, 200: 0.0}),
         (Optimisation(1.0, warm_up=0, decay="cosine"), {0: 1.0, 50: 0.5, 100: 0.0}),
@@ -48,6 +50,9 @@ def test_learning_rate(settings: Optimisation, rates: dict[int, float]) -> None:
         ("clip", -1.0),
         ("ema", 1.5),
         ("warm_up", -5),
+        ("warm_up_start", -1),
+        ("ema_ramp", -1),
+        ("epsilon", 0.0),
         ("learning_rate", float("nan")),
         ("betas", (1.0, 0.9)),
     ],
@@ -61,7 +66,8 @@ def test_descend_clips_reports_the_norm_and_uses_the_rate() -> None:
     network = nn.Linear(3, 1, bias=False)
     learner = Learner(network, Optimisation(learning_rate=0.1, warm_up=2, clip=1.0))
     before = network.weight.detach().clone()
-    norm = learner.descend(network(torch.tensor([[3.0, 0.0, 4.0]])).sum(), 0, 10)
+    network(torch.tensor([[3.0, 0.0, 4.0]])).sum().backward()
+    norm = learner.descend(0, 10)
     assert float(norm) == pytest.approx(5.0)
     torch.testing.assert_close(network.weight.grad, torch.tensor([[0.6, 0.0, 0.8]]))
     assert learner.optimizer.param_groups[0]["lr"] == pytest.approx(0.05)
@@ -70,13 +76,16 @@ def test_descend_clips_reports_the_norm_and_uses_the_rate() -> None:
 
 def test_no_clip_leaves_the_gradient() -> None:
     network = nn.Linear(2, 1, bias=False)
-    Learner(network, Optimisation(clip=None)).descend(network(torch.tensor([[30.0, 40.0]])).sum(), 0, 10)
+    network(torch.tensor([[30.0, 40.0]])).sum().backward()
+    Learner(network, Optimisation(clip=None)).descend(0, 10)
     torch.testing.assert_close(network.weight.grad, torch.tensor([[30.0, 40.0]]))
 
 
 def test_state_restores_weights_averages_and_moments() -> None:
     def step(learner: Learner, iteration: int) -> None:
-        learner.descend(learner.network(torch.ones(1, 3)).square().sum(), iteration, 10)
+        learner.clear_gradient()
+        learner.network(torch.ones(1, 3)).square().sum().backward()
+        learner.descend(iteration, 10)
 
     first, second = (Learner(nn.Linear(3, 2), Optimisation(learning_rate=0.1, warm_up=0)) for _ in range(2))
     for iteration in range(3):
@@ -94,17 +103,33 @@ def test_impossible_settings_are_refused(wrong: dict[str, Any]) -> None:
         Optimisation(**wrong)
 
 
+def test_a_gradient_is_one_vector() -> None:
+    learner = Learner(nn.Linear(3, 2), Optimisation())
+    learner.network(torch.ones(1, 3)).square().sum().backward()
+    vector, norm = learner.gradient(), learner.descend(0, 10)
+    assert vector.shape == (learner.size,) == (8,)
+    assert float(vector.norm()) == pytest.approx(float(norm))
+    learner.clear_gradient()
+    assert not learner.gradient().any()
+    learner.put_gradient(vector)
+    assert torch.equal(learner.gradient(), vector)
+
+
 def test_meters_average_per_level_until_read() -> None:
-    meters = Meters(("gap", "norm"), 3, torch.device("cpu"))
-    meters.add(torch.tensor([1, 2, 1]), norm=torch.tensor([0.0, 2.0, 0.0]), gap=torch.tensor([1.0, 5.0, 3.0]))
-    meters.add(torch.tensor([1]), gap=torch.tensor([8.0]), norm=torch.tensor([3.0]))
-    assert meters.read() == {"gap": [None, 4.0, 5.0], "norm": [None, 1.0, 2.0]}
-    assert meters.read() == {"gap": [None] * 3, "norm": [None] * 3}
+    """Shards add to an iteration, whose norms count as each of its images'."""
+    meters = Meters(("gap", "size"), ("norm",), 3, torch.device("cpu"))
+    meters.add(torch.tensor([1, 2, 1]), size=torch.tensor([0.0, 2.0, 0.0]), gap=torch.tensor([1.0, 5.0, 3.0]))
+    meters.add(torch.tensor([1]), gap=torch.tensor([8.0]), size=torch.tensor([3.0]))
+    meters.conclude([torch.tensor(2.0)])
+    meters.add(torch.tensor([1]), gap=torch.tensor([8.0]), size=torch.tensor([3.0]))
+    meters.conclude([torch.tensor(6.0)])
+    assert meters.read() == {"gap": [None, 5.0, 5.0], "size": [None, 1.5, 2.0], "norm": [None, 3.0, 2.0]}
+    assert meters.read() == {"gap": [None] * 3, "size": [None] * 3, "norm": [None] * 3}
 
 
-@pytest.mark.parametrize("names", [("gap",), ("gap", "norm", "size"), ("gap", "size")])
+@pytest.mark.parametrize("names", [("gap",), ("gap", "size", "norm"), ("gap", "norm")])
 def test_meters_take_every_name_and_no_other(names: tuple[str, ...]) -> None:
-    meters = Meters(("gap", "norm"), 3, torch.device("cpu"))
+    meters = Meters(("gap", "size"), ("norm",), 3, torch.device("cpu"))
     with pytest.raises(TypeError, match="missing or unknown"):
         meters.add(torch.tensor([1]), **dict.fromkeys(names, torch.ones(1)))
-    assert not meters.sums.any()
+    assert not meters.fresh.any()

@@ -14,7 +14,9 @@ from cdrl.model import energy_sizes
 from cdrl.networks import EnergyNet, Initializer
 from cdrl.networks.embedding import logsnr_embedding
 from cdrl.networks.energy import energies, input_gradient
+from cdrl.networks.initializer import Dropout
 from cdrl.networks.spectral import SpectralNorm, iterate_all, spectral_layers
+from cdrl.randomness import Draws
 from tests import reference
 from tests.reference import EXACT
 
@@ -210,3 +212,26 @@ def test_fourier_features_are_further_channels_of_the_input() -> None:
     rebuilt = EnergyNet(**energy_sizes(network)).double()
     rebuilt.load_state_dict(network.state_dict())
     assert torch.equal(rebuilt(y, logsnr), network(y, logsnr))
+
+
+def test_dropout_is_a_function_of_the_image() -> None:
+    """Its rate and scale are dropout's; an image's mask is the same in any shard, and no two blocks share one."""
+    h = torch.ones(64, 4, 8, 8)
+    whole = Dropout(torch.tensor([11, 12]), torch.arange(64))
+    masked = whole.mask(h, 0, 0.25)
+    assert masked.unique().tolist() == pytest.approx([0.0, 4 / 3])
+    assert float((masked == 0).float().mean()) == pytest.approx(0.25, abs=4 * (0.25 * 0.75 / h.numel()) ** 0.5)
+    assert torch.equal(whole._replace(image_index=torch.arange(16, 24)).mask(h[16:24], 0, 0.25), masked[16:24])
+    assert not torch.equal(whole.mask(h, 1, 0.25), masked)
+    assert not torch.equal(masked[0], masked[1])
+
+
+def test_a_unet_drops_only_where_it_is_told() -> None:
+    net = Initializer(8, 1, 8, (1,), 1, dropout=0.5, attention_sizes=())
+    for parameter in net.parameters():
+        parameter.data.normal_(std=0.3)
+    x, logsnr = torch.randn(4, 1, 8, 8), torch.zeros(4)
+    dropped = net.dropout_masks(Draws(0, "train", (3,), torch.arange(4)))
+    assert torch.equal(net.train()(x, logsnr), net.eval()(x, logsnr))
+    assert not torch.equal(net(x, logsnr, None, dropped), net(x, logsnr))
+    assert torch.equal(net(x, logsnr, None, dropped), net(x, logsnr, None, dropped))

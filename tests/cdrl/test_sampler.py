@@ -16,6 +16,7 @@ from cdrl.conditions import Condition
 from cdrl.cooperative import Cooperative
 from cdrl.errors import UserError
 from cdrl.langevin import Langevin
+from cdrl.method import Batch
 from tests import reference
 from tests.reference import EXACT
 
@@ -50,7 +51,7 @@ def trained(cooperative: Build) -> Callable[..., tuple[Cooperative, reference.St
         state = reference.state_of(method)
         images = 2 * torch.rand(6, 1, 8, 8, dtype=torch.float64) - 1
         for iteration in range(2):
-            method.train_step(images, None, iteration)
+            method.train_step([Batch.whole(images)], iteration)
             reference.reference_step(state, images, None, iteration)
         return method, state
 
@@ -145,7 +146,7 @@ def test_conditions_that_do_not_fit_are_refused(cooperative: Build) -> None:
 
 def test_live_weights_are_sampled_without_dropout(cooperative: Build) -> None:
     method = cooperative(dropout=0.5)
-    method.train_step(torch.zeros(2, 1, 8, 8), None, 0)
+    method.train_step([Batch.whole(torch.zeros(2, 1, 8, 8))], 0)
     first, again = (method.sampler(live=True)(torch.arange(3), 0) for _ in range(2))
     assert torch.equal(first, again)
 

@@ -21,6 +21,7 @@ from cdrl import checkpoint, trainer
 from cdrl.cooperative import Cooperative
 from cdrl.errors import UserError
 from cdrl.langevin import Langevin
+from cdrl.method import Batch
 from cdrl.trainer import Outcome
 
 Build = Callable[..., Cooperative]
@@ -31,10 +32,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def batch(iteration: int) -> tuple[Tensor, Tensor]:
+def batch(iteration: int, first: int = 0, count: int = BATCH) -> Batch:
     generator = torch.Generator().manual_seed(iteration)
     images = 2 * torch.rand(BATCH, 1, 8, 8, generator=generator) - 1
-    return images, torch.randint(1, 3, (BATCH,), generator=generator)
+    labels = torch.randint(1, 3, (BATCH,), generator=generator)
+    rows = torch.arange(first, first + count)
+    return Batch(images[rows], labels[rows], rows, count / BATCH)
 
 
 class Log:
@@ -52,7 +55,7 @@ class Log:
 
 
 def run(method: Cooperative, log: Log, folder: Path | None, **options: Any) -> Outcome:
-    options = {"iterations": ITERATIONS, "batch": batch, **options}
+    options = {"iterations": ITERATIONS, "batches": batch, **options}
     return trainer.train(
         method,
         batch_size=BATCH,
@@ -81,7 +84,7 @@ def test_reports_count_what_was_spent(cooperative: Build) -> None:
     assert (outcome.status, outcome.iteration) == ("finished", ITERATIONS)
     assert [report["iteration"] for report in log.reports] == [4, 8, 11]
     last = log.reports[-1]
-    assert (last["images"], last["grad_evals"]) == (11 * BATCH, 11 * BATCH * (3 + 2))
+    assert (last["images"], last["grad_evals"]) == (11 * BATCH, round(11 * BATCH * method.training_cost))
     assert last["lr"] == {"energy": 1e-3, "initializer": 1e-3}
     assert set(method.METERS) < set(last)
     assert len(last["energy_gap"]) == 7
@@ -120,9 +123,7 @@ def test_a_finished_run_is_left_as_it_is(cooperative: Build, tmp_path: Path) -> 
     log = Log()
     first = run(cooperative(**VARIANTS["drl"]), log, tmp_path)
     before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    assert (
-        run(cooperative(**VARIANTS["drl"]), log, tmp_path, batch=lambda iteration: pytest.fail("trained on")) == first
-    )
+    assert run(cooperative(**VARIANTS["drl"]), log, tmp_path, batches=lambda *_: pytest.fail("trained on")) == first
     assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
 
 
@@ -130,13 +131,13 @@ def test_ctrl_c_ends_after_a_whole_iteration(cooperative: Build, tmp_path: Path)
     whole = cooperative(**VARIANTS["drl"])
     run(whole, Log(), None)
 
-    def interrupting(iteration: int) -> tuple[Tensor, Tensor]:
+    def interrupting(iteration: int, first: int, count: int) -> Batch:
         if iteration == 5:
             signal.raise_signal(signal.SIGINT)
-        return batch(iteration)
+        return batch(iteration, first, count)
 
     before = signal.getsignal(signal.SIGINT)
-    outcome = run(cooperative(**VARIANTS["drl"]), Log(), tmp_path, batch=interrupting)
+    outcome = run(cooperative(**VARIANTS["drl"]), Log(), tmp_path, batches=interrupting)
     assert (outcome.status, outcome.iteration) == ("interrupted", 6)
     assert signal.getsignal(signal.SIGINT) is before
     method = cooperative(**VARIANTS["drl"])
@@ -153,25 +154,25 @@ def ctrl_c_raises() -> Iterator[None]:
 
 
 def test_a_second_ctrl_c_does_not_wait(cooperative: Build) -> None:
-    def interrupting(iteration: int) -> tuple[Tensor, Tensor]:
+    def interrupting(iteration: int, first: int, count: int) -> Batch:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
-        return batch(iteration)
+        return batch(iteration, first, count)
 
     with pytest.raises(KeyboardInterrupt):
-        run(cooperative(**VARIANTS["drl"]), Log(), None, batch=interrupting)
+        run(cooperative(**VARIANTS["drl"]), Log(), None, batches=interrupting)
 
 
 @pytest.mark.parametrize(("value", "words"), [(float("nan"), "nan"), (1e5, "1e+05")])
 def test_divergence_is_reported_and_kept(value: float, words: str, cooperative: Build, tmp_path: Path) -> None:
-    def poisoned(iteration: int) -> tuple[Tensor, Tensor]:
+    def poisoned(iteration: int, first: int, count: int) -> Batch:
         if iteration == 5:
             for parameter in method.learners["initializer"].network.parameters():
                 parameter.data.fill_(value)
-        return batch(iteration)
+        return batch(iteration, first, count)
 
     method, log = cooperative(), Log()
-    outcome = run(method, log, tmp_path, batch=poisoned)
+    outcome = run(method, log, tmp_path, batches=poisoned)
     assert (outcome.status, outcome.iteration) == ("diverged", 8)
     assert "at level" in outcome.reason
     assert log.reports[-1]["iteration"] == 8
@@ -182,11 +183,11 @@ def test_divergence_is_reported_and_kept(value: float, words: str, cooperative: 
 def test_diverged_weights_do_not_replace_healthy_ones(cooperative: Build, tmp_path: Path) -> None:
     """Also between reports, where checkpoints are due after every iteration."""
 
-    def poisoned(iteration: int) -> tuple[Tensor, Tensor]:
-        images, label = batch(iteration)
-        return images * (1.0 if iteration < 5 else float("nan")), label
+    def poisoned(iteration: int, first: int, count: int) -> Batch:
+        shard = batch(iteration, first, count)
+        return shard._replace(images=shard.images * (1.0 if iteration < 5 else float("nan")))
 
-    outcome = run(cooperative(**VARIANTS["drl"]), Log(), tmp_path, batch=poisoned, checkpoint_seconds=0.0)
+    outcome = run(cooperative(**VARIANTS["drl"]), Log(), tmp_path, batches=poisoned, checkpoint_seconds=0.0)
     assert (outcome.status, outcome.iteration) == ("diverged", 8)
     tensors, facts = checkpoint.load(tmp_path)
     assert (facts["status"], facts["iteration"], facts["kept"]) == ("diverged", 8, 5)
@@ -215,7 +216,7 @@ def test_a_checkpoint_without_its_optimiser_is_not_taken(cooperative: Build, tmp
 
 def test_images_of_another_size_are_refused(cooperative: Build) -> None:
     with pytest.raises(UserError, match=r"images must be \(B, 1, 8, 8\)"):
-        cooperative().train_step(torch.zeros(2, 1, 16, 16), None, 0)
+        cooperative().train_step([Batch.whole(torch.zeros(2, 1, 16, 16))], 0)
 
 
 def test_milestones_see_the_run_as_it_is_and_are_not_counted(
@@ -224,15 +225,15 @@ def test_milestones_see_the_run_as_it_is_and_are_not_counted(
     now, seen = [0.0], []
     monkeypatch.setattr(trainer.time, "monotonic", lambda: now[0])
 
-    def timed(iteration: int) -> tuple[Tensor, Tensor]:
+    def timed(iteration: int, first: int, count: int) -> Batch:
         now[0] += 1.0
-        return batch(iteration)
+        return batch(iteration, first, count)
 
     def milestone(iteration: int) -> None:
         now[0] += 100.0
         seen.append((iteration, method.learners["energy"].optimizer.state_dict()["state"][0]["step"].item()))
 
-    options = {"batch": timed, "milestones": [2, 9, ITERATIONS], "on_milestone": milestone}
+    options = {"batches": timed, "milestones": [2, 9, ITERATIONS], "on_milestone": milestone}
     method, log = cooperative(**VARIANTS["drl"]), Log()
     run(method, log, tmp_path, should_stop=stop_after(5), **options)
     method = cooperative(**VARIANTS["drl"])
@@ -247,11 +248,11 @@ def test_checkpoints_come_by_the_clock(cooperative: Build, monkeypatch: pytest.M
     monkeypatch.setattr(trainer.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(checkpoint, "save", lambda folder, tensors, facts: kept.append(facts["iteration"]))
 
-    def timed(iteration: int) -> tuple[Tensor, Tensor]:
+    def timed(iteration: int, first: int, count: int) -> Batch:
         now[0] += 10.0
-        return batch(iteration)
+        return batch(iteration, first, count)
 
-    run(cooperative(**VARIANTS["drl"]), Log(), tmp_path, batch=timed, checkpoint_seconds=30.0)
+    run(cooperative(**VARIANTS["drl"]), Log(), tmp_path, batches=timed, checkpoint_seconds=30.0)
     assert kept == [3, 6, 9, 11]
 
 
@@ -289,6 +290,7 @@ import torch
 from cdrl.cooperative import Cooperative, Settings
 from cdrl.langevin import Langevin
 from cdrl.learner import Optimisation
+from cdrl.method import Batch
 from cdrl.networks import EnergyNet, Initializer
 from cdrl.trainer import train
 
@@ -300,10 +302,10 @@ method = Cooperative(
     EnergyNet(**sizes), Initializer(**sizes), Settings(chain=Langevin(steps=2)), Optimisation(warm_up=1), iterations=40
 )
 
-def batch(iteration):
+def batch(iteration, first, count):
     time.sleep(pause)
     print(iteration, flush=True)
-    return torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(iteration)) * 2 - 1, None
+    return Batch.whole(torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(iteration)) * 2 - 1)
 
 log = folder / "metrics.jsonl"
 def report(facts):

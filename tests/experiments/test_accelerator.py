@@ -82,7 +82,7 @@ def test_training_waits_for_nothing_and_is_the_cpus(
         stream.batch(0)  # an epoch's order is brought over once
         elsewhere.waits.clear()
         for iteration in range(2):
-            method.train_step(*stream.batch(iteration), iteration)
+            method.train_step([stream.batch(iteration)], iteration)
         assert elsewhere.waits == []
         return method.meters.sums.cpu(), next(iter(method.sample(2, 0))).cpu()
 

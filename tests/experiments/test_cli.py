@@ -24,6 +24,7 @@ import cdrl
 from cdrl import checkpoint
 from cdrl.cli import main
 from cdrl.errors import UserError
+from cdrl.method import Batch
 from cdrl.recipe import ImageShape
 from experiments import cli, data
 from experiments.__main__ import main as module_main
@@ -63,7 +64,7 @@ def trained(runs: Path, settings: RunSettings = SETTINGS) -> Path:
     method = settings.recipe.build(ImageShape(8, 1, 10), seed=0, iterations=3)
     label = torch.ones(8, dtype=torch.int64) if settings.recipe.conditional else None
     for iteration in range(3):
-        method.train_step(2 * torch.rand(8, 1, 8, 8) - 1, label, iteration)
+        method.train_step([Batch.whole(2 * torch.rand(8, 1, 8, 8) - 1, label)], iteration)
     folder.want(settings)
     checkpoint.save(folder.path, method.state(), {})
     folder.finish(FINISHED)

@@ -14,11 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
+from cdrl.method import Batch
 from cdrl.recipe import ImageShape
 from experiments import configuration, methods
 from experiments.__main__ import main
 from experiments.plan import make_plan
-from tests.cdrl.test_released import GOLDEN, released_file
+from tests.cdrl.released_networks import released_file
+from tests.cdrl.test_released import GOLDEN
 
 CIFAR = ImageShape(size=32, channels=3)
 
@@ -40,7 +42,7 @@ def test_energy_networks_of_the_papers_rows(row: str, millions: float) -> None:
 def test_one_iteration_of_the_papers_networks() -> None:
     method = methods.recipe(row_method("cdrl")).build(CIFAR, iterations=10)
     before = {name: [p.detach().clone() for p in one.network.parameters()] for name, one in method.learners.items()}
-    method.train_step(torch.rand(2, 3, 32, 32) * 2 - 1, None, 1)
+    method.train_step([Batch.whole(torch.rand(2, 3, 32, 32) * 2 - 1)], 1)
     for name, learner in method.learners.items():
         now = list(learner.network.parameters())
         assert all(p.isfinite().all() for p in now)

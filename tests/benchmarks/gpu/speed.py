@@ -31,6 +31,7 @@ from cdrl.cooperative import Cooperative
 from cdrl.errors import UserError
 from cdrl.langevin import Chain, Refined
 from cdrl.learner import Optimisation
+from cdrl.method import Batch
 from cdrl.precision import PRECISIONS, products
 from experiments.files import read_json, write_json
 from experiments.runs.machine import device_name, resolve_device
@@ -170,7 +171,7 @@ def parity(work: Work, mode: str, device: torch.device) -> Lines:
             state, refined = reference.state_of(method), _remembered_chains(method)
             line: dict[str, Any] = {"dtype": str(dtype).removeprefix("torch.")}
             for number in range(2):
-                method.train_step(x0, None, number)
+                method.train_step([Batch.whole(x0)], number)
                 expected = reference.reference_step(state, x0, None, number)
                 line[f"chain_{number}"] = reference.distance([refined[-1]], [expected["refined"]])
                 for name, learner in method.learners.items():
@@ -220,14 +221,14 @@ def iteration(work: Work, mode: str, precision: str, device: torch.device) -> Li
     """
     method, x0 = _cooperative(work.size, mode, device, precision), _images(work, work.batch, device)
     with products(precision):
-        method.train_step(x0, None, 0)
+        method.train_step([Batch.whole(x0)], 0)
         waits = "none"
         try:
             with no_synchronisation(device):
-                method.train_step(x0, None, 1)
+                method.train_step([Batch.whole(x0)], 1)
         except RuntimeError as error:
             waits = str(error)
-        times = measured(lambda: method.train_step(x0, None, 2), device)
+        times = measured(lambda: method.train_step([Batch.whole(x0)], 2), device)
         hours = times["seconds"] * 400_000 / 3600
         return [{"batch": work.batch, "synchronisations": waits, **times, "hours_for_400000": hours}]
 
@@ -278,7 +279,7 @@ def rival_iterations(work: Work, device: torch.device) -> Lines:
     state = reference.state_of(method)
     acts = {
         "plain": lambda: reference.reference_step(state, x0, None, 1),
-        "eager": lambda: method.train_step(x0, None, 1),
+        "eager": lambda: method.train_step([Batch.whole(x0)], 1),
     }
     return _by_precision(work, acts, device)
 
