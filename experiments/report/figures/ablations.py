@@ -74,13 +74,19 @@ def _labels(cells: pd.DataFrame) -> list[str]:
 
 
 def comparisons() -> dict[str, tuple[str, str]]:
-    """Label → the row before and after: every switch on from DRL, off from CDRL, and the sampling switches."""
+    """Label → the row before and after: every switch on from DRL, off from CDRL; the initializer and the chain apart;
+    and the sampling switches."""
     all_but = {off: [switch for switch in SWITCHES if switch != off] for off in SWITCHES}
     pairs = {f"DRL + {switch}": ("none", switch) for switch in SWITCHES}
     pairs |= {f"DRL + {' + '.join(left)}": ("none", "_".join(left)) for left in all_but.values()}
     pairs |= {"DRL + all (CDRL)": ("none", "cdrl")}
     pairs |= {f"CDRL − {off}": ("cdrl", "_".join(left)) for off, left in all_but.items()}
     pairs |= {
+        "CDRL, DRL's chain": ("cdrl", "long_chain"),
+        "CDRL, DRL's chain at equal iterations": ("cdrl", "long_chain_iterations"),
+        "CDRL − initializer, both with CDRL's chain": ("cdrl", "short_chain"),
+        "CDRL − initializer, both with DRL's chain": ("long_chain", "schedule_shared"),
+        "the same at CDRL's iterations": ("long_chain_iterations", "schedule_shared_iterations"),
         "CDRL, initializer target: mean": ("cdrl", "target_mean"),
         "CDRL, chains in bfloat16": ("cdrl", "bf16"),
         "CDRL, last denoise: as released": ("cdrl", "denoise_official"),
