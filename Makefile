@@ -52,14 +52,18 @@ reproduce-all: $(READY)  ## Every experiment at this scale, then the report; res
 report: $(READY)  ## results/report.html from everything measured so far
 	$(CDRL) report
 
+verify-results: $(READY)  ## Derive every committed number, table and quotation again; fails on any difference
+	$(CDRL) report --verify
+
 demo: $(READY)  ## Sample images on the CPU from the committed weights, without training: build/demo.png
 	$(CDRL) demo --device cpu
 
 bench: $(READY)  ## Benchmarks (= pytest --benchmark-only) and their table of ratios
 	$(BIN)/python -m pytest --benchmark-only tests/benchmarks
 
-test: $(READY)  ## The tests, in minutes
+test: $(READY)  ## The tests, in minutes, and verify-results
 	$(TEST) -m "not slow"
+	$(CDRL) report --verify
 
 test-all: $(READY)  ## The tests with those that take long; EXTRAS=dev,ray,slurm for those of the other engines
 	$(TEST)
@@ -75,4 +79,4 @@ doctor: $(READY)  ## Which data, weights and statistics are here, and what is mi
 clean:  ## Remove runs and caches (results stay)
 	rm -rf runs .cache
 
-.PHONY: help setup $(EXPERIMENTS) reproduce-all report demo bench test test-all lint doctor clean
+.PHONY: help setup $(EXPERIMENTS) reproduce-all report verify-results demo bench test test-all lint doctor clean

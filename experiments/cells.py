@@ -1,48 +1,125 @@
-"""From evaluations to cells: means over seeds with intervals, the published number beside them, and a verdict."""
+"""From evaluations to cells: what was run and measured, on record; means over seeds with intervals; verdicts.
+
+    plan → experiment.json (`recorded`: every status and every result) → cells.csv (`derived`)
+
+The record holds all that cells depend on, so that they can be derived again wherever it is (`experiments.verify`).
+provenance.json has the hash of each file that the record was taken from.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cdrl.errors import UserError
-from experiments import published
+from experiments import checksums, published
 from experiments.data import DataSettings
-from experiments.files import write_json, write_text
+from experiments.files import sha256, write_json, write_text
 from experiments.measurement import COLUMNS, Measurement, interval
 from experiments.metrics import metric
 from experiments.published import Number
 from experiments.runs.machine import commit, device_name, resolve_device, versions
 
 if TYPE_CHECKING:
-    from experiments.plan import Plan, Row
+    from experiments.plan import Evaluation, Plan, Row
 
+FILES = ("cells.csv", "experiment.json", "provenance.json")
+"""What is written here."""
 _TOLERANCE = 0.05
 """A number within this share of the published one reproduces it; so does an interval no wider that holds it."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Circumstances:
+    """What decides whether a measured number may be compared with a published one.
+
+    Attributes:
+        scale: "nano", "mini" or "paper".
+        changed: whether a setting is not the experiment's own.
+        protocol: that measured it.
+        model: the published model that the row reproduces, as in published.csv; empty where it is none of them.
+        images: where the pixels came from, in words.
+    """
+
+    scale: str
+    changed: bool
+    protocol: str
+    model: str
+    images: str = ""
+
+    def same_model(self, number: Number) -> bool:
+        """Whether the row is the model that the number is of."""
+        return bool(self.model) and self.model == number.identity
+
+    def same(self, number: Number) -> bool:
+        """Whether nothing that determines a number differs: model, data, protocol, scale and settings."""
+        measured_alike = self.protocol in number.protocols and number.comparable
+        same_images = all(word in self.images for word in number.images.split())
+        paper = self.scale == "paper" and not self.changed
+        return self.same_model(number) and measured_alike and same_images and paper
+
+
 def write_results(plan: Plan, command: Sequence[str]) -> Path:
-    """Write cells.csv, experiment.json and provenance.json of a plan; returns their folder."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(cell for row in plan.rows for cell in _row_cells(plan, row))
-    write_text(plan.results / "cells.csv", text.getvalue())
-    write_json(plan.results / "experiment.json", _facts(plan))
-    write_json(plan.results / "provenance.json", provenance(plan, command))
+    """Write cells.csv, experiment.json and provenance.json of a plan, and their checksums; returns their folder."""
+    record, origin = recorded(plan), provenance(plan, command)
+    write_json(plan.results / "experiment.json", record)
+    write_json(plan.results / "provenance.json", origin)
+    write_text(plan.results / "cells.csv", as_csv(derived(record, origin)))
+    checksums.begin(plan.results, FILES)
     return plan.results
 
 
+def recorded(plan: Plan) -> dict[str, Any]:
+    """experiment.json: the experiment in words, its rows, and each run's status and result as their files have them."""
+
+    def row_record(row: Row) -> dict[str, Any]:
+        first = row.evaluations[0]
+        method = first.run_settings.method
+        return {
+            "row": row.id,
+            "label": row.label,
+            "method": row.method,
+            "method_label": method.get("label") or row.method,
+            "published": row.published,
+            "data": {"name": first.run_settings.data.name, "image_size": first.run_settings.data.image_size},
+            "chain": _chain(method, first.settings),
+            "asked": {name: first.settings[name] for name in ("steps", "weight", "guidance") if name in first.settings},
+            "evaluations": [
+                {
+                    "seed": one.seed,
+                    "folder": str(one.folder.path),
+                    "run": str(one.run.path),
+                    "status": one.run.record("status.json", dict),
+                    "result": one.folder.record("result.json", dict),
+                }
+                for one in row.evaluations
+            ],
+        }
+
+    facts = {name: getattr(plan, name) for name in ("name", "title", "question", "figures", "order", "scale")}
+    protocol = plan.config["metrics"]
+    return {
+        **facts,
+        "changed": list(plan.changed),
+        "protocol": {"name": protocol["name"], "metrics": list(protocol.get("metrics", ["fd"]))},
+        "device": device_name(resolve_device(plan.config["device"])),
+        "commit": commit(),
+        "rows": [row_record(row) for row in plan.rows],
+    }
+
+
 def provenance(plan: Plan, command: Sequence[str]) -> dict[str, Any]:
-    """Where numbers come from: command, commit, machine, versions, data, settings of every run."""
+    """Where numbers come from: command, commit, machine, versions, data, settings of every run, and the hashes of the
+    files that cells and figures come from."""
     training = DataSettings(**plan.config["data"]).load("train")
+    evaluations = [evaluation for row in plan.rows for evaluation in row.evaluations]
     return {
         "command": " ".join(command),
         "commit": commit(),
@@ -52,7 +129,24 @@ def provenance(plan: Plan, command: Sequence[str]) -> dict[str, Any]:
         "data": {"name": training.name, "source": training.source, "sha256": training.checksum},
         "protocol": plan.config["metrics"],
         "configs": {str(job.run.path): asdict(job.settings) for job in plan.jobs()},
+        "inputs": {str(path): sha256(path) for evaluation in evaluations for path in _inputs(evaluation)},
     }
+
+
+def _inputs(evaluation: Evaluation) -> list[Path]:
+    """The files that cells and figures are made from."""
+    run, folder = evaluation.run, evaluation.folder.path
+    arrays = sorted(path for path in folder.glob("*") if path.suffix in (".npy", ".npz"))
+    every = [run.path / "status.json", run.metrics.path, folder / "result.json", *arrays]
+    return [path for path in every if path.exists()]
+
+
+def _chain(method: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """K and b² of a row: of its training chain, and the K that its samples are drawn with."""
+    chain, sampling = method.get("chain") or {}, method.get("sampling") or {}
+    steps = chain.get("steps", method.get("steps"))
+    sampled = settings.get("steps", sampling.get("steps", steps))
+    return {"steps": steps, "sampling_steps": sampled, "step_variance": chain.get("step_variance")}
 
 
 def check_writable(plan: Plan) -> None:
@@ -66,106 +160,137 @@ def check_writable(plan: Plan) -> None:
         raise UserError(f"{reason}; choose another folder: results=…") from error
 
 
-def verdict(plan: Plan, measured: tuple[float, float, float], number: Number | None, protocol: str) -> str:
-    """The verdict of a measured number (mean, low, high; NaN for a run that diverged) on the published one.
+def derived(record: Mapping[str, Any], origin: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The cells of a record, a dict of `COLUMNS` each.
 
-    Nothing is reproduced or off unless all that determines the number, protocol and scale among it, is the published
-    one's. An interval that holds the published number counts only where it is narrow enough to mean something.
+    Args:
+        record: as `recorded` gives it, also after a way through JSON.
+        origin: as `provenance` gives it; only where the images came from counts.
     """
-    same = plan.scale == "paper" and not plan.changed
-    if number is None or not number.comparable or not same or protocol not in number.protocols:
+    return [cell for row in record["rows"] for cell in _row_cells(record, row, origin.get("data", {}))]
+
+
+def as_csv(cells: Sequence[Mapping[str, Any]]) -> str:
+    """cells.csv."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(cells)
+    return text.getvalue()
+
+
+def verdict(measured: tuple[float, float, float], number: Number | None, about: Circumstances) -> str:
+    """The verdict of a measured number (mean, low, high) on the published one.
+
+    Nothing is reproduced or off unless all that determines the number is the published one's. An interval that holds
+    the published number counts only where it is narrow enough to mean something.
+    """
+    if number is not None and not about.same_model(number):
+        return "other-model"
+    if number is None or not about.same(number):
         return "different-scale"
+    if number.value is None:  # "does not converge"
+        return "off"
     value, low, high = measured
-    if number.value is None or math.isnan(value):  # "does not converge"
-        return "reproduced" if number.value is None and math.isnan(value) else "off"
     allowed = _TOLERANCE * abs(number.value)
     inside = low <= number.value <= high and high - low <= 2 * allowed
     return "reproduced" if inside or abs(value - number.value) <= allowed else "off"
 
 
-def _row_cells(plan: Plan, row: Row) -> Iterator[dict[str, Any]]:
-    # What is there: training, evaluations, and their numbers by what they are about.
-    statuses = [evaluation.run.status() for evaluation in row.evaluations]
-    results = [evaluation.folder.result() for evaluation in row.evaluations]
-    data, settings = row.evaluations[0].run_settings.data, row.evaluations[0].settings
-    groups: dict[tuple[Any, ...], list[Measurement]] = {}
-    for measurement in (measurement for result in results if result for measurement in result.measurements):
-        key = (measurement.dataset, measurement.metric, measurement.protocol, *measurement.about().values())
-        groups.setdefault(key, []).append(measurement)
+def diverged_verdict(number: Number | None, about: Circumstances) -> str:
+    """The verdict where every run diverged: an outcome, which may be the published one."""
+    return "reproduced" if number is not None and number.value is None and about.same(number) else "diverged"
+
+
+def _row_cells(
+    record: Mapping[str, Any], row: Mapping[str, Any], images: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    # What is there: training, evaluations, and their numbers by what they are about, one place for each run.
+    evaluations = row["evaluations"]
+    statuses = [evaluation["status"] for evaluation in evaluations]
+    results = [evaluation["result"] for evaluation in evaluations]
+    groups: dict[tuple[Any, ...], list[Measurement | None]] = {}
+    for place, result in enumerate(results):
+        for measurement in map(Measurement.from_json, result["measurements"] if result else ()):
+            key = (measurement.dataset, measurement.metric, measurement.protocol, *measurement.about().values())
+            groups.setdefault(key, [None] * len(evaluations))[place] = measurement
+
+    # How training ended. What it took is the mean of the runs that the numbers are of.
+    ended = [status for status in statuses if status]
+    finished = [status for status in ended if status["status"] == "finished"] or ended
+    notes = [
+        f"seed {evaluation['seed']} diverged at iteration {status['iterations']}"
+        for evaluation, status in zip(evaluations, statuses, strict=True)
+        if status and status["status"] == "diverged"
+    ]
+    survivors = len(ended) - len(notes)
+    if notes and survivors:
+        notes.insert(0, f"mean of the {survivors} that finished" if survivors > 1 else "of the one that finished")
+
+    def mean_of(name: str) -> float:
+        return float(np.mean([status[name] for status in finished])) if finished else 0.0
 
     # What all cells share. A run and its evaluation may be of different commits and devices.
-    ended = [status for status in statuses if status]
     sources = [source for source in (*statuses, *results) if source]
-    devices, commits = {source.device for source in sources}, {source.commit for source in sources}
-    diverged = [
-        f"seed {evaluation.seed} diverged at iteration {status.iterations}"
-        for evaluation, status in zip(row.evaluations, statuses, strict=True)
-        if status and status.status == "diverged"
-    ]
-    budget = row.evaluations[0].run_settings.budget if ended else 0
-    if not isinstance(budget, int):  # seconds: what they paid for
-        budget = round(float(np.mean([status.grad_evals for status in ended])))
     shared = {
-        **{"experiment": plan.name, "scale": plan.scale, "row": row.id, "label": row.label, "method": row.method},
+        **{"experiment": record["name"], "scale": record["scale"]},
+        **{name: row[name] for name in ("row", "label", "method")},
         "seeds": 0,
-        "budget": budget,
-        "train_seconds": round(float(np.mean([status.seconds for status in ended])), 1) if ended else 0.0,
-        "device": ", ".join(sorted(devices)) or device_name(resolve_device(plan.config["device"])),
-        "commit": " ".join(sorted(commits)) or commit(),
-        "runs": " ".join(str(evaluation.run.path) for evaluation in row.evaluations),
-        "note": "; ".join(diverged),
+        "values": " ".join(["nan"] * len(evaluations)),
+        "diverged": f"{len(ended) - survivors} of {len(ended)}" if ended else "",
+        "updates": round(mean_of("iterations")),
+        "train_cost": round(mean_of("grad_evals")),
+        "train_seconds": round(mean_of("seconds"), 1),
+        "chain_steps": row["chain"]["steps"],
+        "sampling_steps": row["chain"]["sampling_steps"],
+        "step_variance": row["chain"]["step_variance"],
+        "device": ", ".join(sorted({source["device"] for source in sources})) or record["device"],
+        "commit": " ".join(sorted({source["commit"] for source in sources})) or record["commit"],
+        "runs": " ".join(evaluation["run"] for evaluation in evaluations),
+        "note": "; ".join(notes),
     }
 
-    def beside_published(about: Measurement, value: float, low: float, high: float) -> dict[str, Any]:
-        dataset = about.dataset or data.name
-        number = published.find(row.published, dataset, about) if row.published else None
+    def beside_published(about: Measurement, measured: tuple[float, float, float] | None) -> dict[str, Any]:
+        """A cell but for its number; ``measured`` is None where every run diverged."""
+        dataset = about.dataset or row["data"]["name"]
+        number = published.find(row["published"], dataset, about) if row["published"] else None
+        circumstances = Circumstances(
+            scale=record["scale"], changed=bool(record["changed"]), protocol=about.protocol,
+            model=(row["published"] or {}).get("reproduces") or "",
+            images=images.get("source", "") if images.get("name") == dataset else "",
+        )  # fmt: skip
+        outcome = verdict(measured, number, circumstances) if measured else diverged_verdict(number, circumstances)
         return {
             **shared, **about.about(), "dataset": dataset, "metric": about.metric, "protocol": about.protocol,
-            "image_size": about.image_size or data.image_size, "value": value,
+            "image_size": about.image_size or row["data"]["image_size"],
             "published": number.text if number else "", "published_status": number.status if number else "",
-            "verdict": verdict(plan, (value, low, high), number, about.protocol),
+            "verdict": outcome,
         }  # fmt: skip
 
     # One cell for each.
-    for measurements in groups.values():
+    for places in groups.values():
+        measurements = [measurement for measurement in places if measurement]
         first = measurements[0]
-        value, low, high = map(float, interval([measurement.value for measurement in measurements]))
-        smallest, largest = metric(first.metric).bounds
+        values = [measurement.value for measurement in measurements]
+        value, low, high = map(float, interval(values, metric(first.metric).bounds))
         seconds = [math.nan if m.seconds is None else m.seconds for m in measurements]
+        sampling = first.steps if first.steps is not None else shared["sampling_steps"]
         yield {
-            **beside_published(first, value, low, high),
-            "low": max(low, smallest) if math.isfinite(low) else low,
-            "high": min(high, largest) if math.isfinite(high) else high,
-            "seeds": len(measurements),
+            **beside_published(first, (value, low, high)),
+            **{"value": value, "low": low, "high": high, "seeds": len(values)},
+            "values": " ".join("nan" if measurement is None else repr(measurement.value) for measurement in places),
             "samples": first.samples,
+            "sampling_steps": sampling,
             "grad_evals": "" if first.grad_evals is None else round(first.grad_evals, 1),
             "sample_seconds": round(float(np.mean(seconds)), 3),
         }
 
     # Nothing is measured: not run yet, or diverged, which is an outcome too.
     if not groups:
-        protocol, weight = plan.config["metrics"], settings.get("guidance", settings.get("weight"))
+        asked, protocol = row["asked"], record["protocol"]
         nothing = Measurement(
-            metric=protocol.get("metrics", ["fd"])[0], protocol=protocol["name"], value=math.nan, samples=0,
-            steps=settings.get("steps"), weight=weight,
+            metric=protocol["metrics"][0], protocol=protocol["name"], value=math.nan, samples=0,
+            steps=asked.get("steps"), weight=asked.get("guidance", asked.get("weight")),
         )  # fmt: skip
-        cell = beside_published(nothing, math.nan, math.nan, math.nan)
-        yield cell if shared["note"] else {**cell, "published": "", "published_status": "", "verdict": "not-run"}
-
-
-def _facts(plan: Plan) -> dict[str, Any]:
-    """experiment.json: title, question, figures and order, and where each row's runs are."""
-    rows = [
-        {
-            "row": row.id,
-            "label": row.label,
-            "method": row.method,
-            "method_label": row.evaluations[0].run_settings.method.get("label") or row.method,
-            "evaluations": [
-                {"seed": one.seed, "folder": str(one.folder.path), "run": str(one.run.path)} for one in row.evaluations
-            ],
-        }
-        for row in plan.rows
-    ]
-    facts = {name: getattr(plan, name) for name in ("name", "title", "question", "figures", "order")}
-    return {**facts, "rows": rows}
+        cell = {**beside_published(nothing, None), **dict.fromkeys(("value", "low", "high"), math.nan)}
+        yield cell if notes else {**cell, "published": "", "published_status": "", "verdict": "not-run"}

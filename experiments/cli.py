@@ -217,6 +217,7 @@ def export(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
 
     from cdrl import checkpoint
+    from experiments import checksums
     from experiments.files import read_json, write_json
     from experiments.runs.folder import RunFolder
     from experiments.runs.trained import trained_sampler
@@ -226,7 +227,9 @@ def export(arguments: Sequence[str]) -> int:
     checkpoint.save_model(options.folder, cdrl.Model(trained_sampler(options.run)), half=not options.full)
     origin = {"run": "/".join(options.run.parts[-4:]), "data": settings.data.name, "budget": settings.budget}
     write_json(options.folder / "origin.json", {**origin, **asdict(status), "half_precision": not options.full})
-    size = read_json(options.folder / "model.json")["bytes"]
+    model = read_json(options.folder / "model.json")
+    checksums.begin(options.folder, ["model.json", model["file"], "origin.json"])
+    size = model["bytes"]
     print(f"written to {options.folder}: {size / 1e6:.1f} MB; cdrl sample {options.folder} draws from it")
     return 0
 
@@ -254,11 +257,12 @@ def demo(arguments: Sequence[str]) -> int:
 
 def report(arguments: Sequence[str]) -> int:
     """Make tables, figures and the page anew from what was measured. Figures whose arrays are not on this machine
-    keep their files.
+    keep their files. Or check that all of it follows from what was recorded.
 
     Examples:
       cdrl report
       cdrl report --page
+      cdrl report --verify
       cdrl report --animate results/demo/nano
     """
     parser = CommandParser(report)
@@ -266,7 +270,16 @@ def report(arguments: Sequence[str]) -> int:
     parser.add("--page", action="store_true", help="the page alone: leave tables and figures as they are")
     what = "trace the sampling of this run or saved model into results/demo/"
     parser.add("--animate", type=Path, metavar="MODEL", help=what)
+    what = "derive everything again, README's numbers too, and exit with 1 where anything differs; nothing is written"
+    parser.add("--verify", action="store_true", help=what)
     options = parser.parse_args(arguments)
+    if options.verify:
+        from experiments.verify import verify
+
+        page = options.results.parent / "README.md"
+        findings = verify(options.results, (page,) if page.exists() else ())
+        print(findings)
+        return 1 if findings.failures else 0
 
     from experiments.report import build_all, traceable_run
     from experiments.runs.trained import trained_sampler

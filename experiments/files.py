@@ -11,7 +11,7 @@ from cdrl import files
 from cdrl.errors import UserError
 from cdrl.files import sha256
 
-__all__ = ["read_json", "sha256", "write_bytes", "write_json", "write_text", "write_whole"]
+__all__ = ["json_text", "read_json", "sha256", "write_bytes", "write_json", "write_text", "write_whole"]
 
 
 def write_whole(path: Path, write: Callable[[Path], object], durable: bool = True) -> None:
@@ -33,9 +33,14 @@ def write_text(path: Path, text: str, durable: bool = True) -> None:
     write_bytes(path, text.encode(), durable)
 
 
+def json_text(value: Any) -> str:
+    """Indented JSON, as `write_json` writes it."""
+    return json.dumps(value, indent=1) + "\n"
+
+
 def write_json(path: Path, value: Any, durable: bool = True) -> None:
     """`write_whole` of indented JSON."""
-    write_text(path, json.dumps(value, indent=1) + "\n", durable)
+    write_text(path, json_text(value), durable)
 
 
 def read_json(path: Path) -> Any:

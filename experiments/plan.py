@@ -324,11 +324,12 @@ def _budget(
 def _evaluation(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     """An evaluation's settings with the scale's sample counts and the protocol."""
     scale = config["scale"]
-    shared = {"samples": scale["samples"], "batch": scale["sample_batch"], "metrics": config["metrics"]}
+    shared = {"samples": scale["samples"], "batch": scale["sample_batch"]}
+    metrics = {**config["metrics"], **settings.get("metrics", {})}
     if "optional" in settings:  # what is at hand now, by name: an evaluation without them is another one
         others = at_hand(settings["optional"], config["data"]["data_cache"])
         settings = {key: value for key, value in settings.items() if key != "optional"}
         settings["outside"] = [*settings["outside"], *others]
     if settings.get("curve"):
         shared["milestone_samples"] = scale["milestone_samples"]
-    return {**shared, **settings}
+    return {**shared, **settings, "metrics": metrics}

@@ -2,8 +2,10 @@
 
 The file is a table of quotations. ``status`` says what each is worth: "confirmed" by a public text, "unconfirmed"
 (commonly quoted, no text at hand), or "conflicting" (texts disagree). A value may be words ("does not converge").
-``dataset`` and ``metric`` are the papers' words; ``data``, ``against``, ``level``, ``steps`` and ``weight`` are this
-suite's.
+``dataset``, ``metric`` and ``model`` are the papers' words; ``data``, ``against``, ``level``, ``steps`` and ``weight``
+are this suite's. ``identity`` says which model a number is of: a row of a manifest is compared with it only if it
+``reproduces`` that model, whatever number it stands beside. ``images`` says which images of the data set it was
+measured on, where there are several.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ class Number:
         dataset, metric, model, source, note: as in the file.
         data: this suite's name of the data set, or empty.
         against, level, steps, weight: as in `experiments.measurement.Measurement`.
+        identity: the model in a word, the same for every number of one model; empty where no row could be that model.
+        images: words that the source of a run's images must have, or empty.
         comparable: whether it was published for the data set that it was looked up for.
     """
 
@@ -48,6 +52,8 @@ class Number:
     level: int | None = None
     steps: int | None = None
     weight: float | None = None
+    identity: str = ""
+    images: str = ""
     comparable: bool = True
 
     @property
@@ -74,7 +80,7 @@ def find(spec: Mapping[str, Any], dataset: str, measurement: Measurement) -> Num
     """The published number that stands beside a measured one.
 
     Args:
-        spec: ``model`` as in the file, and optionally ``dataset`` as in the file.
+        spec: ``model`` as in the file, and optionally ``dataset`` as in the file; ``reproduces`` is for verdicts.
         dataset: the run's data set, e.g. "cifar10". When nothing was ever published for it (digits), the model's first
             such number is returned, not ``comparable``.
         measurement: the measured number.

@@ -24,7 +24,7 @@ class Metric:
         name: in protocols and in cells.csv.
         title: for people.
         better: "lower", "higher", or "" where neither is.
-        bounds: the smallest and the largest value possible.
+        bounds: the smallest and the largest value possible; intervals stay between.
         needs: of the samples: "moments" of their features, all "features", class "probabilities", or the "labels" that
             were asked for; "" for what no protocol measures.
         compute: the number, from samples beside a reference set.
@@ -71,6 +71,8 @@ def needs_features(names: Iterable[str]) -> bool:
 
 
 _RATE, _POSITIVE = (0.0, 1.0), (0.0, math.inf)
+_RHAT = (0.99, math.inf)
+"""Split R\u0302 is 1 for chains that agree, and by chance as low as √(1 − 1/n): 0.99 for half-chains of 51 draws."""
 register(
     Metric("step_multiplier", "Step-size multiplier", "", _POSITIVE),
     Metric("auroc", "AUROC", "higher", _RATE, published_as="AUROC", published_under=frozenset({"log-density"})),
@@ -80,7 +82,7 @@ register(
     Metric("sample_log_density", "Sample log-density under the truth (nats)"),
     Metric("gradient_variance", "Gradient noise/signal", "lower", _POSITIVE),
     Metric("acceptance", "Acceptance rate", "", _RATE),
-    Metric("rhat", "Split R\u0302", "", _POSITIVE),
+    Metric("rhat", "Split R\u0302", "", _RHAT),
     Metric("ess", "Effective samples per 1,000 steps of a chain", "", _POSITIVE),
     Metric("energy_drift", "Energy drift (sd)"),
     Metric("known_exact", "Known pixels exact", "", _RATE),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cdrl.errors import UserError
 from cdrl.sampler import Sampler
+from experiments import checksums
 from experiments.report import animation, page, style, tables
 from experiments.report.study import MissingArray, Study, studies
 from experiments.runs.folder import RunFolder
@@ -21,8 +22,8 @@ def build_experiment(folder: Path) -> str:
     Raises `UserError` where there are no cells.
     """
     study = Study.load(folder)
-    draw(study)
-    return "\n\n".join(table.plain() for table in tables.write(study))
+    made, _ = _make(study)
+    return "\n\n".join(table.plain() for table in made)
 
 
 def build_all(results: Path, page_only: bool = False, trace: Sampler | None = None) -> list[str]:
@@ -41,9 +42,17 @@ def build_all(results: Path, page_only: bool = False, trace: Sampler | None = No
         raise UserError(f"there is no folder {results}; run an experiment first, or name another with --results")
     lines = [] if trace is None else [f"demo: {', '.join(animation.write(trace, results / 'demo'))}"]
     for study in [] if page_only else studies(results):
-        lines.append(f"{study.name} {study.scale}: {', '.join(['table', *draw(study)])}")
-        tables.write(study)
+        _, figures = _make(study)
+        lines.append(f"{study.name} {study.scale}: {', '.join(['table', *figures])}")
     return [*lines, f"written: {page.build(results)}"]
+
+
+def _make(study: Study) -> tuple[list[tables.Table], list[str]]:
+    """Tables and figures with their checksums; the tables, and the figures' names."""
+    made, figures = tables.write(study), draw(study)
+    pictures = [f"{name}.{kind}" for name in figures for kind in ("png", "svg")]
+    checksums.add(study.folder, ["table.md", "table.tex", *pictures])
+    return made, figures
 
 
 def traceable_run(results: Path) -> RunFolder | None:

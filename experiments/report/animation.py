@@ -23,7 +23,7 @@ from cdrl.langevin import Coefficients, Refined
 from cdrl.networks import FrozenEnergy
 from cdrl.pictures import tile
 from cdrl.sampler import Sampler
-from experiments import data
+from experiments import checksums, data
 from experiments.report import style
 from experiments.report.figures.common import show
 
@@ -144,4 +144,6 @@ def write(sampler: Sampler, folder: Path) -> list[str]:
     (folder / "trajectory.png").write_bytes(animate(trace))
     style.save(stages(trace), folder, "stages")
     style.save(energy(trace), folder, "energy")
+    pictures = [f"{name}.{kind}" for name in ("stages", "energy") for kind in ("png", "svg")]
+    checksums.begin(folder, ["trajectory.npz", "trajectory.png", *pictures])
     return ["trajectory", "stages", "energy"]

@@ -23,7 +23,9 @@ _WORDS = {"score": "Score", "budget": "Score against budget", "seconds": "Score 
 VERDICTS = {
     "reproduced": "the published number, at its scale and protocol",
     "off": "measured at the published scale and protocol, and different",
-    "different-scale": "measured, at another scale than the published number",
+    "different-scale": "measured at another scale, by another protocol or with changed settings",
+    "other-model": "measured, and the published number beside it is of another model",
+    "diverged": "every run diverged",
     "not-run": "ready to launch, not measured here",
 }
 

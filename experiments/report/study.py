@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import pandas as pd
 
 from cdrl.errors import UserError
 from experiments.files import read_json
-from experiments.measurement import COLUMNS
+from experiments.measurement import COLUMNS, Difference, difference
+from experiments.metrics import metric
 from experiments.runs.folder import EvaluationFolder, RunFolder
 
 REFERENCES = ("real", "noise")
@@ -21,10 +23,14 @@ _WORDS = {"steps": "K = {:g}", "weight": "w = {:g}", "image_size": "{:g} pixels"
 """Columns in a row's name; tables place the level and what is compared with."""
 
 _TEXTS = (
-    "row", "dataset", "metric", "protocol", "against", "mask", "variant", "published", "published_status", "verdict",
-    "device", "commit", "runs", "label", "method", "note",
+    "row", "dataset", "metric", "protocol", "against", "mask", "variant", "diverged", "published", "published_status",
+    "verdict", "device", "commit", "runs", "values", "label", "method", "note",
 )  # fmt: skip
 """Columns of words; the others hold numbers."""
+_RECENT = ("values", "diverged", "updates", "train_cost", "chain_steps", "sampling_steps", "step_variance")
+"""Columns that cells of before this one lack: such results are shown, and `experiments.verify` refuses them."""
+_FACTS = ("name", "title", "question", "figures", "order", "rows")
+"""Of experiment.json, which also has what cells are derived from."""
 
 
 class MissingArray(Exception):
@@ -66,7 +72,8 @@ class Study:
         cells, kept = _cells(folder / "cells.csv"), folder / "provenance.json"
         if not (folder / "experiment.json").exists():
             raise UserError(f"{folder} lacks experiment.json; run the experiment again")
-        facts = read_json(folder / "experiment.json")
+        record = read_json(folder / "experiment.json")
+        facts = {name: record[name] for name in _FACTS}
         facts |= {"figures": tuple(facts["figures"]), "provenance": read_json(kept) if kept.exists() else {}}
         root = root or folder.resolve().parents[2]
         return cls(folder=folder, scale=folder.resolve().name, cells=cells, root=root, **facts)
@@ -104,17 +111,18 @@ class Study:
         loaded = [np.load(path, allow_pickle=False) for path in paths if path.exists()]
         return [dict(arrays) if isinstance(arrays, np.lib.npyio.NpzFile) else arrays for arrays in loaded]
 
+    def by_seed(self, cell: pd.Series) -> dict[int, float]:
+        """Seed → value, of what a cell is the mean of; without the seeds that diverged."""
+        values = zip(self.seeds(str(cell["row"])), map(float, cell["values"].split()), strict=False)
+        return {seed: value for seed, value in values if not math.isnan(value)}
+
     def seed_values(self, cell: pd.Series) -> list[float]:
-        """The values that a cell is the mean of, of each seed that is at hand."""
-        values = []
-        for evaluation in self._evaluations(str(cell["row"])):
-            result = EvaluationFolder(self.located(evaluation["folder"])).result()
-            for measurement in result.measurements if result else ():
-                same = {"metric": measurement.metric, "protocol": measurement.protocol, **measurement.about()}
-                same.pop("image_size")
-                if all(pd.isna(cell[name]) if value is None else value == cell[name] for name, value in same.items()):
-                    values.append(measurement.value)
-        return values
+        """The values that a cell is the mean of."""
+        return list(self.by_seed(cell).values())
+
+    def difference(self, ours: pd.Series, theirs: pd.Series) -> Difference | None:
+        """Cell minus cell of one metric, tested over seeds; see `experiments.measurement.difference`."""
+        return difference(self.by_seed(ours), self.by_seed(theirs), metric(ours["metric"]).bounds)
 
     def metrics(self, row: str, seed: int) -> pd.DataFrame:
         """A run's reports along training. Raises `MissingArray`."""
@@ -124,14 +132,14 @@ class Study:
                 return pd.DataFrame(lines)
         raise MissingArray(f"metrics of row '{row}', seed {seed} are not here")
 
-    def measured(self, metric: str, protocol: str | None = None) -> pd.DataFrame:
+    def measured(self, name: str, protocol: str | None = None) -> pd.DataFrame:
         """Cells of a metric that have a value, in the table's order."""
-        cells = self.cells[(self.cells["metric"] == metric) & self.cells["value"].notna()]
+        cells = self.cells[(self.cells["metric"] == name) & self.cells["value"].notna()]
         return cells if protocol is None else cells[cells["protocol"] == protocol]
 
-    def required(self, metric: str) -> pd.DataFrame:
+    def required(self, name: str) -> pd.DataFrame:
         """`measured`. Raises `MissingArray` when nothing is."""
-        if (cells := self.measured(metric)).empty:
+        if (cells := self.measured(name)).empty:
             raise MissingArray(f"{self.name}: nothing is measured yet")
         return cells
 
@@ -153,9 +161,9 @@ def _cells(path: Path) -> pd.DataFrame:
     if not path.exists():
         raise UserError(f"there is no {path}; run the experiment first")
     cells = pd.read_csv(path, dtype=dict.fromkeys(_TEXTS, str), keep_default_na=False, na_values=["", "nan"])
-    if lost := [column for column in COLUMNS if column not in cells]:
+    if lost := [column for column in COLUMNS if column not in cells and column not in _RECENT]:
         raise UserError(f"{path} lacks the columns {', '.join(lost)}; run the experiment again")
-    cells = cells.fillna(dict.fromkeys(_TEXTS, ""))
+    cells = cells.reindex(columns=list(COLUMNS)).fillna(dict.fromkeys(_TEXTS, ""))
     names = cells["label"]
     for column, text in _WORDS.items():
         if column in _TEXTS:

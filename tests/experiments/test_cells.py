@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from experiments import cells
-from experiments.cells import verdict, write_results
+from experiments import cells, configuration, published
+from experiments.cells import Circumstances, diverged_verdict, verdict, write_results
 from experiments.data import DataSettings
 from experiments.measurement import COLUMNS, Measurement
 from experiments.plan import Evaluation, Plan, Row
@@ -22,9 +22,10 @@ from experiments.report.study import Study
 from experiments.runs.folder import Result, RunSettings, Status
 
 FID = "fid-legacy-pytorch"
-NUMBER = Number(value=4.0, status="confirmed", text="4.0", metric="FID")
-WORDS = Number(value=None, status="confirmed", text="does not converge", metric="FID")
-AUROC = Number(value=0.75, status="confirmed", text="0.75", metric="AUROC")
+NUMBER = Number(value=4.0, status="confirmed", text="4.0", metric="FID", identity="cdrl")
+WORDS = Number(value=None, status="confirmed", text="does not converge", metric="FID", identity="cdrl")
+AUROC = Number(value=0.75, status="confirmed", text="0.75", metric="AUROC", identity="cdrl")
+PAPER = Circumstances(scale="paper", changed=False, protocol=FID, model="cdrl")
 NAN = math.nan
 FD = Measurement(metric="fd", protocol="fd-digits", value=3.0, samples=32)
 STATUS = Status(status="finished", iterations=3, seconds=1.0, grad_evals=90, commit="a", device="a far GPU")
@@ -40,11 +41,11 @@ def make_plan(folder: Path, rows: Sequence[Row] = (), **facts: Any) -> Plan:
 
 
 def make_row(folder: Path, name: str, seeds: Sequence[int] = (0, 1), data: str = "digits", **facts: Any) -> Row:
-    evaluations = []
+    evaluations, method = [], {key: facts[key] for key in ("chain", "sampling") if key in facts}
     for seed in seeds:
         settings = RunSettings(
             data=DataSettings(name=data, image_size=8, channels=1),
-            method={"_target_": "cdrl.recipe.CooperativeRecipe", "label": "CDRL"},
+            method={"_target_": "cdrl.recipe.CooperativeRecipe", "label": "CDRL", **method},
             budget=facts.get("budget", 500),
             reports=1,
             milestones=(),
@@ -89,21 +90,48 @@ def written(monkeypatch: pytest.MonkeyPatch) -> Any:
         ((4.0, NAN, NAN), replace(NUMBER, comparable=False), FID, "different-scale"),
         ((4.0, NAN, NAN), None, FID, "different-scale"),
         ((NAN, NAN, NAN), NUMBER, FID, "off"),
-        ((NAN, NAN, NAN), WORDS, FID, "reproduced"),
         ((30.0, NAN, NAN), WORDS, FID, "off"),
         ((0.75, NAN, NAN), AUROC, "log-density", "reproduced"),
         ((0.60, NAN, NAN), AUROC, "log-density", "off"),
     ],
 )
-def test_verdicts(
-    tmp_path: Path, measured: tuple[float, float, float], named: Number | None, protocol: str, expected: str
-) -> None:
-    assert verdict(make_plan(tmp_path, scale="paper"), measured, named, protocol) == expected
+def test_verdicts(measured: tuple[float, float, float], named: Number | None, protocol: str, expected: str) -> None:
+    assert verdict(measured, named, replace(PAPER, protocol=protocol)) == expected
 
 
-@pytest.mark.parametrize("facts", [{"scale": "nano"}, {"scale": "mini"}, {"scale": "paper", "changed": ("a=1",)}])
-def test_nothing_smaller_or_changed_reproduces(tmp_path: Path, facts: dict[str, Any]) -> None:
-    assert verdict(make_plan(tmp_path, **facts), (4.0, NAN, NAN), NUMBER, FID) == "different-scale"
+@pytest.mark.parametrize("facts", [{"scale": "nano"}, {"scale": "mini"}, {"changed": True}])
+def test_nothing_smaller_or_changed_reproduces(facts: dict[str, Any]) -> None:
+    assert verdict((4.0, NAN, NAN), NUMBER, replace(PAPER, **facts)) == "different-scale"
+    assert diverged_verdict(WORDS, replace(PAPER, **facts)) == "diverged"
+
+
+@pytest.mark.parametrize("scale", ["nano", "paper"])
+def test_a_number_of_another_model_is_compared_at_no_scale(scale: str) -> None:
+    for model in ("", "drl"):
+        assert verdict((4.0, NAN, NAN), NUMBER, replace(PAPER, model=model, scale=scale)) == "other-model"
+        assert diverged_verdict(WORDS, replace(PAPER, model=model, scale=scale)) == "diverged"
+    assert verdict((4.0, NAN, NAN), replace(NUMBER, identity=""), replace(PAPER, model="")) == "other-model"
+
+
+def test_a_number_of_other_images_is_not_compared() -> None:
+    number = replace(NUMBER, images="64x64 bilinear")
+    for source in ("", "official downsampled batches"):
+        assert verdict((4.0, NAN, NAN), number, replace(PAPER, images=source)) == "different-scale"
+    assert verdict((4.0, NAN, NAN), number, replace(PAPER, images="64x64 images in train/, bilinear")) == "reproduced"
+
+
+def test_divergence_is_an_outcome() -> None:
+    assert diverged_verdict(WORDS, PAPER) == "reproduced"
+    assert diverged_verdict(NUMBER, PAPER) == diverged_verdict(None, PAPER) == "diverged"
+
+
+def test_rows_reproduce_models_that_were_published() -> None:
+    identities = {number.identity for number in published.load()} - {""}
+    for name in configuration.choices("experiment"):
+        for scale in ("nano", "mini", "paper"):
+            rows = configuration.plain(configuration.resolve([f"experiment={name}", f"scale={scale}"]).experiment.rows)
+            for row in rows.values():
+                assert ((row.get("published") or {}).get("reproduces") or "cdrl") in identities
 
 
 def test_a_method_that_was_said_to_diverge_and_does(tmp_path: Path, written: Any) -> None:
@@ -112,7 +140,8 @@ def test_a_method_that_was_said_to_diverge_and_does(tmp_path: Path, written: Any
     rows = [make_row(tmp_path, "drl", published=published), make_row(tmp_path, "cdrl", published={"model": "CDRL"})]
     finish(rows[0], status=replace(STATUS, status="diverged", iterations=7))
     drl, cdrl = written(make_plan(tmp_path, rows))
-    assert (drl["published"], drl["verdict"], drl["value"]) == ("does not converge", "different-scale", "nan")
+    assert (drl["published"], drl["verdict"], drl["value"]) == ("does not converge", "diverged", "nan")
+    assert (drl["diverged"], drl["values"], drl["seeds"]) == ("2 of 2", "nan nan", "0")
     assert drl["note"] == "seed 0 diverged at iteration 7; seed 1 diverged at iteration 7"
     assert (cdrl["published"], cdrl["verdict"]) == ("", "not-run")
 
@@ -124,7 +153,7 @@ def test_a_cell_names_the_machine_that_made_it_and_the_rows_own_data(tmp_path: P
     first, second = written(make_plan(tmp_path, rows))
     assert {cell["device"] for cell in (first, second)} == {"a far GPU"}
     assert (first["dataset"], second["dataset"]) == ("digits", "rings")
-    assert (first["budget"], second["budget"]) == ("500", "90"), "a budget in seconds is told by what it paid for"
+    assert {(cell["train_cost"], cell["updates"]) for cell in (first, second)} == {("90", "3")}, "what was spent"
     assert first["runs"] == " ".join(str(evaluation.run.path) for evaluation in rows[0].evaluations)
 
 
@@ -158,8 +187,33 @@ def test_intervals_stay_inside_the_range_of_what_is_measured(tmp_path: Path, wri
         precision = replace(FD, metric="precision", value=value)
         evaluation.folder.keep(Result(measurements=(FD, precision), seconds=1.0, commit="a", device="b"))
     distance, precision = written(make_plan(tmp_path, [row]))
-    assert (precision["low"], precision["high"]) == ("0.0", "1.0")
+    assert 0.0 < float(precision["low"]) < 0.5
+    assert 0.99 < float(precision["high"]) < 1.0
     assert float(distance["low"]) == float(distance["high"]) == 3.0
+
+
+def test_survivors_are_counted_and_named(tmp_path: Path, written: Any) -> None:
+    row = make_row(tmp_path, "short_run", seeds=(0, 1, 2))
+    for evaluation, value in zip(row.evaluations, (2.9, None, 63.7), strict=True):
+        evaluation.run.path.mkdir(parents=True)
+        evaluation.run.finish(STATUS if value else replace(STATUS, status="diverged", iterations=7, grad_evals=10))
+        if value:
+            result = Result(measurements=(replace(FD, value=value),), seconds=1.0, commit="a", device="b")
+            evaluation.folder.keep(result)
+    (cell,) = written(make_plan(tmp_path, [row]))
+    assert (cell["values"], cell["seeds"], cell["diverged"]) == ("2.9 nan 63.7", "2", "1 of 3")
+    assert cell["note"] == "mean of the 2 that finished; seed 1 diverged at iteration 7"
+    assert cell["train_cost"] == "90", "what the numbers took, not what was lost"
+    study = Study.load(tmp_path / "results" / "table1" / "nano")
+    assert study.by_seed(study.cells.iloc[0]) == {0: 2.9, 2: 63.7}
+
+
+def test_chains_are_told_with_what_sampling_does_differently(tmp_path: Path, written: Any) -> None:
+    row = make_row(tmp_path, "cdrl", chain={"steps": 5, "step_variance": 1.2e-2}, sampling={"steps": 15})
+    finish(row, FD, replace(FD, steps=50))
+    usual, longer = written(make_plan(tmp_path, [row]))
+    assert [usual[name] for name in ("chain_steps", "sampling_steps", "step_variance")] == ["5", "15", "0.012"]
+    assert longer["sampling_steps"] == "50"
 
 
 def test_the_report_reads_what_was_run(tmp_path: Path, written: Any) -> None:

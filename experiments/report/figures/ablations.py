@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from experiments.measurement import interval
+from experiments.measurement import difference
 from experiments.metrics import metric
 from experiments.report import style
 from experiments.report.figures.common import bars_with_intervals, curve_of_cells, effect_plot
@@ -23,7 +26,7 @@ def draw(study: Study) -> dict[str, Figure | None]:
     style.logarithmic(axes, "x")
     from_drl = {"none", *SWITCHES}  # bars have the colour of the method that a setting departs from
     bars_with_intervals(
-        axes, list(cells["label"]), cells["value"], cells["low"], cells["high"],
+        axes, _labels(cells), cells["value"], cells["low"], cells["high"],
         methods=["drl" if row in from_drl else "cdrl" for row in cells["row"]],
         dots=[study.seed_values(cell) for _, cell in cells.iterrows()], xlabel=metric("fd").axis(protocol),
     )  # fmt: skip
@@ -33,28 +36,57 @@ def draw(study: Study) -> dict[str, Figure | None]:
 
 
 def effects(study: Study, protocol: str) -> Figure | None:
-    """Each comparison as the mean difference of ln FD between settings of equal seed; left of zero is better."""
-    by_seed = {str(cell["row"]): study.seed_values(cell) for _, cell in study.measured("fd", protocol).iterrows()}
-    values = {row: np.log(seeds) for row, seeds in by_seed.items() if len(seeds) == len(study.seeds(row))}
-    known = {label: rows for label, rows in comparisons().items() if set(rows) <= set(values)}
-    if not known:
+    """Each comparison as the mean difference of ln FD between settings of equal seed; left of zero is better.
+
+    A row of which a run diverged is compared with none. Where rows differ in their chain's K too, the label says so.
+    """
+    cells = study.measured("fd", protocol)
+    by_seed = {str(cell["row"]): study.by_seed(cell) for _, cell in cells.iterrows()}
+    steps = dict(zip(cells["row"], cells["chain_steps"], strict=True))
+    logs = {
+        row: {seed: math.log(value) for seed, value in values.items()}
+        for row, values in by_seed.items()
+        if len(values) == len(study.seeds(row))
+    }
+    pairs = {label: rows for label, rows in comparisons().items() if set(rows) <= set(logs)}
+    tests = {label: difference(logs[after], logs[before]) for label, (before, after) in pairs.items()}
+    shown = {label: test for label, test in tests.items() if test}
+    if not shown:
         return None
-    differences = np.stack([values[after] - values[before] for before, after in known.values()], axis=1)
-    figure, axes = style.figure(width=6.6, height=0.8 + 0.28 * len(known))
-    methods = ["drl" if before == "none" else "cdrl" for before, _ in known.values()]
+    figure, axes = style.figure(width=6.6, height=0.8 + 0.28 * len(shown))
+    methods = ["drl" if pairs[label][0] == "none" else "cdrl" for label in shown]
+    bounds = zip(*((test.value, test.low, test.high) for test in shown.values()), strict=True)
     xlabel = f"Change of ln FD ({protocol}), paired by seed; below 0 is better"
-    effect_plot(axes, list(known), *interval(differences), methods=methods, xlabel=xlabel)
+    labels = []
+    for label in shown:
+        before, after = (steps[row] for row in pairs[label])
+        labels.append(f"{label}, K {before:g} → {after:g}" if before != after and before > 0 and after > 0 else label)
+    effect_plot(axes, labels, *bounds, methods=methods, xlabel=xlabel)
     return figure
 
 
+def _labels(cells: pd.DataFrame) -> list[str]:
+    """Each row's label, with its K and its updates where these differ between rows."""
+    columns = {"chain_steps": "K = {:g}", "updates": "{:,.0f} updates"}
+    told = {name: text for name, text in columns.items() if cells[name].nunique() > 1}
+    facts = [[text.format(cell[name]) for name, text in told.items() if cell[name] > 0] for _, cell in cells.iterrows()]
+    return [", ".join([label, *more]) for label, more in zip(cells["label"], facts, strict=True)]
+
+
 def comparisons() -> dict[str, tuple[str, str]]:
-    """Label → the row before and after: every switch on from DRL, off from CDRL, and the sampling switches."""
+    """Label → the row before and after: every switch on from DRL, off from CDRL; the initializer and the chain apart;
+    and the sampling switches."""
     all_but = {off: [switch for switch in SWITCHES if switch != off] for off in SWITCHES}
     pairs = {f"DRL + {switch}": ("none", switch) for switch in SWITCHES}
     pairs |= {f"DRL + {' + '.join(left)}": ("none", "_".join(left)) for left in all_but.values()}
     pairs |= {"DRL + all (CDRL)": ("none", "cdrl")}
     pairs |= {f"CDRL − {off}": ("cdrl", "_".join(left)) for off, left in all_but.items()}
     pairs |= {
+        "CDRL, DRL's chain": ("cdrl", "long_chain"),
+        "CDRL, DRL's chain at equal iterations": ("cdrl", "long_chain_iterations"),
+        "CDRL − initializer, both with CDRL's chain": ("cdrl", "short_chain"),
+        "CDRL − initializer, both with DRL's chain": ("long_chain", "schedule_shared"),
+        "the same at CDRL's iterations": ("long_chain_iterations", "schedule_shared_iterations"),
         "CDRL, initializer target: mean": ("cdrl", "target_mean"),
         "CDRL, chains in bfloat16": ("cdrl", "bf16"),
         "CDRL, last denoise: as released": ("cdrl", "denoise_official"),
@@ -72,7 +104,7 @@ def gradients(study: Study) -> Figure | None:
     figure, axes = style.figure(width=5.0, height=3.0)
     for variant, method in (("shared noise", "cdrl"), ("independent noise", "drl")):
         chosen = cells[cells["variant"] == variant]
-        curve_of_cells(axes, chosen, "level", label=variant, method=method, positive=True)
+        curve_of_cells(axes, chosen, "level", label=variant, method=method)
     style.logarithmic(axes, "y")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="Level", ylabel="Variance of the gradient / squared mean")

@@ -17,6 +17,8 @@ _MEASURES = {
     "energy_drift": "Drift of log π (standard deviations)",
 }
 _SMOOTH = 20
+MIXED = 1.01
+"""Split-R̂ at or below which chains are said to mix (Vehtari et al. 2021)."""
 
 
 def draw(study: Study) -> dict[str, Figure | None]:
@@ -37,6 +39,9 @@ def diagnostics(study: Study) -> Figure | None:
         place.xaxis.set_major_locator(MaxNLocator(integer=True))
         place.set_xlabel("Level that the chain ends at")
         place.set_ylabel(name, fontsize=8)
+        if metric == "rhat" and place.lines:
+            place.axhline(MIXED, color=style.SOFT, linestyle=(0, (4, 3)), linewidth=1.0, label=f"R̂ = {MIXED}: they mix")
+            place.legend()
     if not any(place.lines for place in axes.flat):
         return None
     axes[0, 0].legend()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,28 +29,27 @@ def curve_of_cells(axes: Axes, cells: pd.DataFrame, column: str, **look: Any) ->
     curve_with_band(axes, cells[column], (cells["value"], cells["low"], cells["high"]), **look)
 
 
-def curve_with_intervals(axes: Axes, x: ArrayLike, values: ArrayLike, **look: Any) -> None:
-    """A mean curve with its 95 % band; ``values`` is ``(seeds, n)``, all else as in `curve_with_band`."""
-    curve_with_band(axes, x, interval(values), **look)
-
-
-def curve_with_band(
-    axes: Axes, x: ArrayLike, bounds: Sequence[ArrayLike], *, method: str, positive: bool = False, **line: Any
+def curve_with_intervals(
+    axes: Axes, x: ArrayLike, values: ArrayLike, limits: tuple[float, float] = (-math.inf, math.inf), **look: Any
 ) -> None:
+    """A mean curve with its 95 % band; ``values`` is ``(seeds, n)``, ``limits`` are the range of what is measured, all
+    else as in `curve_with_band`."""
+    curve_with_band(axes, x, interval(values, limits), **look)
+
+
+def curve_with_band(axes: Axes, x: ArrayLike, bounds: Sequence[ArrayLike], *, method: str, **line: Any) -> None:
     """A curve with a band.
 
     Args:
         x: ``(n,)``.
         bounds: mean, low, high, each ``(n,)``; without finite bounds (a single seed) there is no band.
         method: gives colour and marker, unless ``line``, as for ``Axes.plot``, says otherwise.
-        positive: cut the band off at a tenth of the mean: for logarithmic axes.
     """
     mean, low, high = (np.asarray(values) for values in bounds)
     line = {"color": style.colour(method), "marker": style.marker(method), **line}
     axes.plot(x, mean, **line)
-    floor = np.maximum(low, 0.1 * mean) if positive else low
-    if np.isfinite(floor).any():
-        axes.fill_between(np.asarray(x), floor, high, color=line["color"], alpha=0.16, linewidth=0)
+    if np.isfinite(low).any():
+        axes.fill_between(np.asarray(x), low, high, color=line["color"], alpha=0.16, linewidth=0)
 
 
 def bars_with_intervals(

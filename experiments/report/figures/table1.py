@@ -64,7 +64,8 @@ def _along(study: Study, xlabel: str, where: Callable[[str, NDArray[Any]], NDArr
             length = min(len(curve["value"]) for curve in curves)
             values = np.stack([curve["value"][:length] for curve in curves])
             x = where(row["row"], curves[0]["grad_evals"][:length])
-            curve_with_intervals(axes, x, values, label=row["label"], method=row["method"], positive=True)
+            limits = metric(name).bounds
+            curve_with_intervals(axes, x, values, limits, label=row["label"], method=row["method"])
     if not axes.lines:
         return None
     style.logarithmic(axes, "x", "y")

@@ -189,12 +189,15 @@ def test_a_new_metric_needs_its_one_entry(
     assert not needs_features(("fd", "is"))
 
     columns = {"experiment": "e", "scale": "nano", "dataset": "digits", "protocol": "fd-digits", "verdict": "not-run"}
-    rows = [{**columns, "row": row, "label": row, "method": row, "metric": "spread", "value": value}
-            for row, value in (("a", 1.0), ("b", 2.0))]  # fmt: skip
-    pd.DataFrame(rows, columns=list(COLUMNS)).to_csv(tmp_path / "cells.csv", index=False)
-    facts = {"name": "e", "title": "t", "question": "", "figures": [], "order": 1, "rows": []}
+    cells = [
+        {**columns, "row": row, "label": row, "method": row, "metric": "spread", "value": value, "values": values}
+        for row, value, values in (("a", 1.0, "0.9 1.1"), ("b", 2.0, "1.9 2.1"))
+    ]
+    pd.DataFrame(cells, columns=list(COLUMNS)).to_csv(tmp_path / "cells.csv", index=False)
+    rows = [{"row": row, "evaluations": [{"seed": 0}, {"seed": 1}]} for row in ("a", "b")]
+    facts = {"name": "e", "title": "t", "question": "", "figures": [], "order": 1, "rows": rows}
     (tmp_path / "experiment.json").write_text(json.dumps(facts))
-    [table] = tables.build(Study.load(tmp_path))
+    table, _ = tables.build(Study.load(tmp_path))
     assert table.header[1] == "Spread of features (fd-digits)\u00a0↑"
     assert table.best == {(1, 1)}
 

@@ -61,10 +61,11 @@ def _cells(row: str, label: str, values: list[float]) -> list[dict[str, object]]
     shared = {
         "experiment": "table1", "scale": "nano", "row": row, "label": label, "method": row, "dataset": "digits",
         "seeds": 3, "samples": 1000, "verdict": "different-scale", "grad_evals": 31, "train_seconds": 123.4,
-        "sample_seconds": 1.234, "device": "a CPU", "commit": "0123456789ab", "runs": f"runs/{row}", "budget": 500000,
+        "sample_seconds": 1.234, "device": "a CPU", "commit": "0123456789ab", "runs": f"runs/{row}", "updates": 900,
+        "train_cost": 500000, "diverged": "0 of 3", "chain_steps": 5, "sampling_steps": 15, "step_variance": 0.012,
     }  # fmt: skip
     first = {"metric": "fd", "protocol": "fd-digits", "value": mean, "low": mean - spread, "high": mean + spread,
-             "published": published, "published_status": status}  # fmt: skip
+             "values": " ".join(map(str, values)), "published": published, "published_status": status}  # fmt: skip
     second = {"metric": "precision", "protocol": "fd-digits", "value": 0.51234, "low": 0.49, "high": 0.53}
     return [{**shared, **first}, {**shared, **second}]
 

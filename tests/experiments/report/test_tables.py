@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from scipy import stats
 
 from cdrl.errors import UserError
+from experiments.measurement import Difference
 from experiments.report import tables
 from experiments.report.study import Study
 
@@ -31,24 +33,82 @@ def test_value_with_interval(value: float, low: float, high: float, text: str) -
 
 
 def test_table_of_cells(results: Path) -> None:
-    [table] = tables.build(Study.load(results / "table1" / "nano"))
+    table = tables.build(Study.load(results / "table1" / "nano"))[0]
 
     assert table.header[:5] == (
         "", "Fréchet distance (fd-digits)\u00a0↓", "Precision (fd-digits)\u00a0↑", "Published", "Verdict",
     )  # fmt: skip
     assert table.body[0] == (
-        "CDRL", "1.100 [1.018, 1.182]", "0.512 [0.490, 0.530]", "4.31", "different-scale", "3", "1,000", "500,000",
-        "31", "123", "1.23",
+        "CDRL", "1.100 [1.018, 1.182]", "0.512 [0.490, 0.530]", "4.31", "different-scale", "3", "0 of 3",
+        "5 (sampling 15)", "1,000", "900", "500,000", "31", "123", "1.23",
     )  # fmt: skip
     assert [row[3] for row in table.body] == ["4.31", "9.58†", "44.5‡", "–", "–"]
     assert "† unconfirmed; ‡ sources disagree" in table.caption
     assert "Scale nano; data digits; protocol fd-digits; a CPU" in table.caption
 
 
-def test_best_is_the_lowest_distance_of_the_methods(results: Path) -> None:
-    [table] = tables.build(Study.load(results / "table1" / "nano"))
+def write_values(results: Path, **rows: str) -> Study:
+    """The table with other values by seed of the first metric; their mean is the cell's value."""
+    path = results / "table1" / "nano" / "cells.csv"
+    cells = pd.read_csv(path, dtype={"values": str})
+    for row, values in rows.items():
+        chosen = (cells["row"] == row) & (cells["metric"] == "fd")
+        cells.loc[chosen, "values"] = values
+        cells.loc[chosen, "value"] = pd.Series(map(float, values.split())).mean()
+    cells.to_csv(path, index=False)
+    return Study.load(path.parent)
 
-    assert {place for place in table.best if place[1] == 1} == {(0, 1)}
+
+@pytest.mark.parametrize(
+    ("values", "bold"),
+    [
+        ({}, {0}),
+        ({"drl": "0.9 1.2 1.3"}, {0, 1}),  # as good as the luckiest mean, and told from the third row like it
+        ({"drl": "0.9 1.2 1.3", "short_run": "0.5 1.1 2.3"}, set()),  # nothing is told from the best
+        ({"cdrl": "1.0 nan nan"}, set()),  # a best of one seed is no best
+        ({"drl": "2.0 nan nan", "short_run": "4.0 nan nan"}, set()),
+    ],
+)
+def test_bold_is_what_no_test_tells_from_the_best(results: Path, values: dict[str, str], bold: set[int]) -> None:
+    table = tables.build(write_values(results, **values))[0]
+
+    assert {row for row, column in table.best if column == 1} == bold
+    assert ("Bold" in table.caption) == bool(bold)
+
+
+def test_a_mean_of_survivors_is_not_bold(results: Path) -> None:
+    study = write_values(results, cdrl="0.9 nan 1.3")
+    study.cells.loc[study.cells["row"] == "cdrl", "diverged"] = "1 of 3"
+
+    assert {row for row, _ in tables.build(study)[0].best} == {1}
+
+
+def test_differences_from_cdrl_are_tested(results: Path) -> None:
+    _, table = tables.build(Study.load(results / "table1" / "nano"))
+
+    assert table.header == ("", "Fréchet distance (fd-digits)\u00a0↓", "Precision (fd-digits)\u00a0↑", "Test")
+    assert [row[0] for row in table.body] == ["DRL − CDRL", "Short-run_EBM & co − CDRL"]
+    test = stats.ttest_rel([2.0, 2.2, 2.4], [1.0, 1.1, 1.2])
+    low, high = test.confidence_interval()
+    assert table.body[0][1:] == (f"+1.10 [{low:.2f}, {high:.2f}], p = {test.pvalue:.2g}", "–", "paired, 3 seeds")
+    assert "Differences from CDRL" in table.caption
+
+
+def test_without_cdrl_the_first_row_is_what_others_differ_from(results: Path) -> None:
+    path = results / "table1" / "nano" / "cells.csv"
+    cells = pd.read_csv(path)
+    cells[cells["row"] != "cdrl"].to_csv(path, index=False)
+
+    _, table = tables.build(Study.load(path.parent))
+
+    assert [row[0] for row in table.body] == ["Short-run_EBM & co − DRL"]
+
+
+@pytest.mark.parametrize(("p", "text"), [(0.0004, "p < 0.001"), (0.0212, "p = 0.021"), (0.5, "p = 0.50")])
+def test_a_difference_as_text(p: float, text: str) -> None:
+    shared = {"p": p, "test": "paired, 3 seeds"}
+    assert tables.difference_text(Difference(value=2.0, low=1.0, high=3.0, **shared)) == f"+2.0 [1.0, 3.0], {text}"
+    assert tables.difference_text(Difference(value=-2.0, low=-3.0, high=-1.0, **shared)) == f"-2.0 [-3.0, -1.0], {text}"
 
 
 def test_two_protocols_never_share_a_column(results: Path) -> None:
@@ -57,7 +117,7 @@ def test_two_protocols_never_share_a_column(results: Path) -> None:
     cells.loc[(cells["row"] == "drl") & (cells["metric"] == "fd"), "protocol"] = "fid-clean"
     cells.to_csv(path, index=False)
 
-    [table] = tables.build(Study.load(path.parent))
+    table = tables.build(Study.load(path.parent))[0]
 
     columns = [title for title in table.header if title.startswith("Fréchet")]
     assert columns == ["Fréchet distance (fd-digits)\u00a0↓", "Fréchet distance (fid-clean)\u00a0↓"]
@@ -71,14 +131,14 @@ def test_rows_without_a_common_column_stand_in_tables_of_their_own(results: Path
     cells.loc[cells["row"] == "drl", "protocol"] = "another"
     cells.to_csv(path, index=False)
 
-    first, second = tables.write(Study.load(path.parent))
+    first, differences, second = tables.write(Study.load(path.parent))
 
     assert [row[0] for row in second.body] == ["DRL"]
     assert "DRL" not in [row[0] for row in first.body]
     assert all("(another)" in title for title in second.header[1:3])
     assert "protocol another;" in second.caption
     text = (path.parent / "table.md").read_text()
-    assert text == f"{first.markdown()}\n{second.markdown()}"
+    assert text == f"{first.markdown()}\n{differences.markdown()}\n{second.markdown()}"
 
 
 @pytest.mark.parametrize("metrics", [["fd", "precision"], ["fd"]])
@@ -89,7 +149,7 @@ def test_several_metrics_at_several_levels_have_a_row_for_each_level(results: Pa
     levels = [cells.assign(protocol="chains", level=level, value=cells["value"] + level) for level in (0, 1)]
     pd.concat(levels).to_csv(path, index=False)
 
-    [table] = tables.build(Study.load(path.parent))
+    table = tables.build(Study.load(path.parent))[0]
 
     if len(metrics) == 1:
         assert [row[0] for row in table.body] == ["CDRL", "DRL"]
@@ -113,7 +173,7 @@ def test_what_is_compared_with_has_columns_and_levels_have_rows(results: Path) -
     ]
     pd.concat(parts).to_csv(path, index=False)
 
-    [table] = tables.build(Study.load(path.parent))
+    table = tables.build(Study.load(path.parent))[0]
 
     assert [row[0] for row in table.body] == ["CDRL, level 0", "CDRL, level 1"]
     assert [title.split(" (")[0] for title in table.header[1:3]] == ["vs a: AUROC", "vs b: AUROC"]
@@ -138,7 +198,7 @@ def test_what_differs_within_a_row_is_said_in_its_name(
     others = cells[cells["row"] == "drl"].assign(**{column: values[0]})
     pd.concat([*several, others]).to_csv(path, index=False)
 
-    [table] = tables.build(Study.load(path.parent))
+    table = tables.build(Study.load(path.parent))[0]
 
     own = f"DRL, {values[0]}" if column in ("mask", "variant") else "DRL"
     assert [row[0] for row in table.body] == [*names, own]
@@ -153,29 +213,29 @@ def test_a_diverged_run_is_named_in_its_row(results: Path) -> None:
     cells["note"] = ["seed 1 diverged at iteration 320" if row == "drl" else "" for row in cells["row"]]
     cells.to_csv(path, index=False)
 
-    [table] = tables.build(Study.load(path.parent))
+    table = tables.build(Study.load(path.parent))[0]
 
     assert table.header[-1] == "Note"
     assert {row[0]: row[-1] for row in table.body}["DRL"] == "seed 1 diverged at iteration 320"
 
 
 def test_latex_is_escaped_and_balanced(results: Path) -> None:
-    [table] = tables.write(Study.load(results / "table1" / "nano"))
-    latex = table.latex()
+    made = tables.write(Study.load(results / "table1" / "nano"))
+    latex = made[0].latex()
 
-    assert (results / "table1" / "nano" / "table.tex").read_text() == latex
+    assert (results / "table1" / "nano" / "table.tex").read_text() == f"{latex}\n{made[1].latex()}"
     assert r"Short-run\_EBM \& co" in latex
     assert r"95 \% interval" in latex
     rows = latex.split(r"\toprule")[1].split(r"\bottomrule")[0].replace(r"\&", "")
-    assert {line.count("&") for line in rows.splitlines() if "&" in line} == {10}
+    assert {line.count("&") for line in rows.splitlines() if "&" in line} == {13}
     assert not set(latex) & set("↓↑†‡×–\u00a0")
 
 
 def test_markdown_has_a_cell_in_every_column(results: Path) -> None:
-    [table] = tables.build(Study.load(results / "table1" / "nano"))
+    table = tables.build(Study.load(results / "table1" / "nano"))[0]
     lines = table.markdown().splitlines()[2:]
 
-    assert {line.count("|") for line in lines} == {12}
+    assert {line.count("|") for line in lines} == {15}
     assert lines[2].startswith("| CDRL | **1.100 [1.018, 1.182]** |")
 
 
@@ -188,7 +248,7 @@ def test_a_row_that_was_not_run(results: Path) -> None:
     ]  # fmt: skip
     cells.to_csv(path, index=False)
 
-    [table] = tables.build(Study.load(path.parent))
+    table = tables.build(Study.load(path.parent))[0]
     row = table.body[1]
 
     assert row[:5] == ("DRL", "–", "–", "–", "not-run")

@@ -1,0 +1,45 @@
+"""SHA256SUMS: what every file of a results folder was when it was written (``sha256sum -c`` reads it too)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from experiments.files import sha256, write_text
+
+NAME = "SHA256SUMS"
+
+
+def begin(folder: Path, names: Iterable[str]) -> None:
+    """Write the sums of these files, and forget all others: they were made from older ones."""
+    _write(folder, {name: sha256(folder / name) for name in names})
+
+
+def add(folder: Path, names: Iterable[str]) -> None:
+    """Write the sums of these files, which were just made from the others; nothing where there are no sums yet."""
+    if (folder / NAME).exists():
+        _write(folder, {**read(folder), **{name: sha256(folder / name) for name in names}})
+
+
+def read(folder: Path) -> dict[str, str]:
+    """File → sum. Raises `ValueError` where a line is none."""
+    lines = (folder / NAME).read_text().splitlines()
+    return {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+
+
+def differences(folder: Path) -> list[str]:
+    """What is not as it was written, a line for each file."""
+    sums = read(folder)
+    there = {path.name for path in folder.iterdir() if path.is_file() and path.name != NAME}
+    lost = [f"{folder / name} is missing" for name in sorted(sums.keys() - there)]
+    unknown = [f"{folder / name} is of no command: {NAME} does not list it" for name in sorted(there - sums.keys())]
+    changed = [
+        f"{folder / name} was changed after it was written"
+        for name in sorted(there & sums.keys())
+        if sha256(folder / name) != sums[name]
+    ]
+    return [*lost, *unknown, *changed]
+
+
+def _write(folder: Path, sums: dict[str, str]) -> None:
+    write_text(folder / NAME, "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())))
