@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-ABOUT = ("level", "steps", "weight", "against", "mask", "image_size", "variant")
+ABOUT = ("level", "steps", "weight", "against", "mask", "image_size", "variant", "trained")
 """Columns that tell apart the numbers of one row and metric."""
 COLUMNS = (
     "experiment", "scale", "row", "dataset", "metric", "protocol", *ABOUT, "value", "low", "high", "seeds", "diverged",
@@ -46,6 +46,7 @@ class Measurement:
         mask: the pixels that were known.
         image_size: height and width in pixels.
         variant: what else sets it apart, in a word or two.
+        trained: the share of the training's iterations after which it was measured; None for its end.
         grad_evals: energy-gradient evaluations per sample.
         seconds: that sampling took.
     """
@@ -62,6 +63,7 @@ class Measurement:
     mask: str = ""
     image_size: int | None = None
     variant: str = ""
+    trained: float | None = None
     grad_evals: float | None = None
     seconds: float | None = None
 

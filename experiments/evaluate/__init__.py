@@ -11,6 +11,7 @@ returns and writes counts. Everything else is done by the first process alone, w
 
 from __future__ import annotations
 
+import copy
 import importlib
 import pkgutil
 from collections.abc import Callable
@@ -23,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cdrl import checkpoint
 from cdrl.conditions import Condition
 from cdrl.cooperative import Cooperative
 from cdrl.errors import UserError
@@ -91,6 +93,18 @@ class TrainedRun:
             drawn.append(to_uint8(images).cpu().numpy())
             progress(sum(map(len, drawn)) / n)
         return np.concatenate(drawn)
+
+
+def at_milestone(method: Method, folder: Path) -> tuple[int, Method]:
+    """Iterations done, and the method with the averaged weights of that time; the method itself stays as it is."""
+    tensors, facts = checkpoint.load(folder)
+    earlier = copy.copy(method)
+    earlier.learners = {name: copy.copy(learner) for name, learner in method.learners.items()}
+    for name, learner in earlier.learners.items():
+        learner.ema = copy.deepcopy(learner.ema)
+        own = [key for key in tensors if key.startswith(f"{name}/")]
+        learner.ema.average.load_state_dict({key.removeprefix(f"{name}/"): tensors[key] for key in own})
+    return facts["iteration"], earlier
 
 
 @torch.no_grad()

@@ -1,13 +1,13 @@
-"""How noisy is the learning gradient, with and without shared noise? Same networks, same images, many noise draws.
+"""Does shared noise make the learning gradient less noisy? Same networks, same images, many draws of the noise.
 
 The energy network's gradient ``g = ∇_θ mean_i w_t (f(ỹ_i) − f(y⁺_i))`` of one batch at one level is a random vector
-through the pair's noise, the proposal's and the chain's. Measured per level, over ``draws`` draws g_k with mean ḡ:
+through the pair's noise, the proposal's and the chain's. Both kinds of pairs have members of the same laws; what they
+may change is how much g varies. Measured per level, at every milestone and at the end of training:
 
-    gradient_variance    tr Cov(g) / |ḡ|²,  tr Cov = Σ_k |g_k − ḡ|²/(n − 1),  |ḡ|² less its own bias tr Cov / n
+    variance_ratio    tr Cov(g), shared noise / tr Cov(g), independent noise,  tr Cov = Σ_k |g_k − ḡ|²/(n − 1)
 
-the noise-to-signal ratio of the gradient (for batches of ``images``), for pairs with shared and independent noise.
-
-Settings: ``images``, ``draws``. Written to ``gradients.npz``: for each kind tr Cov and |ḡ|², ``(levels, 2)``.
+over ``draws`` n of each kind, on ``images`` images; below 1, shared noise helps. Further setting: none. Written to
+``gradients.npz``: for each kind tr Cov, ``(points, levels)``, and ``trained``, the shares of training ``(points,)``.
 """
 
 from __future__ import annotations
@@ -15,13 +15,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from cdrl import langevin
@@ -31,34 +29,48 @@ from cdrl.networks.energy import energies, freeze
 from cdrl.randomness import Draws
 from cdrl.sampler import Sampler
 from experiments import data
-from experiments.evaluate import OnProgress, TrainedRun, chain_start
+from experiments.evaluate import OnProgress, TrainedRun, at_milestone, chain_start
 from experiments.measurement import Measurement
 
 PAIRS = ("shared", "independent")
-Array = NDArray[np.float64]
 
 
 def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: OnProgress) -> list[Measurement]:
     """See the module's docstring."""
-    sampler = run.sampler()
-    network = copy.deepcopy(sampler.energy_net).requires_grad_(True)
+    assert run.method is not None
     x0 = data.to_float(run.train.images[: settings["images"]]).to(run.device)
-    levels = sampler.schedule.levels
-    moments: dict[str, Any] = {kind: np.zeros((levels, 2)) for kind in PAIRS}
-    for number in range(levels):
-        for kind in PAIRS:
-            draws = (
-                learning_gradient(sampler, network, x0, number + 1, kind == "shared", run.seed, draw)
-                for draw in range(settings["draws"])
-            )
-            moments[kind][number] = spread(draws)
-        progress((number + 1) / levels, f"level {number}")
-    np.savez(out / "gradients.npz", **moments)
-    measured = partial(Measurement, metric="gradient_variance", protocol="gradient", samples=settings["draws"])
+    earlier = [at_milestone(run.method, folder) for folder in run.milestones]
+    points = [(iteration / run.method.iterations, method) for iteration, method in earlier] + [(1.0, run.method)]
+
+    # tr Cov of both kinds, at every point of training and every level.
+    levels = run.sampler().schedule.levels
+    variances: dict[str, Any] = {kind: np.zeros((len(points), levels)) for kind in PAIRS}
+    for point, (_, method) in enumerate(points):
+        sampler = replace(run, method=method).sampler()
+        network = copy.deepcopy(sampler.energy_net).requires_grad_(True)
+        for level in range(levels):
+            for kind in PAIRS:
+                draws = (
+                    learning_gradient(sampler, network, x0, level + 1, kind == "shared", run.seed, draw)
+                    for draw in range(settings["draws"])
+                )
+                variances[kind][point, level] = total_variance(draws)
+            done = (point * levels + level + 1) / (len(points) * levels)
+            progress(done, f"point {point + 1} of {len(points)}, level {level}")
+    np.savez(out / "gradients.npz", trained=[share for share, _ in points], **variances)
+
+    ratios = variances["shared"] / variances["independent"]
     return [
-        measured(value=float(total / square), level=number, variant=f"{kind} noise")
-        for kind in PAIRS
-        for number, (total, square) in enumerate(moments[kind])
+        Measurement(
+            metric="variance_ratio",
+            protocol="gradient",
+            value=float(ratios[point, level]),
+            samples=settings["draws"],
+            level=level,
+            trained=None if share == 1.0 else round(share, 3),
+        )
+        for point, (share, _) in enumerate(points)
+        for level in range(levels)
     ]
 
 
@@ -82,8 +94,8 @@ def learning_gradient(
     return torch.cat([part.flatten() for part in parts])
 
 
-def spread(draws: Iterable[Tensor]) -> Array:
-    """Total variance and squared mean norm (its bias removed) of an iterable of at least two vectors, ``(2,)``."""
+def total_variance(draws: Iterable[Tensor]) -> float:
+    """tr Cov of an iterable of at least two vectors."""
     count, mean, squares = 0, torch.zeros(()), 0.0
     for vector in draws:  # Welford, so that only two vectors are held
         count += 1
@@ -91,5 +103,4 @@ def spread(draws: Iterable[Tensor]) -> Array:
         step = vector - mean
         mean = mean + step / count
         squares += float(step @ (vector - mean))
-    total = squares / (count - 1)
-    return np.array([total, max(float(mean @ mean) - total / count, np.finfo(np.float64).tiny)])
+    return squares / (count - 1)

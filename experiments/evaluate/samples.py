@@ -13,7 +13,6 @@ in training and the protocol's first metric there, ``value``.
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -25,14 +24,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cdrl import checkpoint
 from cdrl.conditions import Condition
 from cdrl.cooperative import Cooperative
 from cdrl.errors import UserError
-from cdrl.method import Method
 from cdrl.sampler import Sampler
 from experiments import methods
-from experiments.evaluate import OnProgress, TrainedRun
+from experiments.evaluate import OnProgress, TrainedRun, at_milestone
 from experiments.measurement import Measurement
 from experiments.metrics import Extracted, Scorer, to_pixels
 
@@ -89,7 +86,7 @@ def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: OnP
     for number, folder in enumerate(run.milestones):
         text = f"scoring milestone {number + 1} of {len(run.milestones)}"
         progress((n + in_curve * number) / total, text)
-        iteration, method = _at_milestone(run.method, folder)
+        iteration, method = at_milestone(run.method, folder)
         scorer = Scorer(run.protocol.headline, run.train, run.cache, run.device)
         for batches in drawn(replace(run, method=method), in_curve, settings, scorer):
             for batch in batches:
@@ -207,18 +204,6 @@ def sampling_cost(run: TrainedRun, settings: dict[str, Any]) -> float:
 
 def _real(run: TrainedRun) -> bool:
     return isinstance(run.recipe, methods.Reference) and run.recipe.images == "real"
-
-
-def _at_milestone(method: Method, folder: Path) -> tuple[int, Method]:
-    """Iterations done, and the method with the averaged weights of that time; the method itself stays as it is."""
-    tensors, facts = checkpoint.load(folder)
-    earlier = copy.copy(method)
-    earlier.learners = {name: copy.copy(learner) for name, learner in method.learners.items()}
-    for name, learner in earlier.learners.items():
-        learner.ema = copy.deepcopy(learner.ema)
-        own = [key for key in tensors if key.startswith(f"{name}/")]
-        learner.ema.average.load_state_dict({key.removeprefix(f"{name}/"): tensors[key] for key in own})
-    return facts["iteration"], earlier
 
 
 def headline(run: TrainedRun, batches: Iterable[Tensor]) -> float:

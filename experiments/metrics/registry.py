@@ -80,7 +80,7 @@ register(
     Metric("log_likelihood", "Log-likelihood (nats)"),
     Metric("true_log_likelihood", "Log-likelihood of the truth (nats)"),
     Metric("sample_log_density", "Sample log-density under the truth (nats)"),
-    Metric("gradient_variance", "Gradient noise/signal", "lower", _POSITIVE),
+    Metric("variance_ratio", "Variance of the gradient, ratio", "lower", _POSITIVE),
     Metric("acceptance", "Acceptance rate", "", _RATE),
     Metric("rhat", "Split R\u0302", "", _RHAT),
     Metric("ess", "Effective samples per 1,000 steps of a chain", "", _POSITIVE),

@@ -31,7 +31,7 @@ _COLUMN = ["dataset", "against", "metric", "protocol"]
 _ROW = ["row", "name"]
 _TASK = ("at", "mask", "image_size")
 """Columns that rivals share: no mask is better than another."""
-_WAY = ("steps", "weight", "variant")
+_WAY = ("steps", "weight", "variant", "trained")
 """Columns that tell apart the lines of a row with one task."""
 _BASELINE = "cdrl"
 """The row that others are compared with; without it, the first of a table."""

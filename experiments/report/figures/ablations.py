@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from experiments.measurement import difference
 from experiments.metrics import metric
@@ -97,18 +96,19 @@ def comparisons() -> dict[str, tuple[str, str]]:
 
 
 def gradients(study: Study) -> Figure | None:
-    """The noise-to-signal ratio of the energy's gradient per level, on the same networks with both kinds of pairs."""
-    cells = study.measured("gradient_variance")
+    """How much shared noise changes the variance of the energy's gradient: per level, along training."""
+    cells = study.measured("variance_ratio")
     if cells.empty:
         return None
+    cells = cells.assign(trained=cells["trained"].fillna(1.0))
     figure, axes = style.figure(width=5.0, height=3.0)
-    for variant, method in (("shared noise", "cdrl"), ("independent noise", "drl")):
-        chosen = cells[cells["variant"] == variant]
-        curve_of_cells(axes, chosen, "level", label=variant, method=method)
+    for level, chosen in cells.groupby("level"):
+        shade = style.matplotlib.colormaps["viridis"](level / max(1, cells["level"].max()))
+        curve_of_cells(axes, chosen, "trained", label=f"level {level:g}", method="cdrl", color=shade)
+    axes.axhline(1.0, color=style.INK, linewidth=0.8, linestyle=":")
     style.logarithmic(axes, "y")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(xlabel="Level", ylabel="Variance of the gradient / squared mean")
-    axes.legend()
+    axes.set(xlabel="Share of training", ylabel="Variance of the gradient,\nshared / independent noise")
+    axes.legend(fontsize=7)
     return figure
 
 

@@ -144,15 +144,16 @@ def test_comparisons_name_rows_of_the_manifest() -> None:
     assert named == set(rows) - {"gradients"}
 
 
-def test_gradient_noise_of_both_kinds_of_pairs(study: Callable[..., Study]) -> None:
+def test_the_gradients_variance_along_training(study: Callable[..., Study]) -> None:
+    """A line per level; the end of training is a share of one."""
     cells = [cell("cdrl", "fd", 1.0)]
     cells += [
-        cell("gradients", "gradient_variance", value * (1 + level), level=level, variant=f"{kind} noise")
-        for kind, value in (("shared", 1.0), ("independent", 5.0))
-        for level in range(3)
+        cell("gradients", "variance_ratio", value * (1 + level), level=level, trained=trained)
+        for trained, value in ((0.25, 1.0), (None, 5.0))
+        for level in range(2)
     ]
     axes = ablations.draw(study("ablations", cells))["gradients"].axes[0]
-    assert [line.get_ydata().tolist() for line in axes.lines] == [[1, 2, 3], [5, 10, 15]]
+    assert [line.get_xydata().tolist() for line in axes.lines[:2]] == [[[0.25, 1], [1, 5]], [[0.25, 2], [1, 10]]]
 
 
 def test_the_initializers_error_over_training_comes_from_the_runs_log(study: Callable[..., Study]) -> None:
