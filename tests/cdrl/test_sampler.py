@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from baselines.drl import drl_settings
+from baselines.drl import drl_settings, released_network
 from cdrl import conditions
 from cdrl.conditions import Condition
 from cdrl.cooperative import Cooperative
@@ -39,6 +39,11 @@ CASES: dict[str, tuple[dict[str, Any], Condition | None, list[tuple[float, Tenso
         [(-1.5, NONE), (3.0, LABELS), (-0.5, LABELS % 3 + 1)],
     ),
     "drl": ({"initializer": False, **vars(drl_settings(chain=Langevin(4, 5e-3)))}, None, [(1.0, None)]),
+    "drl-as-released": (
+        {"initializer": False, "energy": released_network(), **vars(drl_settings(chain=Langevin(4, 5e-3)))},
+        None,
+        [(1.0, None)],
+    ),
 }
 
 
