@@ -204,7 +204,12 @@ def _determining(config: Mapping[str, Any]) -> dict[str, Any]:
 
     for group in ("experiment", "scale", "data", "methods", "metrics"):
         walk(config[group], group)
-    places = {"data.data_cache", *(["data.root"] if config["data"]["name"] != "folder" else [])}
+    # Where things lie; the authors' weights are a file that this one experiment is about.
+    places = {
+        "data.data_cache",
+        "methods.released.checkpoint",
+        *(["data.root"] if config["data"]["name"] != "folder" else []),
+    }
     return {key: value for key, value in flat.items() if key not in places}
 
 
