@@ -70,6 +70,7 @@ def energy_sizes(network: EnergyNet) -> dict[str, Any]:
         "classes": network.classes,
         "kernel": network.stem.weight.shape[-1],
         "frequencies": 0 if network.frequencies is None else len(network.frequencies),
+        "frequency": network.frequency,
     }
 
 

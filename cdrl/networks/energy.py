@@ -28,8 +28,6 @@ from cdrl.networks.spectral import SpectralNorm
 T = TypeVar("T")
 
 _SLOPE = 0.2
-_FREQUENCY = 3.0
-"""Standard deviation of the Fourier features' frequencies, in radians per unit of the input."""
 
 
 class BlockKernels(NamedTuple):
@@ -133,6 +131,7 @@ class EnergyNet(nn.Module):
         kernel: height and width of the convolutions, odd; 1 for points, which are images of one pixel.
         frequencies: number of random Fourier features of the input (Tancik et al. 2020) that stand beside it; 0 is the
             published network. Without them a network of the plane learns smooth densities alone.
+        frequency: standard deviation of their frequencies, in radians per unit of the input.
 
     Raises:
         UserError: the sizes do not fit together.
@@ -150,15 +149,19 @@ class EnergyNet(nn.Module):
         classes: int = 0,
         kernel: int = 3,
         frequencies: int = 0,
+        frequency: float = 3.0,
     ) -> None:
         super().__init__()
         check_sizes(image_size, channels, width, multipliers, blocks, classes)
+        if not frequency > 0:
+            raise UserError(f"frequency must be positive, not {frequency}")
         self.image_size, self.channels, self.width, self.classes = image_size, channels, width, classes
+        self.frequency = frequency
         embedding = 4 * width
         self.embed_in = SpectralNorm(nn.Linear(width, embedding))
         self.embed_out = SpectralNorm(nn.Linear(embedding, embedding))
         self.embed_label = SpectralNorm(nn.Linear(classes + 1, embedding)) if classes else None
-        random = _FREQUENCY * torch.randn(frequencies, channels) if frequencies else None
+        random = frequency * torch.randn(frequencies, channels) if frequencies else None
         self.register_buffer("frequencies", random)
         self.stem = _conv(channels + 2 * frequencies, width, kernel)
         outputs = [width * multiplier for multiplier in multipliers for _ in range(blocks)]
@@ -197,7 +200,7 @@ class EnergyNet(nn.Module):
     def weights(self) -> Weights:
         """The effective weights at the present ``u`` and ``v`` (no power iteration), differentiable."""
         return Weights(
-            stem=_channels_last(self.stem.normalized()),
+            stem=_channels_last(self._stem()),
             stem_bias=self.stem.bias,
             blocks=tuple(block.kernels() for block in self._blocks()),
             embedding=(self.embed_in.normalized(), self.embed_out.normalized()),
@@ -223,6 +226,13 @@ class EnergyNet(nn.Module):
     ) -> FrozenEnergy:
         """The network as a chain sees it; with ``mix`` ``(J,)``, ``logsnr`` and ``label`` are ``(J · B,)``."""
         return freeze(weights, self.context(weights, logsnr, label), mix)
+
+    def _stem(self) -> Tensor:
+        """The first kernel; sinusoids count over their frequency: their slopes are of the order of y's own."""
+        kernel = self.stem.normalized()
+        if self.frequencies is None:
+            return kernel
+        return torch.cat((kernel[:, : self.channels], kernel[:, self.channels :] / self.frequency), dim=1)
 
     def _blocks(self) -> list[ResidualBlock]:
         return [block for block in self.blocks if isinstance(block, ResidualBlock)]
@@ -280,9 +290,9 @@ def energies(y: Tensor, weights: Weights, context: Context) -> Tensor:
 
 
 def _with_sinusoids(y: Tensor, frequencies: Tensor) -> Tensor:
-    """``y`` and its Fourier features, ``(B, C + 2F, H, W)``; their slopes are of the order of y's own."""
+    """``y`` and its Fourier features, ``(B, C + 2F, H, W)``."""
     angles = torch.einsum("bchw,fc->bfhw", y, frequencies)
-    return torch.cat((y, angles.sin() / _FREQUENCY, angles.cos() / _FREQUENCY), dim=1)
+    return torch.cat((y, angles.sin(), angles.cos()), dim=1)
 
 
 def convolve(h: Tensor, kernel: Tensor, bias: Tensor | None = None) -> Tensor:
