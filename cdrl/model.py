@@ -74,6 +74,7 @@ def energy_sizes(network: EnergyNet) -> dict[str, Any]:
         "closed": blocks[0].closed,
         "time_activation": blocks[0].time_activation,
         "readout_bias": network.readout.bias is not None,
+        "frequency": network.frequency,
     }
 
 

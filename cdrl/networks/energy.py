@@ -31,8 +31,6 @@ from cdrl.networks.spectral import SpectralNorm, spectral_layers
 T = TypeVar("T")
 
 _SLOPE = 0.2
-_FREQUENCY = 3.0
-"""Standard deviation of the Fourier features' frequencies, in radians per unit of the input."""
 _NEARLY_CLOSED = 1e-5
 """Factor on the first weights of a closed convolution: variance scaling by 1e-10, as released."""
 
@@ -162,6 +160,7 @@ class EnergyNet(nn.Module):
         time_activation: time biases pass a leaky ReLU; without (DRL) they are linear.
         readout_bias: the read-out vector has a bias (DRL).
         glorot: start from Glorot's uniform weights and zero biases, TensorFlow's custom (DRL), not from PyTorch's.
+        frequency: standard deviation of their frequencies, in radians per unit of the input.
 
     Raises:
         UserError: the sizes do not fit together, or ``levels`` do not fall.
@@ -185,17 +184,21 @@ class EnergyNet(nn.Module):
         time_activation: bool = True,
         readout_bias: bool = False,
         glorot: bool = False,
+        frequency: float = 3.0,
     ) -> None:
         super().__init__()
         check_sizes(image_size, channels, width, multipliers, blocks, classes)
+        if not frequency > 0:
+            raise UserError(f"frequency must be positive, not {frequency}")
         if not all(after < before for before, after in itertools.pairwise(levels)):
             raise UserError("levels must be log-SNRs that fall from level to level")
         self.image_size, self.channels, self.width, self.classes = image_size, channels, width, classes
+        self.frequency = frequency
         embedding = 4 * width
         self.embed_in = SpectralNorm(nn.Linear(width, embedding))
         self.embed_out = SpectralNorm(nn.Linear(embedding, embedding))
         self.embed_label = SpectralNorm(nn.Linear(classes + 1, embedding)) if classes else None
-        random = _FREQUENCY * torch.randn(frequencies, channels) if frequencies else None
+        random = frequency * torch.randn(frequencies, channels) if frequencies else None
         self.register_buffer("frequencies", random)
         self.register_buffer("levels", torch.tensor(levels) if levels else None, persistent=False)
         self.stem = _conv(channels + 2 * frequencies, width, kernel)
@@ -251,7 +254,7 @@ class EnergyNet(nn.Module):
     def weights(self) -> Weights:
         """The effective weights at the present ``u`` and ``v`` (no power iteration), differentiable."""
         return Weights(
-            stem=_channels_last(self.stem.normalized()),
+            stem=_channels_last(self._stem()),
             stem_bias=self.stem.bias,
             blocks=tuple(block.kernels() for block in self._blocks()),
             embedding=(self.embed_in.normalized(), self.embed_out.normalized()),
@@ -282,6 +285,13 @@ class EnergyNet(nn.Module):
         if self.levels is None:
             return logsnr_embedding(logsnr, self.width)
         return number_embedding(logsnr, self.levels, self.width)
+
+    def _stem(self) -> Tensor:
+        """The first kernel; sinusoids count over their frequency: their slopes are of the order of y's own."""
+        kernel = self.stem.normalized()
+        if self.frequencies is None:
+            return kernel
+        return torch.cat((kernel[:, : self.channels], kernel[:, self.channels :] / self.frequency), dim=1)
 
     def _blocks(self) -> list[ResidualBlock]:
         return [block for block in self.blocks if isinstance(block, ResidualBlock)]
@@ -339,9 +349,9 @@ def energies(y: Tensor, weights: Weights, context: Context) -> Tensor:
 
 
 def _with_sinusoids(y: Tensor, frequencies: Tensor) -> Tensor:
-    """``y`` and its Fourier features, ``(B, C + 2F, H, W)``; their slopes are of the order of y's own."""
+    """``y`` and its Fourier features, ``(B, C + 2F, H, W)``."""
     angles = torch.einsum("bchw,fc->bfhw", y, frequencies)
-    return torch.cat((y, angles.sin() / _FREQUENCY, angles.cos() / _FREQUENCY), dim=1)
+    return torch.cat((y, angles.sin(), angles.cos()), dim=1)
 
 
 def convolve(h: Tensor, kernel: Tensor, bias: Tensor | None = None) -> Tensor:

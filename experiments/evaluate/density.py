@@ -13,6 +13,10 @@ with Z_t summed on the grid: log-densities are in nats, and so are their differe
     true_log_likelihood   the same of p
     sample_log_density    mean of log p_0 over samples
 
+Level 0 is smoother than the data. The variant "unsmoothed" measures the same against the law of x_0 itself, with level
+0 read at x_0 = x/α_0: log p̂(x_0) = log p̂(x) + 2 ln α_0. Its held-out points are clean, its divergence contains that of
+level 0's noise, and where the data have no density a sample counts as −10 nats (as does any below that).
+
 Settings: ``grid`` (cells per side), ``samples``, ``batch``. Written to ``density.npz``: ``half`` (levels), ``learned``
 and ``truth`` (levels, grid, grid; rows are the second coordinate), ``samples``, ``data`` (n, 2).
 """
@@ -34,12 +38,14 @@ from cdrl.model import Model
 from cdrl.noise import NoiseSchedule
 from cdrl.sampler import Sampler
 from experiments.data import PointSet
-from experiments.data.sets.toy import density
+from experiments.data.sets.toy import Density, density
 from experiments.evaluate import OnProgress, TrainedRun
 from experiments.measurement import Measurement
 
 _REACH = 4.0
 """Noise standard deviations that the grid reaches beyond the data's square."""
+_FLOOR = -10.0
+"""Nats: the least that a sample counts under the unsmoothed truth, which may be no density at all."""
 Array = NDArray[np.float64]
 
 
@@ -70,10 +76,11 @@ def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: OnP
     if not isinstance(run.test, PointSet):
         raise UserError(f"the density of {run.test.name} is not known; choose a set of points, such as data=rings")
     known, sampler, measurements = density(run.train.name), run.sampler(), []
+    unsmoothed: dict[str, float] = {}
     schedule, points = sampler.schedule, run.test.points[: settings["samples"]].astype(np.float64)
 
-    def measured(metric: str, level: int, value: float, samples: int = len(points)) -> Measurement:
-        return Measurement(metric=metric, protocol="grid", level=level, value=value, samples=samples)
+    def measured(metric: str, level: int, value: float, samples: int = len(points), variant: str = "") -> Measurement:
+        return Measurement(metric=metric, protocol="grid", level=level, value=value, samples=samples, variant=variant)
 
     def truth(level: int, x: Array) -> Array:
         return known.log_density(x, float(schedule.alpha[level]), float(schedule.sigma[level]))
@@ -94,13 +101,36 @@ def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: OnP
         arrays["half"].append(grid.half)
         arrays["learned"].append(estimate.reshape(grid.cells, grid.cells))
         arrays["truth"].append(exact.reshape(grid.cells, grid.cells))
+        if level == 0:
+            unsmoothed = clean(known, float(schedule.alpha[0]), estimate, grid, points)
         progress((level + 1) / (schedule.levels + 1), f"level {level}")
 
     # Samples under the truth.
     batches = sampler.batches(settings["samples"], run.seed, None, settings["batch"])
     samples = torch.cat(list(batches)).flatten(1).cpu().numpy().astype(np.float64)
     np.savez_compressed(out / "density.npz", samples=samples, data=points, **arrays)
-    return [*measurements, measured("sample_log_density", 0, float(np.mean(truth(0, samples))), len(samples))]
+    unsmoothed["sample_log_density"] = float(np.maximum(known.log_density(samples), _FLOOR).mean())
+    return [
+        *measurements,
+        measured("sample_log_density", 0, float(np.mean(truth(0, samples))), len(samples)),
+        *(measured(metric, 0, value, variant="unsmoothed") for metric, value in unsmoothed.items()),
+    ]
+
+
+def clean(known: Density, alpha: float, estimate: Array, grid: Grid, points: Array) -> dict[str, float]:
+    """Level 0 against the law of x_0 itself.
+
+    Args:
+        known: that law.
+        alpha: α_0.
+        estimate: log p̂ of level 0 on its ``grid``.
+        points: held out, without noise, ``(n, 2)``.
+    """
+    return {
+        "kl": divergence(estimate, known.log_density(grid.centres, alpha)),  # the same for x_0 and for α_0 x_0
+        "log_likelihood": float(estimate[grid.cell(alpha * points)].mean()) + 2 * math.log(alpha),
+        "true_log_likelihood": float(known.log_density(points).mean()),
+    }
 
 
 def level_grid(schedule: NoiseSchedule, level: int, cells: int) -> Grid:
@@ -119,6 +149,6 @@ def learned_log_density(sampler: Sampler, level: int, grid: Grid) -> Array:
 
 def divergence(estimate: Array, exact: Array) -> float:
     """KL(truth ‖ estimate) in nats from log-densities in equal cells, both normalised over the cells."""
-    difference = (exact - logsumexp(exact)) - (estimate - logsumexp(estimate))
-    share = np.exp(exact - logsumexp(exact))
-    return float(np.sum(share[share > 0] * difference[share > 0]))
+    exact, estimate = exact - logsumexp(exact), estimate - logsumexp(estimate)
+    held = np.exp(exact) > 0
+    return float(np.sum(np.exp(exact[held]) * (exact[held] - estimate[held])))

@@ -204,12 +204,12 @@ def test_points_go_through_matrix_products_with_the_numbers_of_convolutions() ->
 
 
 def test_fourier_features_are_further_channels_of_the_input() -> None:
-    network = EnergyNet(1, 2, 12, (1,), 1, kernel=1, frequencies=3).double()
+    network = EnergyNet(1, 2, 12, (1,), 1, kernel=1, frequencies=3, frequency=5.0).double()
     plain = EnergyNet(1, 2 + 6, 12, (1,), 1, kernel=1).double()
     state, logsnr = network.state_dict(), torch.zeros(5).double()
     angles = torch.einsum("bchw,fc->bfhw", y := torch.randn(5, 2, 1, 1).double(), state.pop("frequencies"))
     plain.load_state_dict(state)
-    seen = torch.cat((y, angles.sin() / 3, angles.cos() / 3), dim=1)
+    seen = torch.cat((y, angles.sin() / 5, angles.cos() / 5), dim=1)
     torch.testing.assert_close(network(y, logsnr), plain(seen, logsnr), rtol=EXACT, atol=EXACT)
     rebuilt = EnergyNet(**energy_sizes(network)).double()
     rebuilt.load_state_dict(network.state_dict())

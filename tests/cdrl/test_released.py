@@ -143,7 +143,7 @@ def test_sizes_are_told_from_the_file(variant: str, files: dict[str, Path]) -> N
     assert cdrl.model.energy_sizes(energy_net) == {
         **{"image_size": sizes["image_size"], "channels": 3, "width": sizes["width"], "multipliers": [1, 2, 2, 2]},
         **{"blocks": sizes["blocks"], "classes": sizes["classes"], "kernel": 3, "frequencies": 0},
-        **{"levels": [], "closed": False, "time_activation": True, "readout_bias": False},
+        **{"levels": [], "closed": False, "time_activation": True, "readout_bias": False, "frequency": 3.0},
     }
     told = cdrl.model.initializer_sizes(initializer, sizes["image_size"])
     assert (told["width"], told["multipliers"], told["blocks"]) == (32, [1, 1, 1], sizes["unet_blocks"])

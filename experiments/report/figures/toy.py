@@ -18,12 +18,14 @@ _POINTS = 2000
 
 
 def draw(study: Study) -> dict[str, Figure]:
-    """``levels-<row>`` and ``samples-<row>`` for every row at hand."""
+    """``levels-<row>`` and ``samples-<row>`` for every row at hand, of its first seed."""
     figures = {}
     for row in study.rows:
         for arrays in study.arrays(row["row"], "density.npz")[:1]:
-            figures[f"levels-{row['row']}"] = levels(arrays, row["label"])
-            figures[f"samples-{row['row']}"] = samples(arrays, row["label"])
+            seeds = len(study.seeds(row["row"]))
+            label = row["label"] if seeds == 1 else f"{row['label']}, the first of {seeds} seeds"
+            figures[f"levels-{row['row']}"] = levels(arrays, label)
+            figures[f"samples-{row['row']}"] = samples(arrays, label)
     return figures
 
 

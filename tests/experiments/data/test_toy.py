@@ -11,7 +11,7 @@ from experiments import data
 from experiments.data import PointBatches, PointSet
 from experiments.data.sets.toy import DENSITIES, Boxes, Gaussians, density
 
-NOISE = [(1.0, 0.05), (0.6, 0.8)]
+NOISE = [(1.0, 0.0), (0.6, 0.0), (1.0, 0.05), (0.6, 0.8)]
 
 
 def cells(half: float, count: int) -> tuple[np.ndarray, float]:
@@ -62,12 +62,12 @@ def test_loads_as_images_of_one_pixel() -> None:
 
 def test_batches_do_not_depend_on_their_split() -> None:
     batches = PointBatches(data.load("rings", "test"), 8, seed=3)  # type: ignore[arg-type]
-    whole, labels = batches.batch(5)
-    assert labels is None
-    assert whole.shape == (8, 2, 1, 1)
-    halves = torch.cat([batches.batch(5, 0, 3)[0], batches.batch(5, 3)[0]])
-    assert torch.equal(whole, halves)
-    assert not torch.equal(whole, batches.batch(6)[0])
+    whole = batches.batch(5)
+    assert whole.labels is None
+    assert whole.images.shape == (8, 2, 1, 1)
+    halves = torch.cat([batches.batch(5, 0, 3).images, batches.batch(5, 3).images])
+    assert torch.equal(whole.images, halves)
+    assert not torch.equal(whole.images, batches.batch(6).images)
 
 
 def test_unknown_density() -> None:

@@ -16,10 +16,10 @@ from cdrl.noise import cosine_logsnr
 from cdrl.recipe import CooperativeRecipe, ImageShape
 from cdrl.sampler import Sampler
 from experiments.data import DataSettings
-from experiments.data.sets.toy import density
+from experiments.data.sets.toy import DENSITIES, density
 from experiments.evaluate import TrainedRun
 from experiments.evaluate.chains import Target, diagnose, walk
-from experiments.evaluate.density import Grid, divergence, evaluate, learned_log_density, level_grid
+from experiments.evaluate.density import Grid, clean, divergence, evaluate, learned_log_density, level_grid
 from experiments.evaluate.gradients import learning_gradient, total_variance
 from experiments.metrics import Protocol
 from tests.reference import EXACT
@@ -107,6 +107,18 @@ def test_divergence_of_two_gaussians() -> None:
     assert list(grid.cell(grid.centres)) == list(range(200**2))
 
 
+@pytest.mark.parametrize("name", sorted(DENSITIES))
+def test_unsmoothed_truth_against_itself_and_against_its_smoothed_self(name: str) -> None:
+    known, alpha, sigma = density(name), 0.9, 0.1
+    grid, points = Grid(alpha + 4 * sigma, 256), known.draw(20_000, np.random.RandomState(0))
+    smoothed = known.log_density(grid.centres, alpha, sigma)
+    found = clean(known, alpha, smoothed, grid, points)
+    drawn = known.log_density(points) - known.log_density(alpha * points, alpha, sigma) - 2 * np.log(alpha)
+    assert found["kl"] == pytest.approx(drawn.mean(), abs=0.01)
+    assert found["true_log_likelihood"] - found["log_likelihood"] == pytest.approx(drawn.mean(), abs=0.01)
+    assert clean(known, alpha, known.log_density(grid.centres, alpha), grid, points)["kl"] == 0
+
+
 def test_total_variance() -> None:
     vectors = torch.randn(200, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 2
     assert total_variance(vectors) == pytest.approx(float(vectors.var(dim=0).sum()), rel=EXACT)
@@ -150,6 +162,8 @@ def test_density_measures_every_level(tmp_path: Path) -> None:
     )
     measurements = evaluate(run, {"grid": 16, "samples": 50, "batch": 50}, tmp_path, lambda done, text: None)
     metrics = ("kl", "log_likelihood", "true_log_likelihood")
-    expected = [(metric, level) for level in (0, 1) for metric in metrics] + [("sample_log_density", 0)]
-    assert [(m.metric, m.level) for m in measurements] == expected
+    expected = [(metric, level, "") for level in (0, 1) for metric in metrics] + [("sample_log_density", 0, "")]
+    expected += [(metric, 0, "unsmoothed") for metric in (*metrics, "sample_log_density")]
+    assert [(m.metric, m.level, m.variant) for m in measurements] == expected
+    assert all(np.isfinite(m.value) for m in measurements)
     assert {(m.protocol, m.samples) for m in measurements} == {("grid", 50)}
