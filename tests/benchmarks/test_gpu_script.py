@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from cdrl import langevin
+from cdrl.cooperative import Cooperative
 from cdrl.learner import Learner
 from tests.benchmarks import cases
 from tests.benchmarks.gpu import __main__ as script
@@ -78,14 +80,20 @@ class TestSpeed:
 
     def test_an_energy_step_the_wrong_way_would_show(self, monkeypatch: pytest.MonkeyPatch) -> None:
         descend = Learner.descend
-        monkeypatch.setattr(Learner, "descend", lambda self, loss, *rest: descend(self, -loss, *rest))
+
+        def ascend(self: Learner, *arguments: int) -> Tensor:
+            self.put_gradient(-self.gradient())
+            return descend(self, *arguments)
+
+        monkeypatch.setattr(Learner, "descend", ascend)
         exact, _ = speed.parity(speed.TINY, "eager", CPU)
         assert min(exact[name] for name in ("energy_0", "initializer_0", "chain_1", "samples")) > 1e-2
 
     def test_what_is_timed_walks_as_many_steps_as_it_says(self) -> None:
         assert speed.FULL.size.steps == 15
         method = cases.build(speed.TINY.size)
-        assert method.training_cost == speed.TINY.size.steps + 2
+        assert isinstance(method, Cooperative)
+        assert method.settings.chain.steps == speed.TINY.size.steps
 
     def test_a_chain_has_a_line_for_each_batch_with_its_share_of_the_ceiling(self) -> None:
         ceiling = {"fp32": 1e12}

@@ -64,8 +64,8 @@ def test_batches_say_true_things_of_each_kind(digits: data.ImageSet) -> None:
     concepts = attributes.kinds(digits, ["class", "slant"])
     plain = data.DeviceBatches(digits, 64, seed=3)
     labelled = attributes.ConceptBatches(data.DeviceBatches(digits, 64, seed=3), ["class", "slant"])
-    images, labels = labelled.batch(30)
-    assert torch.equal(images, plain.batch(30)[0])
+    images, labels, *_ = labelled.batch(30)
+    assert torch.equal(images, plain.batch(30).images)
     rows = plain.indices(30 * 64, 64).numpy()
     for row, label in zip(rows, labels.tolist(), strict=True):
         assert label in (1 + digits.labels[row], 11 + concepts[1].of[row])
@@ -74,7 +74,7 @@ def test_batches_say_true_things_of_each_kind(digits: data.ImageSet) -> None:
 
 def test_a_share_of_a_batch_has_the_same_labels(digits: data.ImageSet) -> None:
     labelled = attributes.ConceptBatches(data.DeviceBatches(digits, 10, seed=0), ["class", "slant"])
-    whole, part = labelled.batch(2)[1], labelled.batch(2, first=4, count=3)[1]
+    whole, part = labelled.batch(2).labels, labelled.batch(2, first=4, count=3).labels
     assert torch.equal(whole[4:7], part)
 
 

@@ -32,7 +32,7 @@ def images() -> ImageSet:
 
 def stream(batches: DeviceBatches, iterations: int) -> list[int]:
     """The labels' stream, as class numbers 0 … 9."""
-    parts = [batches.batch(i)[1] for i in range(iterations)]
+    parts = [batches.batch(i).labels for i in range(iterations)]
     return [int(label) - 1 for part in parts if part is not None for label in part]
 
 
@@ -55,7 +55,7 @@ def test_any_iteration_can_be_asked_for_first(images: ImageSet) -> None:
     for i in range(30):
         walked.batch(i)
     for i in (29, 2, 17):
-        assert torch.equal(walked.batch(i)[0], fresh.batch(i)[0])
+        assert torch.equal(walked.batch(i).images, fresh.batch(i).images)
 
 
 def test_seed_changes_order(images: ImageSet) -> None:
@@ -63,7 +63,7 @@ def test_seed_changes_order(images: ImageSet) -> None:
 
 
 def test_images_belong_to_their_labels_and_are_scaled(images: ImageSet) -> None:
-    x, labels = DeviceBatches(images, 6, seed=0).batch(1)
+    x, labels, *_ = DeviceBatches(images, 6, seed=0).batch(1)
     assert labels is not None
     assert x.dtype == torch.float32
     assert torch.equal(x, to_float(images.images[(labels - 1).numpy()]))
@@ -72,7 +72,7 @@ def test_images_belong_to_their_labels_and_are_scaled(images: ImageSet) -> None:
 def test_flips_depend_on_position_alone(images: ImageSet) -> None:
     def mirrored(batch_size: int) -> list[bool]:
         batches = DeviceBatches(images, batch_size, seed=5, flip=True)
-        rows = torch.cat([batches.batch(i)[0] for i in range(240 // batch_size)])
+        rows = torch.cat([batches.batch(i).images for i in range(240 // batch_size)])
         return [bool(row[0, 0, 0] > row[0, 0, 1]) for row in rows]
 
     flips = mirrored(4)
@@ -81,16 +81,17 @@ def test_flips_depend_on_position_alone(images: ImageSet) -> None:
 
 
 def test_flip_mirrors_width(images: ImageSet) -> None:
-    plain, _ = DeviceBatches(images, 10, seed=0).batch(0)
-    flipped, _ = DeviceBatches(images, 10, seed=0, flip=True).batch(0)
+    plain = DeviceBatches(images, 10, seed=0).batch(0).images
+    flipped = DeviceBatches(images, 10, seed=0, flip=True).batch(0).images
     for row, other in zip(plain, flipped, strict=True):
         assert torch.equal(other, row) or torch.equal(other, row.flip(-1))
 
 
 def test_share_of_a_batch_is_its_rows(images: ImageSet) -> None:
     batches = DeviceBatches(images, 8, seed=2, flip=True)
-    whole, labels = batches.batch(3)
-    part, part_labels = batches.batch(3, first=2, count=4)
+    whole, labels, *_ = batches.batch(3)
+    part, part_labels, index, share = batches.batch(3, first=2, count=4)
+    assert (index.tolist(), share) == ([2, 3, 4, 5], 4 / batches.batch_size)
     assert labels is not None
     assert part_labels is not None
     assert torch.equal(part, whole[2:6])
@@ -101,25 +102,28 @@ def test_resident_and_staged_give_the_same(images: ImageSet) -> None:
     staged = DeviceBatches(images, 7, seed=0, flip=True, resident=False)
     resident = DeviceBatches(images, 7, seed=0, flip=True, resident=True)
     for i in range(4):
-        for ours, theirs in zip(staged.batch(i), resident.batch(i), strict=True):
-            assert torch.equal(ours, theirs)
+        ours, theirs = staged.batch(i), resident.batch(i)
+        assert torch.equal(ours.images, theirs.images)
+        assert ours.labels is not None
+        assert theirs.labels is not None
+        assert torch.equal(ours.labels, theirs.labels)
 
 
 def test_read_only_pixels_are_taken(images: ImageSet) -> None:
     images.images.flags.writeable = False
-    assert DeviceBatches(images, 4, seed=0).batch(0)[0].shape == (4, 3, 2, 2)
+    assert DeviceBatches(images, 4, seed=0).batch(0).images.shape == (4, 3, 2, 2)
 
 
 def test_attribute_as_label(images: ImageSet) -> None:
     plain = stream(DeviceBatches(images, 10, seed=0), 1)
-    _, labels = DeviceBatches(images, 10, seed=0, label_from="large").batch(0)
+    labels = DeviceBatches(images, 10, seed=0, label_from="large").batch(0).labels
     assert labels is not None
     assert labels.tolist() == [2 if number >= 7 else 1 for number in plain]
 
 
 def test_without_labels() -> None:
     images = ImageSet(images=np.zeros((3, 2, 2, 1), np.uint8), labels=None, name="x", split="train", source="")
-    assert DeviceBatches(images, 2, seed=0).batch(0)[1] is None
+    assert DeviceBatches(images, 2, seed=0).batch(0).labels is None
 
 
 def test_bad_requests_are_explained(images: ImageSet) -> None:
@@ -135,7 +139,7 @@ def test_bad_requests_are_explained(images: ImageSet) -> None:
 @pytest.mark.parametrize("resident", [True, False])
 def test_gpu_gives_the_cpu_batches(images: ImageSet, resident: bool) -> None:
     expected = DeviceBatches(images, 7, seed=0, flip=True).batch(2)
-    x, labels = DeviceBatches(images, 7, seed=0, device="cuda", flip=True, resident=resident).batch(2)
+    x, labels, *_ = DeviceBatches(images, 7, seed=0, device="cuda", flip=True, resident=resident).batch(2)
     assert labels is not None
     assert expected[1] is not None
     assert x.is_cuda

@@ -49,7 +49,8 @@ def test_all_combinations_are_sampled_and_measured(
     make_run: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compose, "build", lambda *arguments: Brightness())
-    measurements = compose.evaluate(make_run(classes=13, steps=1), SETTINGS, tmp_path, quiet)
+    run = make_run(classes=13, steps=1)
+    measurements = compose.evaluate(run, SETTINGS, tmp_path, quiet)
     values = {(m.metric, m.variant): m.value for m in measurements}
     assert set(values) == {
         ("all_concepts", ""), ("all_concepts_rare", ""), ("one_without_other", ""), ("concept_shown", "class"),
@@ -63,4 +64,4 @@ def test_all_combinations_are_sampled_and_measured(
     assert kept["share"].sum() == pytest.approx(1.0)
     assert kept["names"][-1].tolist() == ["9", "right"]
     cost = next(m.grad_evals for m in measurements if m.metric == "all_concepts")
-    assert cost == 3 * 7  # three energies, six levels of one step and the last denoise
+    assert cost == 3 * run.sampler().cost  # three concepts

@@ -75,10 +75,12 @@ def test_measures_of_hand_made_completions() -> None:
 def test_known_pixels_stay_exact(make_run: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inpaint, "build", lambda *arguments: Brightness())
     settings = {"masks": ["box", "random"], "images": 5, "completions": 2, "repeats": 1, "batch": 4}
-    measurements = inpaint.evaluate(make_run(), settings, tmp_path, quiet)
+    run = make_run()
+    measurements = inpaint.evaluate(run, settings, tmp_path, quiet)
     by_name = {(m.mask, m.metric): m.value for m in measurements}
     # levels × steps × (1 + repeats), the last denoise once
-    assert {m.grad_evals for m in measurements} == {6 * 2 * 2 + 1}
+    sampler = run.sampler()
+    assert {m.grad_evals for m in measurements} == {2 * 6 * (2 + sampler.proposal_cost) + 1}
     assert {m.protocol for m in measurements} == {"inpaint"}
     assert by_name["box", "known_exact"] == by_name["random", "known_exact"] == 1.0
     assert by_name["box", "diversity"] > 0.0

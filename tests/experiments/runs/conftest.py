@@ -19,7 +19,7 @@ TINY = ["scale.seeds=[0]", "scale.milestones=[0.5]"]
 def job(tmp_path: Path) -> Callable[..., Job]:
     """Makes, and wants, the run of a method with a budget; nothing is evaluated."""
 
-    def make(method: str = "cdrl", budget: int = 3000, runs: str = "runs", *overrides: str) -> Job:
+    def make(method: str = "cdrl", budget: int = 3900, runs: str = "runs", *overrides: str) -> Job:
         line = [*TINY, f"scale.budget={budget}", f"runs={tmp_path / runs}", f"cache={tmp_path / 'cache'}", *overrides]
         plan = make_plan(configuration.resolve(line))
         evaluation = next(row.evaluations[0] for row in plan.rows if row.id == method)

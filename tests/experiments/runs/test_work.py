@@ -30,10 +30,10 @@ def test_work_trains_once_and_then_has_nothing_to_do(
     run = job().run
     assert work(on(run)) == "done"
     status = run.finished()
-    spent = round(10 * 32 * training_cost(run.settings))
-    assert (status.commit, status.iterations, status.grad_evals) == ("abc", 10, spent)
-    assert [line["iteration"] for line in run.metrics.lines()] == list(range(1, 11))
-    assert [path.name for path in run.milestones()] == ["00000005"]
+    spent = round(13 * 32 * training_cost(run.settings))
+    assert (status.commit, status.iterations, status.grad_evals) == ("abc", 13, spent)
+    assert [line["iteration"] for line in run.metrics.lines()] == list(range(1, 14))
+    assert [path.name for path in run.milestones()] == ["00000006"]
     bits, written = fingerprint(run.path), (run.path / "status.json").stat().st_mtime_ns
     assert work(on(run)) == "done"
     assert (fingerprint(run.path), (run.path / "status.json").stat().st_mtime_ns) == (bits, written)
