@@ -262,7 +262,9 @@ def _row(config: DictConfig, everything: Mapping[str, Any], name: str, row: dict
 
     # How it is evaluated, once per seed.
     evaluation = _evaluation(everything, row["evaluate"])
-    seeds = row.get("seeds") or everything["scale"]["seeds"]
+    seeds = everything["scale"]["seeds"]
+    if seeds == _own(config.experiment.name, config.scale.name)["scale"]["seeds"]:  # else the command line's count
+        seeds = row.get("seeds") or seeds
     checks.seeds(f"row '{name}': seeds", seeds)
     evaluations = []
     for seed in seeds:

@@ -12,7 +12,8 @@ from cdrl.errors import UserError
 from experiments import configuration, plan
 from experiments.data import DataSettings, ImageSet
 from experiments.plan import Plan, make_plan, one_per_run
-from experiments.runs.folder import Result, RunFolder, Status
+from experiments.runs.folder import Result, RunFolder, RunSettings, Status
+from experiments.runs.trained import planned_iterations
 
 
 def planned(*overrides: str) -> Plan:
@@ -148,3 +149,32 @@ def test_what_is_done_is_not_missing(tmp_path: Path) -> None:
         evaluation.folder.keep(Result(measurements=(), seconds=0.0, commit="", device=""))
     assert cdrl.run not in {job.run for job in one.missing()}
     assert cdrl.run.settings == cdrl.settings  # what was wanted is read again
+
+
+def test_seeds_of_the_command_line_come_before_a_rows_own() -> None:
+    """Table 1 has more seeds than nano's other experiments."""
+
+    def seeds(*overrides: str) -> set[tuple[int, ...]]:
+        rows = planned("experiment=table1", "scale=nano", *overrides).rows
+        return {tuple(one.seed for one in row.evaluations) for row in rows if row.id not in ("real", "noise")}
+
+    assert seeds() == {(0, 1, 2, 3, 4)}
+    assert seeds("scale.seeds=[7]") == {(7,)}
+
+
+def test_a_row_may_have_the_iterations_of_another_or_a_number_of_its_own() -> None:
+    def planned_run(*overrides: str, row: str = "long_chain_iterations") -> RunSettings:
+        rows = planned("experiment=ablations", "scale=nano", *overrides).rows
+        return next(one for one in rows if one.id == row).evaluations[0].run_settings
+
+    other, same = planned_run(row="cdrl"), planned_run()
+    assert isinstance(same.budget, int)
+    assert isinstance(other.budget, int)
+    assert planned_iterations(same) == planned_iterations(other) > 100
+    assert same.budget > other.budget
+    counted = planned_run("+experiment.rows.cdrl.budget={iterations: 77}", row="cdrl")
+    assert planned_iterations(counted) == 77
+    with pytest.raises(UserError, match="iterations_of must name a row with a share of the budget, not 'nothing'"):
+        planned_run("experiment.rows.long_chain_iterations.budget={iterations_of: nothing}")
+    with pytest.raises(UserError, match=r"budget must be a share, \{iterations: n\} or \{iterations_of: row\}"):
+        planned_run("experiment.rows.long_chain_iterations.budget={hours: 3}")
