@@ -19,7 +19,14 @@ from experiments.runs.folder import EvaluationFolder, RunFolder
 REFERENCES = ("real", "noise")
 """Methods that no training stands behind: the floor and the ceiling of a table."""
 _SCALES = ("nano", "micro", "mini", "paper")
-_WORDS = {"steps": "K = {:g}", "weight": "w = {:g}", "image_size": "{:g} pixels", "mask": "{}", "variant": "{}"}
+_WORDS = {
+    "steps": "K = {:g}",
+    "weight": "w = {:g}",
+    "image_size": "{:g} pixels",
+    "mask": "{}",
+    "variant": "{}",
+    "trained": "after {:.0%} of training",
+}
 """Columns in a row's name; tables place the level and what is compared with."""
 
 _TEXTS = (
