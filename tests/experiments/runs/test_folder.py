@@ -33,10 +33,10 @@ def test_settings_survive_the_folder(job: MakeJob) -> None:
 
 def test_a_folder_is_named_by_what_numbers_depend_on(job: MakeJob, tmp_path: Path) -> None:
     path = job().run.path
-    assert job("cdrl", 3000, "runs", "methods.cdrl.label=Another").run.path == path
-    assert job("cdrl", 3000, "runs", f"data.data_cache={tmp_path}").run.path == path
+    assert job("cdrl", 3900, "runs", "methods.cdrl.label=Another").run.path == path
+    assert job("cdrl", 3900, "runs", f"data.data_cache={tmp_path}").run.path == path
     assert job("cdrl", 3001).run.path != path
-    assert job("cdrl", 3000, "runs", "methods.cdrl.chain.steps=2").run.path != path
+    assert job("cdrl", 3900, "runs", "methods.cdrl.chain.steps=2").run.path != path
 
 
 def test_states(job: MakeJob) -> None:
