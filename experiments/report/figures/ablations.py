@@ -55,7 +55,7 @@ def effects(study: Study, protocol: str) -> Figure | None:
     figure, axes = style.figure(width=6.6, height=0.8 + 0.28 * len(shown))
     methods = ["drl" if pairs[label][0] == "none" else "cdrl" for label in shown]
     bounds = zip(*((test.value, test.low, test.high) for test in shown.values()), strict=True)
-    xlabel = f"Change of ln FD ({protocol}), paired by seed; below 0 is better"
+    xlabel = f"Change of ln FD ({protocol}), paired by seed\n← better"
     labels = []
     for label in shown:
         before, after = (steps[row] for row in pairs[label])
@@ -106,7 +106,6 @@ def gradients(study: Study) -> Figure | None:
         shade = style.matplotlib.colormaps["viridis"](level / max(1, cells["level"].max()))
         curve_of_cells(axes, chosen, "trained", label=f"level {level:g}", method="cdrl", color=shade)
     axes.axhline(1.0, color=style.INK, linewidth=0.8, linestyle=":")
-    style.logarithmic(axes, "y")
     axes.set(xlabel="Share of training", ylabel="Variance of the gradient,\nshared / independent noise")
     axes.legend(fontsize=7)
     return figure

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -10,7 +12,7 @@ from experiments.report import style
 from experiments.report.study import Study
 from experiments.report.tables import difference_text, significant
 
-_COSTS = {"grad_evals": "Energy-gradient evaluations per sample", "milliseconds": "Milliseconds per sample"}
+_COSTS = {"grad_evals": "Cost per sample, in energy gradients", "milliseconds": "Milliseconds per sample"}
 
 
 def draw(study: Study) -> dict[str, Figure]:
@@ -34,7 +36,7 @@ def draw(study: Study) -> dict[str, Figure]:
         style.logarithmic(axes, "y")
     panels[0].set_ylabel(metric("fd").axis(cells["protocol"].iloc[0]))
     panels[0].legend()
-    figure.suptitle(verdict(study, cells), fontsize=8.5)
+    figure.suptitle(textwrap.fill(verdict(study, cells), 90), fontsize=8.5)
     return {"cost": figure}
 
 
