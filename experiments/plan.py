@@ -263,9 +263,10 @@ def _row(config: DictConfig, everything: Mapping[str, Any], name: str, row: dict
     # How it is evaluated, once per seed.
     evaluation = _evaluation(everything, row["evaluate"])
     seeds = everything["scale"]["seeds"]
-    if seeds == _own(config.experiment.name, config.scale.name)["scale"]["seeds"]:  # else the command line's count
-        seeds = row.get("seeds") or seeds
-    checks.seeds(f"row '{name}': seeds", seeds)
+    if (own_seeds := row.get("seeds")) is not None:
+        checks.seeds(f"row '{name}': seeds", own_seeds)
+        if seeds == _own(config.experiment.name, config.scale.name)["scale"]["seeds"]:  # else the command line's count
+            seeds = own_seeds
     evaluations = []
     for seed in seeds:
         settings = RunSettings(
