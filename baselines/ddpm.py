@@ -135,12 +135,18 @@ class DDPM(Method):
 
     @torch.no_grad()
     def sample(
-        self, n: int, seed: int, condition: Condition | None = None, batch_size: int = 256, first: int = 0
+        self,
+        n: int,
+        seed: int,
+        condition: Condition | None = None,
+        batch_size: int = 256,
+        first: int = 0,
+        every: int = 1,
     ) -> Iterator[Tensor]:
         if condition is not None:
             raise UserError("the DDPM baseline is unconditional; use a CDRL or DRL run")
         network = self.learners["network"].ema.synchronised()
-        for index in index_batches(n, batch_size, first):
+        for index in index_batches(n, batch_size, first, every):
             index = index.to(self.device)
             yield denoise(network, self.logsnr, self.settings, index, self.shape, seed)
 

@@ -105,14 +105,20 @@ class ShortRun(Method):
 
     @torch.no_grad()
     def sample(
-        self, n: int, seed: int, condition: Condition | None = None, batch_size: int = 256, first: int = 0
+        self,
+        n: int,
+        seed: int,
+        condition: Condition | None = None,
+        batch_size: int = 256,
+        first: int = 0,
+        every: int = 1,
     ) -> Iterator[Tensor]:
         if condition is not None:
             raise UserError("the short-run EBM is unconditional; use a CDRL or DRL run")
         network = self.learners["energy"].ema.synchronised()
         assert isinstance(network, EnergyNet)
         energy = network.frozen(network.weights(), self._level)
-        for index in index_batches(n, batch_size, first):
+        for index in index_batches(n, batch_size, first, every):
             index = index.to(self.device)
             start = self._start(Draws(seed, "sample", (), index, self.shape, self.dtype))
             walked = self._chain(energy, start, Draws(seed, "sample", (0,), index, self.shape, self.dtype))

@@ -124,20 +124,15 @@ class Cooperative(Method):
 
     @property
     def training_cost(self) -> float:
-        return self.settings.chain.steps + cost.LEARN_ENERGY + cost.LEARN_NETWORK * self._forward_share
+        return self.settings.chain.steps + cost.LEARN_ENERGY + cost.LEARN_NETWORK * self._proposal_cost
 
     @property
     def sampling_cost(self) -> float:
-        chain = self.settings.sampling or self.settings.chain
-        last = self.settings.last_denoise != "none"
-        return self.schedule.levels * (chain.steps + self._forward_share) + last
+        return self.sampler(live=True).cost
 
     @cached_property
-    def _forward_share(self) -> float:
-        """One proposal, in energy gradients."""
-        if self.initializer is None:
-            return 0.0
-        return cost.forward_share(self.initializer, self.energy_net, self.shape)
+    def _proposal_cost(self) -> float:
+        return self.sampler(live=True).proposal_cost
 
     def losses(self, batch: Batch, iteration: int) -> dict[str, Tensor]:
         self.energy_net.check_images(batch.images)
@@ -202,9 +197,15 @@ class Cooperative(Method):
         )
 
     def sample(
-        self, n: int, seed: int, condition: Condition | None = None, batch_size: int = 256, first: int = 0
+        self,
+        n: int,
+        seed: int,
+        condition: Condition | None = None,
+        batch_size: int = 256,
+        first: int = 0,
+        every: int = 1,
     ) -> Iterator[Tensor]:
-        return self.sampler().batches(n, seed, condition, batch_size, first)
+        return self.sampler().batches(n, seed, condition, batch_size, first, every)
 
     def _label_dropout(self, label: Tensor | None, draws: Draws) -> Tensor | None:
         """The labels, some of them replaced by the null label; None where the network is unconditional."""

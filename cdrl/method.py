@@ -79,7 +79,7 @@ class Meters:
 
     def conclude(self, norms: Sequence[Tensor]) -> None:
         """The iteration is over: ``norms`` are its scalars, in the order of their names."""
-        self.fresh[len(self.names) + 1 - len(norms) :] = self.fresh[0] * torch.stack(list(norms))[:, None]
+        self.fresh[-len(norms) :] = self.fresh[0] * torch.stack(list(norms))[:, None]
         self.sums += self.fresh
         self.fresh.zero_()
 
@@ -196,9 +196,18 @@ class Method(ABC):
 
     @abstractmethod
     def sample(
-        self, n: int, seed: int, condition: Condition | None = None, batch_size: int = 256, first: int = 0
+        self,
+        n: int,
+        seed: int,
+        condition: Condition | None = None,
+        batch_size: int = 256,
+        first: int = 0,
+        every: int = 1,
     ) -> Iterator[Tensor]:
-        """Images number ``first`` … ``n − 1`` from the averaged weights, in batches ``(B, C, H, W)`` in [−1, 1]."""
+        """Images from the averaged weights, in batches ``(B, C, H, W)`` in [−1, 1].
+
+        Which of them say ``first`` and ``every``: see `cdrl.sampler.index_batches`.
+        """
 
     def state(self) -> dict[str, Tensor]:
         """All learners' states as named tensors."""

@@ -112,7 +112,7 @@ class Group:
         if self.size == 1:
             return decision
         flag = torch.tensor([decision], dtype=torch.uint8)
-        dist.broadcast(flag, src=0, group=_words())
+        dist.broadcast(flag, src=0, group=_words)
         return bool(flag)
 
     def gathered(self, value: Any) -> list[Any]:
@@ -120,7 +120,7 @@ class Group:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=_words())
+        dist.all_gather_object(values, value, group=_words)
         return values
 
     def agree(self, facts: Mapping[str, object]) -> None:
@@ -145,12 +145,13 @@ class Group:
 ALONE = Group()
 """A single process, and batches of one shard."""
 
-_word_group: Any = None
+_words: Any = None
+"""Where decisions travel: between CPUs, also when gradients travel between GPUs. None: where gradients do."""
 
 
-def _words() -> Any:
-    """Where decisions travel: between CPUs, also when gradients travel between GPUs."""
-    return _word_group
+def place() -> tuple[int, int]:
+    """This process's rank, and how many there are, as torchrun or whoever started them says; (0, 1) for one alone."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 @contextmanager
@@ -165,18 +166,17 @@ def joined(shards: int = 1, device: torch.device | str = "cpu", exact: bool = Tr
     Raises:
         UserError: there are more processes than shards.
     """
-    global _word_group
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
+    global _words
+    if place()[1] == 1:
         yield Group(shards=shards, exact=exact)
         return
     backend = "nccl" if torch.device(device).type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=_TIMEOUT)
     try:
-        _word_group = dist.new_group(backend="gloo", timeout=_TIMEOUT) if backend == "nccl" else None
+        _words = dist.new_group(backend="gloo", timeout=_TIMEOUT) if backend == "nccl" else None
         yield Group(dist.get_rank(), dist.get_world_size(), shards, exact)
     finally:
-        _word_group = None
+        _words = None
         dist.destroy_process_group()
 
 

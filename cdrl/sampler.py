@@ -33,11 +33,14 @@ Observer = Callable[[str, int, Tensor], None]
 """Called with a stage ("noise", "proposal", "refined", "sample"), its level, and images ``(B, C, H, W)``."""
 
 
-def index_batches(n: int, batch_size: int, first: int = 0) -> Iterator[Tensor]:
-    """The indices ``first`` … ``n − 1``, int64, in batches. Raises `UserError` for counts that are not positive."""
+def index_batches(n: int, batch_size: int, first: int = 0, every: int = 1) -> Iterator[Tensor]:
+    """The indices ``first`` … ``n − 1``, int64, in batches, or one batch in ``every`` so many: a process's share.
+
+    Raises `UserError` for counts that are not positive.
+    """
     if n < 1 or batch_size < 1 or first < 0:
         raise UserError(f"cannot draw images {first} … {n - 1} in batches of {batch_size}; counts must be positive")
-    for start in range(first, n, batch_size):
+    for start in range(first, n, batch_size * every):
         yield torch.arange(start, min(start + batch_size, n))
 
 
@@ -97,12 +100,18 @@ class Sampler:
         return forward_share(self.initializer, self.energy_net, self.shape)
 
     def batches(
-        self, n: int, seed: int, condition: Condition | None = None, batch_size: int = 256, first: int = 0
+        self,
+        n: int,
+        seed: int,
+        condition: Condition | None = None,
+        batch_size: int = 256,
+        first: int = 0,
+        every: int = 1,
     ) -> Iterator[Tensor]:
-        """Samples number ``first`` … ``n − 1`` in batches ``(B, C, H, W)``, clamped to [−1, 1]; raises as calls do."""
+        """Samples in batches ``(B, C, H, W)``, clamped to [−1, 1], of `index_batches`; raises as calls do."""
         if condition is not None:
             condition.check_rows(n)
-        for index in index_batches(n, batch_size, first):
+        for index in index_batches(n, batch_size, first, every):
             yield self(index, seed, condition)
 
     @torch.no_grad()

@@ -6,7 +6,6 @@ Each imports what it needs when it is called, so that help comes at once; `cdrl.
 from __future__ import annotations
 
 import math
-import os
 import signal
 import threading
 import time
@@ -93,8 +92,10 @@ def work(arguments: Sequence[str]) -> int:
     if options.threads is not None and options.threads < 1:
         raise UserError(f"--threads must be at least 1, not {options.threads}")
     deadline = math.inf if options.seconds is None else time.time() + options.seconds
-    rank, together = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if together and len(options.folders) > 1:
+    from cdrl.parallel import place
+
+    rank, size = place()
+    if size > 1 and len(options.folders) > 1:
         raise UserError("torchrun's processes work on one folder together; name one, and call it for each")
 
     from experiments.runs.progress import shown
@@ -104,7 +105,7 @@ def work(arguments: Sequence[str]) -> int:
     how = {"device": options.device, "engine": options.engine, "threads": options.threads, "cache": str(options.cache)}
     how["logger"] = options.logger
     for folder in options.folders:
-        with shown(folder) if rank == 0 else nullcontext(), _deferred(together, rank) as stop:
+        with shown(folder) if rank == 0 else nullcontext(), _deferred(size > 1, rank) as stop:
             outcome = work_on(Order(folder, deadline=deadline, **how), stop)
         if rank > 0:
             continue  # what there is to say, the first process says

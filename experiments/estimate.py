@@ -22,6 +22,7 @@ from experiments.plan import Job, Plan
 from experiments.runs.folder import RunFolder, RunSettings
 from experiments.runs.machine import cpu_cores, device_name, memory_bytes, resolve_device
 from experiments.runs.progress import EVALUATION_SHARE, clock
+from experiments.runs.trained import configured_shape
 
 ASSUMED_FLOPS = {"cpu": 4e10, "cuda": 2e13}
 """Floating-point operations per second and run where nothing like it has been trained: a CPU thread, a large GPU."""
@@ -136,18 +137,13 @@ def _pace(job: Job, device: str) -> tuple[float, str]:
 
 def _size(settings: RunSettings) -> tuple[int, float]:
     """Trained parameters, and floating-point operations per unit of cost; runs that differ in their seed share it."""
-    return _size_of(json.dumps(settings.method, sort_keys=True), _shape(settings))
+    return _size_of(json.dumps(settings.method, sort_keys=True), configured_shape(settings))
 
 
 def _footprint(settings: RunSettings) -> Footprint:
     """The memory of its training; runs of the same networks share it."""
     networks = {name: value for name, value in settings.method.items() if name in _NETWORKS}
-    return _footprint_of(json.dumps(networks, sort_keys=True), _shape(settings))
-
-
-def _shape(settings: RunSettings) -> ImageShape:
-    data = settings.data
-    return ImageShape(data.image_size, data.channels, data.classes or 0)
+    return _footprint_of(json.dumps(networks, sort_keys=True), configured_shape(settings))
 
 
 @lru_cache

@@ -17,6 +17,7 @@ from cdrl.fast import Engine
 from cdrl.learner import Optimisation
 from cdrl.method import Method
 from cdrl.recipe import ImageShape, Recipe
+from cdrl.sampler import index_batches
 
 
 def recipe(config: Mapping[str, Any]) -> Recipe:
@@ -92,10 +93,11 @@ class ReleasedRecipe(Recipe):
         return Cooperative(*networks, released.settings(), unused, unused, seed, 1, engine)
 
 
-def noise_images(n: int, shape: tuple[int, int, int], seed: int, batch_size: int, first: int = 0) -> Iterator[Tensor]:
+def noise_images(
+    n: int, shape: tuple[int, int, int], seed: int, batch_size: int, first: int = 0, every: int = 1
+) -> Iterator[Tensor]:
     """Gaussian noise clamped to [−1, 1], ``(B, C, H, W)``: the reference row that knows nothing of the data."""
-    for start in range(first, n, batch_size):
-        index = torch.arange(start, min(start + batch_size, n))
+    for index in index_batches(n, batch_size, first, every):
         yield randomness.normal(randomness.key(seed, "reference/noise"), index, shape).clamp(-1.0, 1.0)
 
 

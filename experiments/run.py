@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from cdrl import parallel
 from cdrl.cli import UNFINISHED
 from cdrl.errors import UserError
 from experiments import configuration
@@ -92,7 +92,7 @@ def carry_out(plans: Sequence[Plan], complete: Callable[[Plan], None]) -> bool:
             is begun; after a crash all are.
         KeyboardInterrupt: after the running jobs have kept their checkpoints.
     """
-    if (size := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+    if (size := parallel.place()[1]) > 1:
         raise UserError(
             f"cdrl run starts its processes itself: leave torchrun out and say launcher.gpus_per_run={size}, or let "
             "torchrun start cdrl work FOLDER"

@@ -201,7 +201,7 @@ def reference_step(state: State, x0: Tensor, label: Tensor | None, iteration: in
     if state.initializer is not None:
         network = state.initializer.network
         keys = torch.tensor([key("dropout", block) for block in range(network.residual_blocks)])
-        mean = network(x_t, at.upper, label, Dropout(keys, index) if network.dropout else None)
+        mean = network(x_t, at.upper, label, Dropout(network.dropout, keys, index) if network.dropout else None)
         start = mean + at.proposal * noise("proposal")
 
     power_iteration(net, state.energy.settings.power_iterations)

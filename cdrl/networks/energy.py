@@ -160,7 +160,7 @@ class EnergyNet(nn.Module):
         time_activation: time biases pass a leaky ReLU; without (DRL) they are linear.
         readout_bias: the read-out vector has a bias (DRL).
         glorot: start from Glorot's uniform weights and zero biases, TensorFlow's custom (DRL), not from PyTorch's.
-        frequency: standard deviation of their frequencies, in radians per unit of the input.
+        frequency: standard deviation of the Fourier features' frequencies, in radians per unit of the input.
 
     Raises:
         UserError: the sizes do not fit together, or ``levels`` do not fall.

@@ -20,17 +20,20 @@ from cdrl.networks.energy import check_sizes, convolve
 
 
 class Dropout(NamedTuple):
-    """What the masks of a forward pass in training depend on: a key for each block, and the images."""
+    """What the masks of a forward pass in training depend on: the rate, a key for each block, and the images."""
+
+    rate: float
+    """Share of the values that are dropped."""
 
     streams: Tensor
     """int64 ``(blocks,)``."""
     image_index: Tensor
     """Global image indices, int64 ``(B,)``."""
 
-    def mask(self, h: Tensor, block: int, rate: float) -> Tensor:
-        """``h`` ``(B, C, H, W)`` with a share ``rate`` of its values dropped, the others scaled up."""
-        kept = randomness.uniform(self.streams[block], self.image_index, tuple(h.shape[1:]), h.dtype) >= rate
-        return h * kept / (1.0 - rate)
+    def mask(self, h: Tensor, block: int) -> Tensor:
+        """``h`` ``(B, C, H, W)`` with some of its values dropped, the others scaled up."""
+        kept = randomness.uniform(self.streams[block], self.image_index, tuple(h.shape[1:]), h.dtype) >= self.rate
+        return h * kept / (1.0 - self.rate)
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:
@@ -61,7 +64,6 @@ class Block(nn.Module):
         inputs: int,
         outputs: int,
         embedding: int,
-        dropout: float,
         kernel: int,
         number: int,
         resample: str | None = None,
@@ -71,7 +73,6 @@ class Block(nn.Module):
         self.norm_in = _group_norm(inputs)
         self.conv_in = Convolution(inputs, outputs, kernel)
         self.norm_out = _group_norm(outputs)
-        self.dropout = dropout
         self.conv_out = _zeroed(Convolution(outputs, outputs, kernel))
         self.scale_shift = nn.Linear(embedding, 2 * outputs)
         self.shortcut = Convolution(inputs, outputs, 1) if inputs != outputs else nn.Identity()
@@ -83,7 +84,7 @@ class Block(nn.Module):
         scale, shift = self.scale_shift(embedding)[:, :, None, None].chunk(2, dim=1)
         h = F.silu(self.norm_out(self.conv_in(h)) * (1.0 + scale) + shift)
         if dropout is not None:
-            h = dropout.mask(h, self.number, self.dropout)
+            h = dropout.mask(h, self.number)
         return self.conv_out(h) + self.shortcut(self._resampled(x))
 
     def _resampled(self, h: Tensor) -> Tensor:
@@ -159,10 +160,10 @@ class Initializer(nn.Module):
 
         def stage(inputs: int, outputs: int, size: int) -> Stage:
             attention = Attention(outputs) if size in attention_sizes else None
-            return Stage(Block(inputs, outputs, embedding, dropout, kernel, next(number)), attention)
+            return Stage(Block(inputs, outputs, embedding, kernel, next(number)), attention)
 
         def resampling(channels: int, direction: str) -> Stage:
-            return Stage(Block(channels, channels, embedding, dropout, kernel, next(number), direction), None)
+            return Stage(Block(channels, channels, embedding, kernel, next(number), direction), None)
 
         self.stem = Convolution(channels, width, kernel)
         widths, size, skips = [width * m for m in multipliers], image_size, [width]
@@ -177,8 +178,8 @@ class Initializer(nn.Module):
                 size //= 2
         self.middle = nn.ModuleList(
             [
-                Stage(Block(widths[-1], widths[-1], embedding, dropout, kernel, next(number)), Attention(widths[-1])),
-                Stage(Block(widths[-1], widths[-1], embedding, dropout, kernel, next(number)), None),
+                Stage(Block(widths[-1], widths[-1], embedding, kernel, next(number)), Attention(widths[-1])),
+                Stage(Block(widths[-1], widths[-1], embedding, kernel, next(number)), None),
             ]
         )
         h = widths[-1]
@@ -200,7 +201,9 @@ class Initializer(nn.Module):
 
     def dropout_masks(self, draws: randomness.Draws) -> Dropout | None:
         """What `forward` is told in training; None where nothing is dropped."""
-        return Dropout(draws.streams("dropout", self.residual_blocks), draws.index) if self.dropout else None
+        if not self.dropout:
+            return None
+        return Dropout(self.dropout, draws.streams("dropout", self.residual_blocks), draws.index)
 
     def forward(self, x: Tensor, logsnr: Tensor, label: Tensor | None = None, dropout: Dropout | None = None) -> Tensor:
         """The proposal's mean in ``y`` units, the shape of ``x``.

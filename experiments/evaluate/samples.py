@@ -14,7 +14,7 @@ in training and the protocol's first metric there, ``value``.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from torch import Tensor
 from cdrl.conditions import Condition
 from cdrl.cooperative import Cooperative
 from cdrl.errors import UserError
-from cdrl.sampler import Sampler
+from cdrl.sampler import Sampler, index_batches
 from experiments import methods
 from experiments.evaluate import OnProgress, TrainedRun, at_milestone
 from experiments.measurement import Measurement
@@ -132,14 +132,13 @@ def drawn(
     All processes of the run's group call this together, and get all batches, in order. In the last round there may be
     fewer batches than processes, and the last batch may be smaller.
     """
-    size = settings["batch"]
-    starts, batch_from = range(0, n, size), _source(run, n, settings, condition)
-    for first in range(0, len(starts), run.group.size):
+    size, group = settings["batch"], run.group
+    own_batches = _own_batches(run, n, settings, condition)
+    for first in range(0, n, size * group.size):
         own = None
-        if (number := first + run.group.rank) < len(starts):
+        begin, start = time.monotonic(), first + size * group.rank
+        if (images := next(own_batches, None)) is not None:
             # Draw.
-            begin, start = time.monotonic(), starts[number]
-            images = batch_from(start)
             if _real(run):
                 pixels = images if run.protocol.rounding else images.float()
             else:
@@ -155,21 +154,21 @@ def drawn(
                 finite=bool(images.isfinite().all()),
                 seconds=seconds,
             )
-        yield [batch for batch in run.group.gathered(own) if batch is not None]
+        yield [batch for batch in group.gathered(own) if batch is not None]
 
 
-def _source(run: TrainedRun, n: int, settings: dict[str, Any], condition: Condition | None) -> Callable[[int], Tensor]:
-    """From the index of a batch's first image to its images, ``(B, C, H, W)`` in [−1, 1], NaN where a chain ran away;
-    those of the data set are uint8 ``(B, H, W, C)``."""
+def _own_batches(run: TrainedRun, n: int, settings: dict[str, Any], condition: Condition | None) -> Iterator[Tensor]:
+    """This process's batches of images, ``(B, C, H, W)`` in [−1, 1], NaN where a chain ran away; those of the data set
+    are uint8 ``(B, H, W, C)``."""
     size, method = settings["batch"], run.method
+    share = (size, size * run.group.rank, run.group.size)
     if _real(run):
-        return lambda start: torch.from_numpy(run.test.images[start : min(start + size, n)].copy())
+        return (torch.from_numpy(run.test.images[index.numpy()]) for index in index_batches(n, *share))
     if method is None:
-        return lambda start: next(methods.noise_images(n, run.shape, run.seed, size, start))
+        return methods.noise_images(n, run.shape, run.seed, *share)
     if isinstance(method, Cooperative):
-        made = sampler(method, settings)
-        return lambda start: next(made.batches(n, run.seed, condition, size, start))
-    return lambda start: next(method.sample(n, run.seed, condition, size, start))
+        return sampler(method, settings).batches(n, run.seed, condition, *share)
+    return method.sample(n, run.seed, condition, *share)
 
 
 def _beginning(extracted: list[Extracted], n: int) -> list[Extracted]:

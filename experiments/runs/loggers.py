@@ -177,10 +177,7 @@ class Reports:
             self._logger.scalars(facts["iteration"], scalars(facts))
 
     def picture(self, method: Method, iteration: int) -> None:
-        """Samples of the averaged weights: the first ones that an evaluation would draw if the run ended here.
-
-        The averages' spectral vectors are left as sampling needed them.
-        """
+        """Samples of the averaged weights: the first ones that an evaluation would draw if the run ended here."""
         if self._logger is not None:
             self._logger.picture(iteration, lambda: sample_grid(method))
 

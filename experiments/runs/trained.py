@@ -28,6 +28,12 @@ def image_shape(settings: RunSettings, training: ImageSet) -> ImageShape:
     return ImageShape(training.image_size, training.channels, classes)
 
 
+def configured_shape(settings: RunSettings) -> ImageShape:
+    """What the data set is configured to be, without looking at it."""
+    data = settings.data
+    return ImageShape(data.image_size, data.channels, data.classes or 0)
+
+
 def planned_iterations(settings: RunSettings, shape: ImageShape | None = None) -> int:
     """The iterations that a budget in energy gradients pays for; at least one. Arguments as in `training_cost`."""
     assert isinstance(settings.budget, int)
@@ -35,10 +41,8 @@ def planned_iterations(settings: RunSettings, shape: ImageShape | None = None) -
 
 
 def training_cost(settings: RunSettings, shape: ImageShape | None = None) -> float:
-    """Of an image in an iteration, see `cdrl.cost`; ``shape`` is by default what the data set is configured to be."""
-    data = settings.data
-    shape = shape or ImageShape(data.image_size, data.channels, data.classes or 0)
-    return _cost_of(json.dumps(settings.method, sort_keys=True), shape)
+    """Of an image in an iteration, see `cdrl.cost`; ``shape`` is by default `configured_shape`."""
+    return _cost_of(json.dumps(settings.method, sort_keys=True), shape or configured_shape(settings))
 
 
 @lru_cache

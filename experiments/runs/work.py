@@ -30,7 +30,7 @@ from cdrl import checkpoint, fast, precision
 from cdrl.errors import UserError
 from cdrl.fast import Engine
 from cdrl.method import Batch, Method
-from cdrl.parallel import ALONE, Group, joined
+from cdrl.parallel import ALONE, Group, joined, place
 from cdrl.recipe import ImageShape
 from cdrl.trainer import train
 from experiments import metrics
@@ -124,7 +124,7 @@ def work(order: Order, stop: Stop = lambda: False) -> str:
         UserError: what the user has to mend; it is also kept in the folder, unless another process works there.
     """
     folder, lost, asked_at = WorkFolder(order.folder), threading.Event(), 0.0
-    first = int(os.environ.get("RANK", "0")) == 0
+    first = place()[0] == 0
     if not folder.path.is_dir():
         raise UserError(f"there is no folder {folder.path}; name one such as runs/digits/cdrl/<hash>/seed0")
     if order.threads is not None:
@@ -173,13 +173,12 @@ def in_words(message: str, rank: int, size: int) -> str:
 
 
 def _in_words(error: Exception) -> str:
-    place = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    return in_words(f"{type(error).__name__}: {error}", *place)
+    return in_words(f"{type(error).__name__}: {error}", *place())
 
 
 def _own_device(device: str) -> str:
     """The GPU of this process among several on a machine, unless it sees only one anyway."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or not device.startswith("cuda"):
+    if place()[1] == 1 or not device.startswith("cuda"):
         return device
     rank, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if device != "cuda":

@@ -219,12 +219,12 @@ def test_fourier_features_are_further_channels_of_the_input() -> None:
 def test_dropout_is_a_function_of_the_image() -> None:
     """Its rate and scale are dropout's; an image's mask is the same in any shard, and no two blocks share one."""
     h = torch.ones(64, 4, 8, 8)
-    whole = Dropout(torch.tensor([11, 12]), torch.arange(64))
-    masked = whole.mask(h, 0, 0.25)
+    whole = Dropout(0.25, torch.tensor([11, 12]), torch.arange(64))
+    masked = whole.mask(h, 0)
     assert masked.unique().tolist() == pytest.approx([0.0, 4 / 3])
     assert float((masked == 0).float().mean()) == pytest.approx(0.25, abs=4 * (0.25 * 0.75 / h.numel()) ** 0.5)
-    assert torch.equal(whole._replace(image_index=torch.arange(16, 24)).mask(h[16:24], 0, 0.25), masked[16:24])
-    assert not torch.equal(whole.mask(h, 1, 0.25), masked)
+    assert torch.equal(whole._replace(image_index=torch.arange(16, 24)).mask(h[16:24], 0), masked[16:24])
+    assert not torch.equal(whole.mask(h, 1), masked)
     assert not torch.equal(masked[0], masked[1])
 
 
