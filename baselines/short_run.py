@@ -22,7 +22,7 @@ from cdrl.errors import UserError
 from cdrl.fast import EAGER, Engine
 from cdrl.langevin import Chain, Coefficients, Refined
 from cdrl.learner import Learner, Optimisation
-from cdrl.method import Batch, Meters, Method, rms
+from cdrl.method import Batch, Meters, Method, reach, rms
 from cdrl.networks import EnergyNet, FrozenEnergy
 from cdrl.networks.energy import energies, freeze
 from cdrl.randomness import Draws
@@ -57,7 +57,7 @@ class ShortRunSettings:
 class ShortRun(Method):
     """See the module's docstring; arguments as in `cdrl.cooperative.Cooperative`."""
 
-    METERS = ("energy_gap", "displacement", "gradient_norm")
+    METERS = ("energy_gap", "displacement", "gradient_norm", "range")
 
     def __init__(
         self,
@@ -100,6 +100,7 @@ class ShortRun(Method):
             energy_gap=gap,
             displacement=rms(refined.y - start),
             gradient_norm=rms(refined.gradient),
+            range=reach(refined.y),
         )
         return {"energy": -gap.mean() + self.settings.energy_weight * values.square().mean()}
 

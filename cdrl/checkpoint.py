@@ -1,17 +1,19 @@
 """State on disk that survives a kill at any moment, and trained models to be shared; safetensors and JSON, no pickle.
 
-What is saved is a pair: ``<stem>-<hash>.safetensors``, named by its own content, and ``<stem>.json``, which names it.
-The tensors are in place, complete and flushed, before the JSON file is replaced by one rename: whenever the process
-dies, the folder holds the old pair or the new one.
+What is saved is a pair: ``<stem>-<hash>.safetensors``, named by its own content, and ``<stem>.json``, which names it
+and has a checksum of itself: no bit of either can change unseen. The tensors are in place, complete and flushed, before
+the JSON file is replaced by one rename: whenever the process dies, the folder holds the old pair or the new one. What
+is not finished lies in a folder of its own, which the next save clears.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,9 @@ from cdrl.sampler import Sampler
 
 Facts = dict[str, Any]
 _CHECKPOINT, _MODEL = "checkpoint", "model"
-_FORMAT = 1
+_FORMAT = 2
+_UNCHECKED_FORMAT = 1
+"""Of models from before an index had a checksum of itself."""
 
 
 def save(folder: Path, tensors: Mapping[str, Tensor], facts: Facts, stem: str = _CHECKPOINT) -> None:
@@ -41,18 +45,30 @@ def save(folder: Path, tensors: Mapping[str, Tensor], facts: Facts, stem: str = 
         UserError: the folder cannot be written; what was there is then untouched.
     """
     folder = Path(folder)
-    with _replacing(folder, stem) as unfinished:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: value.detach().contiguous() for name, value in tensors.items()}, unfinished)
-        digest = sha256(unfinished)
+    drafts = folder / f".{stem}.unfinished"
+    try:
+        # The tensors under a passing name, then under that of their content.
+        shutil.rmtree(drafts, ignore_errors=True)
+        drafts.mkdir(parents=True)
+        draft = drafts / "tensors"
+        save_file({name: value.detach().contiguous() for name, value in tensors.items()}, draft)
+        digest, size = sha256(draft), draft.stat().st_size
         path = folder / f"{stem}-{digest[:16]}.safetensors"
-        size = unfinished.stat().st_size
-        put(unfinished, path)
+        put(draft, path)
+
+        # The index: from here on, it is the new pair that counts.
         index = {"format": _FORMAT, "file": path.name, "bytes": size, "sha256": digest, "facts": facts}
-        _put_index(unfinished, folder, stem, index)
-        for old in [*folder.glob(f"{stem}-*.safetensors"), *folder.glob(f".{stem}-*.part")]:
-            if old != path:
-                old.unlink(missing_ok=True)
+        draft = drafts / "index"
+        draft.write_text(json.dumps({**index, "check": _check(index)}, indent=1))
+        put(draft, _index(folder, stem))
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            shutil.rmtree(drafts)
+        raise UserError(f"cannot write to {folder} ({error}); free space there or choose another folder") from None
+    drafts.rmdir()
+    for old in folder.glob(f"{stem}-*.safetensors"):
+        if old != path:
+            old.unlink(missing_ok=True)
 
 
 def load(folder: Path, stem: str = _CHECKPOINT) -> tuple[dict[str, Tensor], Facts]:
@@ -70,19 +86,10 @@ def load(folder: Path, stem: str = _CHECKPOINT) -> tuple[dict[str, Tensor], Fact
         raise _corrupt(path, f"it has {path.stat().st_size:,} of {size:,} bytes")
     if sha256(path) != digest:
         raise _corrupt(path, "its content does not match its checksum")
-    return load_file(path), index["facts"]
-
-
-def facts(folder: Path, stem: str = _CHECKPOINT) -> Facts:
-    """The facts of `load` alone; raises as it does where they cannot be read."""
-    return dict(_read_index(folder, stem)["facts"])
-
-
-def annotate(folder: Path, facts: Facts, stem: str = _CHECKPOINT) -> None:
-    """Replace the facts, and nothing else, of what the folder holds. Raises `UserError` as `save` and `load` do."""
-    index = {**_read_index(folder, stem), "facts": facts}
-    with _replacing(folder, stem) as unfinished:
-        _put_index(unfinished, folder, stem, index)
+    try:
+        return load_file(path), index["facts"]
+    except SafetensorError as error:
+        raise _corrupt(path, f"it holds no tensors ({error!s:.80})") from None
 
 
 def exists(folder: Path, stem: str = _CHECKPOINT) -> bool:
@@ -176,37 +183,33 @@ def _index(folder: Path, stem: str) -> Path:
     return Path(folder) / f"{stem}.json"
 
 
+def _check(index: Mapping[str, Any]) -> str:
+    """SHA-256 of what an index says, but for this."""
+    content = {name: value for name, value in index.items() if name != "check"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def _read_index(folder: Path, stem: str) -> dict[str, Any]:
     path = _index(folder, stem)
     try:
-        index: dict[str, Any] = json.loads(path.read_text())
-        missing = {"format", "file", "bytes", "sha256", "facts"} - set(index)
+        index = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"no {stem} in {folder}: {path.name} is missing; check the path") from None
-    except (OSError, ValueError, TypeError) as error:
-        raise _corrupt(path, f"it cannot be read ({error!r})") from None
-    if missing:
-        raise _corrupt(path, f"it does not say {', '.join(sorted(missing))}")
-    if index["format"] != _FORMAT:
-        raise UserError(f"{path} has format {index['format']}, this version reads {_FORMAT}; use the version it is of")
+    except (OSError, ValueError, RecursionError) as error:
+        raise _corrupt(path, f"it cannot be read ({error!r:.80})") from None
+    kinds = {"format": int, "file": str, "bytes": int, "sha256": str, "facts": dict}
+    if not isinstance(index, dict) or "format" not in index:
+        raise _corrupt(path, "it says nothing of its format")
+    if index["format"] not in ((_FORMAT, _UNCHECKED_FORMAT) if stem == _MODEL else (_FORMAT,)):
+        text = f"{path} has format {index['format']!r:.20}, this version reads {_FORMAT}"
+        raise UserError(f"{text}; use the version that it is of, or delete {path.parent} to start afresh")
+    if index["format"] == _FORMAT and index.get("check") != _check(index):
+        raise _corrupt(path, "its content does not match its checksum")
+    if wrong := [name for name, kind in kinds.items() if not isinstance(index.get(name), kind)]:
+        raise _corrupt(path, f"it does not say {', '.join(wrong)}")
+    if Path(index["file"]).name != index["file"]:
+        raise _corrupt(path, "its tensors would lie elsewhere")
     return index
-
-
-@contextmanager
-def _replacing(folder: Path, stem: str) -> Iterator[Path]:
-    """A file to write before it takes another's place; it is gone, and a `UserError` raised, where that fails."""
-    unfinished = Path(folder) / f".{stem}-{os.getpid()}.part"
-    try:
-        yield unfinished
-    except (OSError, SafetensorError) as error:
-        with suppress(OSError):
-            unfinished.unlink(missing_ok=True)
-        raise UserError(f"cannot write to {folder} ({error}); free space there or choose another folder") from None
-
-
-def _put_index(unfinished: Path, folder: Path, stem: str, index: Facts) -> None:
-    unfinished.write_text(json.dumps(index, indent=1))
-    put(unfinished, _index(folder, stem))
 
 
 def _corrupt(path: Path, reason: str) -> UserError:

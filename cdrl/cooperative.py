@@ -24,7 +24,7 @@ from cdrl.errors import UserError
 from cdrl.fast import EAGER, Engine
 from cdrl.langevin import Langevin
 from cdrl.learner import Learner, Optimisation
-from cdrl.method import Batch, Meters, Method, rms
+from cdrl.method import Batch, Meters, Method, reach, rms
 from cdrl.networks import EnergyNet, Initializer
 from cdrl.networks.energy import Context, Weights, energies, freeze
 from cdrl.noise import NoiseSchedule, cosine_logsnr
@@ -91,9 +91,10 @@ class Cooperative(Method):
         UserError: the two networks know different channels or classes.
     """
 
-    METERS = ("energy_gap", "displacement", "gradient_norm", "proposal_error", "refined_error")
+    METERS = ("energy_gap", "displacement", "gradient_norm", "proposal_error", "refined_error", "range")
     """Per level: mean gap f(y⁺) − f(ỹ); RMS over pixels of the chain's move, of its last gradient, and of the distance
-    to the data pair's y⁺ before (noisy proposal) and after refinement. Then each network's gradient norm."""
+    to the data pair's y⁺ before (noisy proposal) and after refinement; the largest |pixel| of ỹ. Then each network's
+    gradient norm."""
 
     def __init__(
         self,
@@ -167,6 +168,7 @@ class Cooperative(Method):
             gradient_norm=rms(refined.gradient),
             proposal_error=rms(proposal - positive),
             refined_error=rms(refined.y - positive),
+            range=reach(refined.y),
         )
         return losses
 

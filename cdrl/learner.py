@@ -97,6 +97,8 @@ class Learner:
             fused=True,
         )
         self.ema = EMA(network, settings.ema, settings.ema_ramp)
+        self.slowdown = 1.0
+        """A factor on the learning rate: below 1 after a rollback, see `cdrl.guard`."""
 
     @property
     def size(self) -> int:
@@ -118,12 +120,16 @@ class Learner:
         for parameter, part in zip(self.parameters, vector.split([p.numel() for p in self.parameters]), strict=True):
             parameter.grad = part.view_as(parameter)
 
+    def rate(self, iteration: int, iterations: int) -> float:
+        """The learning rate of iteration 0, 1, …, out of ``iterations``."""
+        return self.slowdown * self.settings.rate(iteration, iterations)
+
     def descend(self, iteration: int, iterations: int) -> Tensor:
         """One optimiser step down the gradient; returns its norm before clipping, a scalar on the device."""
         limit = math.inf if self.settings.clip is None else self.settings.clip
         norm = nn.utils.clip_grad_norm_(self.parameters, limit, foreach=True)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.rate(iteration, iterations)
+            group["lr"] = self.rate(iteration, iterations)
             group["eps"] = self.settings.epsilon_at(iteration)
         self.optimizer.step()
         self.ema.update(iteration)

@@ -36,6 +36,8 @@ class Batch(NamedTuple):
 class Meters:
     """Means of named quantities per level, gathered on the device and synchronised only when read.
 
+    The last iterations are kept one by one, for whoever asks what happened (`recorded`).
+
     Args:
         names: quantities of an image.
         norms: quantities of an iteration; they count as every image's.
@@ -43,6 +45,9 @@ class Meters:
         device: of the values.
         dtype: of the values.
     """
+
+    WINDOW = 256
+    """Iterations that are kept one by one."""
 
     def __init__(
         self,
@@ -58,6 +63,8 @@ class Meters:
         """Since the last reading: a row of counts, then one of sums for each name."""
         self.fresh = torch.zeros_like(self.sums)
         """The same of the iteration that is going on."""
+        self.history = self.sums.new_zeros(self.WINDOW, *self.sums.shape)
+        """The same of the last iterations; number i is at i mod `WINDOW`."""
 
     def add(self, level: Tensor, **values: Tensor) -> None:
         """Add one value per image to each quantity, by its name.
@@ -77,10 +84,11 @@ class Meters:
         shard.index_add_(1, level, torch.stack([torch.ones_like(rows[0]), *rows]))
         self.fresh[: len(rows) + 1] += shard
 
-    def conclude(self, norms: Sequence[Tensor]) -> None:
-        """The iteration is over: ``norms`` are its scalars, in the order of their names."""
+    def conclude(self, norms: Sequence[Tensor], iteration: int) -> None:
+        """Iteration 0, 1, … is over: ``norms`` are its scalars, in the order of their names."""
         self.fresh[-len(norms) :] = self.fresh[0] * torch.stack(list(norms))[:, None]
         self.sums += self.fresh
+        self.history[iteration % self.WINDOW] = self.fresh
         self.fresh.zero_()
 
     def read(self) -> dict[str, list[float | None]]:
@@ -91,16 +99,38 @@ class Meters:
 
     def means(self) -> dict[str, list[float | None]]:
         """Means per level so far (None where there was no image); one synchronisation."""
-        counts, *sums = self.sums.tolist()
+        return self._means(self.sums.tolist())
+
+    def recorded(self, first: int, stop: int) -> list[dict[str, list[float | None]]]:
+        """`means` of each of the iterations ``first … stop − 1``, the last `WINDOW` of them; one synchronisation."""
+        rows = [iteration % self.WINDOW for iteration in range(max(first, stop - self.WINDOW, 0), stop)]
+        return [self._means(sums) for sums in self.history[rows].tolist()]
+
+    def _means(self, sums: list[list[float]]) -> dict[str, list[float | None]]:
+        counts, *values = sums
         return {
             name: [value / count if count else None for value, count in zip(row, counts, strict=True)]
-            for name, row in zip(self.names, sums, strict=True)
+            for name, row in zip(self.names, values, strict=True)
         }
+
+    def state(self) -> dict[str, Tensor]:
+        """What has been gathered, as named tensors."""
+        return {"sums": self.sums, "history": self.history}
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """The inverse of `state`. Raises KeyError or RuntimeError when the tensors belong to other meters."""
+        for name, own in self.state().items():
+            own.copy_(tensors[name])
 
 
 def rms(images: Tensor) -> Tensor:
     """Root mean square over the pixels of each image, ``(B,)``."""
     return images.detach().square().mean(dim=(1, 2, 3)).sqrt()
+
+
+def reach(images: Tensor) -> Tensor:
+    """The largest absolute pixel of each image, ``(B,)``."""
+    return images.detach().abs().amax(dim=(1, 2, 3))
 
 
 class Method(ABC):
@@ -175,7 +205,7 @@ class Method(ABC):
             self._put(group.total(parts or [self._taken()]))
 
         # One step of each learner.
-        self.meters.conclude([learner.descend(iteration, self.iterations) for learner in learners])
+        self.meters.conclude([learner.descend(iteration, self.iterations) for learner in learners], iteration)
 
     def _taken(self) -> Tensor:
         """Gradients and meters of the iteration so far, as one vector; they then begin again at nothing."""

@@ -55,14 +55,14 @@ class SpectralNorm(nn.Module):
         self.v.copy_(F.normalize(matrix.T @ self.u, dim=0, eps=1e-12))
         self.u.copy_(F.normalize(matrix @ self.v, dim=0, eps=1e-12))
 
-    def normalized(self) -> Tensor:
-        """``W / σ``, or ``W / max(σ, 1)`` where bounded, in the weight's own shape.
-
-        Differentiable in ``W`` (σ included), ``u`` and ``v`` held fixed.
-        """
+    def sigma(self) -> Tensor:
+        """σ, a scalar; differentiable in ``W``, ``u`` and ``v`` held fixed."""
         # Clones: `iterate` overwrites the vectors in place, perhaps before this value's backward pass.
-        matrix = self.weight.flatten(1)
-        sigma = self.u.clone() @ (matrix @ self.v.clone())
+        return self.u.clone() @ (self.weight.flatten(1) @ self.v.clone())
+
+    def normalized(self) -> Tensor:
+        """``W / σ``, or ``W / max(σ, 1)`` where bounded, in the weight's own shape; differentiable as `sigma` is."""
+        sigma = self.sigma()
         return self.weight / ((sigma + _MARGIN).clamp(min=1.0) if self.bounded else sigma)
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,8 +53,9 @@ def test_only_the_newest_is_kept(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.json", weights_file(tmp_path).name}
 
 
-# save calls in turn: fsync, rename (tensors), fsync of the folder; fsync, rename (JSON), fsync; removal of the old
-@pytest.mark.parametrize("survived", range(8))
+# save calls in turn: fsync, rename (tensors), fsync of the folder; fsync, rename (JSON), fsync; removal of the drafts'
+# folder, and of the old
+@pytest.mark.parametrize("survived", range(9))
 def test_dying_at_any_step_leaves_a_whole_pair(survived: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint.save(tmp_path, tensors(1.0), OLD)
 
@@ -71,14 +75,14 @@ def test_dying_at_any_step_leaves_a_whole_pair(survived: int, tmp_path: Path, mo
         return step
 
     with monkeypatch.context() as patch:
-        for owner, name in ((os, "fsync"), (os, "replace"), (Path, "unlink")):
+        for owner, name in ((os, "fsync"), (os, "replace"), (Path, "rmdir"), (Path, "unlink")):
             patch.setattr(owner, name, mortal(getattr(owner, name)))
         try:
             checkpoint.save(tmp_path, tensors(2.0), NEW)
             died = False
         except Died:
             died = True
-    assert died == (survived < 7)
+    assert died == (survived < 8)
     loaded, facts = checkpoint.load(tmp_path)
     assert (loaded["a"][0, 0].item(), facts) == ((1.0, OLD) if survived < 5 else (2.0, NEW))
     checkpoint.save(tmp_path, tensors(3.0), NEW)
@@ -127,6 +131,68 @@ def test_damage_is_named_with_its_remedy(damage: Callable[[Path], Path], tmp_pat
     assert path.name in message
     assert "restore it from a copy, or delete" in message
     assert "\n" not in message
+
+
+def test_no_flipped_bit_of_the_index_is_believed(tmp_path: Path) -> None:
+    """All 8 × some 400 of them: a fact, the file's name or hash, or what JSON is made of."""
+    checkpoint.save(tmp_path, {"a": torch.zeros(1)}, {"iteration": 1000, "seconds": 12.25, "status": "interrupted"})
+    path = tmp_path / "checkpoint.json"
+    whole = path.read_bytes()
+    saved = checkpoint.load(tmp_path)[1]
+    silent = []
+    for bit in range(8 * len(whole)):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            if checkpoint.load(tmp_path)[1] != saved:
+                silent.append(bit)
+        except UserError:
+            pass
+    assert silent == []
+
+
+@pytest.mark.parametrize("change", [{"iteration": 10**9}, {"iteration": -3}, {"status": "finished"}])
+def test_edited_facts_are_found(change: dict[str, Any], tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, tensors(1.0), {"iteration": 37, "status": "interrupted"})
+    path = tmp_path / "checkpoint.json"
+    index = json.loads(path.read_text())
+    path.write_text(json.dumps({**index, "facts": {**index["facts"], **change}}))
+    with pytest.raises(UserError, match=r"checkpoint\.json is damaged: its content does not match its checksum"):
+        checkpoint.load(tmp_path)
+
+
+SAVING = """
+import os, signal, sys, threading, time
+from pathlib import Path
+import torch
+from cdrl import checkpoint
+folder = Path(sys.argv[1])
+checkpoint.save(folder, {"a": torch.zeros(10)}, {"iteration": 1})
+def kill_inside():  # as soon as the tensors begin to be written
+    while not list(folder.glob(".checkpoint.unfinished/*")) and not list(folder.glob(".tmp*")):
+        pass
+    os.kill(os.getpid(), signal.SIGKILL)
+threading.Thread(target=kill_inside, daemon=True).start()
+checkpoint.save(folder, {"a": torch.ones(20_000_000)}, {"iteration": 2})
+"""
+
+
+def test_a_kill_inside_a_save_leaves_nothing_behind(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.run([sys.executable, "-c", SAVING, str(tmp_path)], env=environment)
+    assert process.returncode == -signal.SIGKILL
+    assert checkpoint.load(tmp_path)[1] == {"iteration": 1}
+    checkpoint.save(tmp_path, tensors(3.0), NEW)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [weights_file(tmp_path).name, "checkpoint.json"]
+
+
+def test_a_model_from_before_indices_had_checksums_loads(cooperative: Build, tmp_path: Path) -> None:
+    checkpoint.save_model(tmp_path, cdrl.Model(cooperative().sampler()))
+    path = tmp_path / "model.json"
+    index = json.loads(path.read_text())
+    path.write_text(json.dumps({**{name: value for name, value in index.items() if name != "check"}, "format": 1}))
+    assert cdrl.load(tmp_path).sample(2, seed=0).shape == (2, 1, 8, 8)
 
 
 def test_nothing_there(tmp_path: Path) -> None:

@@ -138,9 +138,9 @@ def test_meters_average_per_level_until_read() -> None:
     meters = Meters(("gap", "size"), ("norm",), 3, torch.device("cpu"))
     meters.add(torch.tensor([1, 2, 1]), size=torch.tensor([0.0, 2.0, 0.0]), gap=torch.tensor([1.0, 5.0, 3.0]))
     meters.add(torch.tensor([1]), gap=torch.tensor([8.0]), size=torch.tensor([3.0]))
-    meters.conclude([torch.tensor(2.0)])
+    meters.conclude([torch.tensor(2.0)], 0)
     meters.add(torch.tensor([1]), gap=torch.tensor([8.0]), size=torch.tensor([3.0]))
-    meters.conclude([torch.tensor(6.0)])
+    meters.conclude([torch.tensor(6.0)], 1)
     assert meters.read() == {"gap": [None, 5.0, 5.0], "size": [None, 1.5, 2.0], "norm": [None, 3.0, 2.0]}
     assert meters.read() == {"gap": [None] * 3, "size": [None] * 3, "norm": [None] * 3}
 

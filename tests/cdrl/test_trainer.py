@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from baselines.ddpm import DDPM, DDPMSettings
 from baselines.drl import drl_settings
+from baselines.short_run import ShortRun, ShortRunSettings
 from cdrl import checkpoint, trainer
 from cdrl.cooperative import Cooperative
 from cdrl.errors import UserError
+from cdrl.guard import Guard, Trip
 from cdrl.langevin import Langevin
-from cdrl.method import Batch
+from cdrl.learner import Optimisation
+from cdrl.method import Batch, Method
+from cdrl.networks import EnergyNet, Initializer
 from cdrl.trainer import Outcome
 
 Build = Callable[..., Cooperative]
@@ -55,12 +62,11 @@ class Log:
 
 
 def run(method: Cooperative, log: Log, folder: Path | None, **options: Any) -> Outcome:
-    options = {"iterations": ITERATIONS, "batches": batch, **options}
+    options = {"iterations": ITERATIONS, "batches": batch, "report_every": EVERY, **options}
     return trainer.train(
         method,
         batch_size=BATCH,
         on_report=log.reports.append,
-        report_every=EVERY,
         folder=folder,
         on_resume=log.truncate,
         **options,
@@ -75,7 +81,12 @@ def stop_after(iterations: int) -> Callable[[], bool]:
 
 def assert_same(mine: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     assert mine.keys() == other.keys()
-    assert [name for name in mine if not torch.equal(mine[name], other[name])] == []
+    assert [name for name in mine if mine[name].numpy().tobytes() != other[name].numpy().tobytes()] == []
+
+
+def finite(tensors: dict[str, Tensor]) -> bool:
+    """But for the record of what happened."""
+    return all(bool(value.isfinite().all()) for name, value in tensors.items() if not name.startswith("trainer/"))
 
 
 def test_reports_count_what_was_spent(cooperative: Build) -> None:
@@ -163,36 +174,234 @@ def test_a_second_ctrl_c_does_not_wait(cooperative: Build) -> None:
         run(cooperative(**VARIANTS["drl"]), Log(), None, batches=interrupting)
 
 
-@pytest.mark.parametrize(("value", "words"), [(float("nan"), "nan"), (1e5, "1e+05")])
-def test_divergence_is_reported_and_kept(value: float, words: str, cooperative: Build, tmp_path: Path) -> None:
-    def poisoned(iteration: int, first: int, count: int) -> Batch:
-        if iteration == 5:
-            for parameter in method.learners["initializer"].network.parameters():
-                parameter.data.fill_(value)
+# --- Divergence -------------------------------------------------------------------------------------------------------
+
+RARE = Guard(rollbacks=2, every=3, anchors=2)
+"""An anchor after every 6 of the 11 iterations."""
+NAN = float("nan")
+
+
+class Poison:
+    """Batches that do something to the method right before an iteration, each time that it comes, or once."""
+
+    def __init__(self, iteration: int, act: Callable[[Cooperative], None]) -> None:
+        self.iteration, self.act = iteration, act
+        self.method: Cooperative | None = None
+
+    def __call__(self, iteration: int, first: int, count: int) -> Batch:
+        if iteration == self.iteration:
+            assert self.method is not None
+            self.act(self.method)
         return batch(iteration, first, count)
 
-    method, log = cooperative(), Log()
-    outcome = run(method, log, tmp_path, batches=poisoned)
-    assert (outcome.status, outcome.iteration) == ("diverged", 8)
-    assert "at level" in outcome.reason
-    assert log.reports[-1]["iteration"] == 8
+
+def fill(where: str, value: float) -> Callable[[Cooperative], None]:
+    def act(method: Cooperative) -> None:
+        for learner in method.learners.values():
+            network = learner.network if where == "weights" else learner.ema.average
+            next(network.parameters()).data.fill_(value)
+
+    return act
+
+
+def poisoned_run(
+    build: Callable[[], Cooperative], act: Callable[[Cooperative], None], at: int, folder: Path | None, **options: Any
+) -> tuple[Outcome, Cooperative, Log, list[Trip]]:
+    poison, log, trips = Poison(at, act), Log(), []
+    poison.method = build()
+    options = {"guard": RARE, "on_trip": trips.append, "batches": poison, **options}
+    return run(poison.method, log, folder, **options), poison.method, log, trips
+
+
+@pytest.fixture
+def build(cooperative: Build) -> Callable[[], Cooperative]:
+    """DRL, which is enough for most of this."""
+    return lambda: cooperative(**VARIANTS["drl"])
+
+
+@pytest.mark.parametrize("where", ["weights", "averages"])
+@pytest.mark.parametrize("at", [0, 4, 7, 10])  # the first iteration; before and after the anchor; the last iteration
+@pytest.mark.parametrize("value", [NAN, 1e9])
+def test_broken_weights_are_rolled_back_wherever_they_break(
+    build: Callable[[], Cooperative], where: str, at: int, value: float, tmp_path: Path
+) -> None:
+    outcome, method, log, (trip,) = poisoned_run(build, fill(where, value), at, tmp_path)
+    assert (outcome.status, outcome.iteration, outcome.rollbacks) == ("finished", ITERATIONS, 1)
+    assert trip.anchor == (6 if at >= 6 else 0)
+    assert outcome.lost == trip.iteration - trip.anchor > 0
+    assert [learner.rate(ITERATIONS, ITERATIONS) for learner in method.learners.values()] == [5e-4]
+    assert "energy" in trip.reason
+    for stem in ("checkpoint", "anchor"):
+        assert finite(checkpoint.load(tmp_path, stem)[0])
+    assert finite(method.state())
     json.dumps(log.reports, allow_nan=False)
-    assert run(cooperative(), log, tmp_path) == outcome, "calling again does not hide it"
 
 
-def test_diverged_weights_do_not_replace_healthy_ones(cooperative: Build, tmp_path: Path) -> None:
-    """Also between reports, where checkpoints are due after every iteration."""
+def test_after_a_rollback_noise_and_images_are_new_and_the_budget_is_kept(
+    build: Callable[[], Cooperative], tmp_path: Path
+) -> None:
+    seen: list[int] = []
+    poison = Poison(7, fill("weights", NAN))
+    poison.method = build()
 
+    def watched(iteration: int, first: int, count: int) -> Batch:
+        seen.append(iteration)
+        return poison(iteration, first, count)
+
+    run(poison.method, Log(), tmp_path, batches=watched, guard=RARE)
+    assert seen == list(range(ITERATIONS))
+
+
+@pytest.mark.parametrize("cut", range(1, ITERATIONS))
+def test_a_run_that_was_rolled_back_ends_the_same_wherever_it_is_cut(
+    build: Callable[[], Cooperative], cut: int, tmp_path: Path
+) -> None:
+    whole, method, log, trips = poisoned_run(build, fill("weights", NAN), 7, tmp_path / "whole")
+    first = poisoned_run(build, fill("weights", NAN), 7, tmp_path / "cut", should_stop=stop_after(cut))
+    assert first[0].status == "interrupted"
+    poison = Poison(7, fill("weights", NAN))
+    poison.method = build()
+    again = run(poison.method, first[2], tmp_path / "cut", batches=poison, guard=RARE, on_trip=first[3].append)
+    assert replace(again, seconds=0.0) == replace(whole, seconds=0.0)
+    assert_same(poison.method.state(), method.state())
+    assert first[2].timeless == log.timeless
+    assert repr(vars(first[3][-1])) == repr(vars(trips[-1])), "also the record of what went before, NaN included"
+
+
+def test_a_run_that_keeps_diverging_is_given_up_with_healthy_weights_and_can_be_retried(
+    build: Callable[[], Cooperative], tmp_path: Path
+) -> None:
     def poisoned(iteration: int, first: int, count: int) -> Batch:
         shard = batch(iteration, first, count)
-        return shard._replace(images=shard.images * (1.0 if iteration < 5 else float("nan")))
+        return shard._replace(images=shard.images * (NAN if iteration < 6 else 1.0))
 
-    outcome = run(cooperative(**VARIANTS["drl"]), Log(), tmp_path, batches=poisoned, checkpoint_seconds=0.0)
-    assert (outcome.status, outcome.iteration) == ("diverged", 8)
+    trips: list[Trip] = []
+    options = {"guard": Guard(rollbacks=2, every=2, anchors=2), "batches": poisoned, "on_trip": trips.append}
+    outcome = run(build(), Log(), tmp_path, **options)
+    assert (outcome.status, outcome.iteration, outcome.rollbacks) == ("diverged", 6, 3)
+    assert [(trip.number, trip.iteration, trip.anchor) for trip in trips] == [(1, 2, 0), (2, 4, 0), (3, 6, 0)]
+    assert "is nan at level" in outcome.reason
     tensors, facts = checkpoint.load(tmp_path)
-    assert (facts["status"], facts["iteration"], facts["kept"]) == ("diverged", 8, 5)
-    assert all(bool(value.isfinite().all()) for value in tensors.values())
-    assert run(cooperative(**VARIANTS["drl"]), Log(), tmp_path).status == "diverged"
+    assert (facts["status"], facts["iteration"]) == ("diverged", 6)
+    assert finite(tensors)
+
+    assert run(build(), Log(), tmp_path, **options) == outcome, "calling again does not hide it"
+    retried = run(build(), Log(), tmp_path, retry=True, **options)
+    assert (retried.status, retried.iteration, retried.rollbacks) == ("finished", ITERATIONS, 3)
+    assert retried.allowed == 5
+
+
+def test_a_run_with_nothing_healthy_left_of_it_is_not_finished(
+    build: Callable[[], Cooperative], tmp_path: Path
+) -> None:
+    """All of its iterations are taken back: what is left is the beginning."""
+    options: dict[str, Any] = {"guard": Guard(rollbacks=2, every=100, anchors=1), "report_every": 100}
+    outcome = poisoned_run(build, fill("weights", NAN), 10, tmp_path, **options)[0]
+    assert (outcome.status, outcome.lost) == ("diverged", ITERATIONS)
+
+
+def test_the_record_tells_each_iteration_at_each_level(build: Callable[[], Cooperative]) -> None:
+    _, method, _, (trip,) = poisoned_run(build, fill("weights", NAN), 4, None)
+    assert len(trip.record) == trip.iteration == 6
+    assert set(trip.record[0]) == {*method.METERS, "energy_grad"}
+    gaps = [meters["energy_gap"] for meters in trip.record]
+    assert all(len(levels) == 7 for levels in gaps)
+    assert all(math.isfinite(value) for levels in gaps[:4] for value in levels if value is not None)
+    assert not all(math.isfinite(value) for levels in gaps[4:] for value in levels if value is not None)
+
+
+def method_of(name: str, learning_rate: float, cooperative: Build) -> Method:
+    torch.manual_seed(0)
+    optimisation = Optimisation(learning_rate=learning_rate, warm_up=2, ema=0.9)
+    sizes: dict[str, Any] = {"image_size": 8, "channels": 1, "width": 8, "multipliers": (1, 2), "blocks": 1}
+    if name == "short_run":
+        return ShortRun(EnergyNet(**sizes), ShortRunSettings(steps=3), optimisation, iterations=30)
+    if name == "ddpm":
+        network, reference = Initializer(**sizes), EnergyNet(**sizes)
+        return DDPM(network, reference, DDPMSettings(), optimisation, (1, 8, 8), iterations=30)
+    return cooperative(**VARIANTS[name], optimisation=optimisation)
+
+
+@pytest.mark.parametrize("name", ["cdrl", "drl", "short_run", "ddpm"])
+def test_a_hundredfold_learning_rate_never_ends_in_broken_weights(
+    name: str, cooperative: Build, tmp_path: Path
+) -> None:
+    """Rolled back, given up or merely bad: what is kept is finite, and a second run does the same."""
+    outcomes, states = [], []
+    for folder in ("first", "second"):
+        method = method_of(name, 0.1 if name != "cdrl" else 1e3, cooperative)
+        outcome = trainer.train(
+            method, batch, batch_size=BATCH, iterations=30, on_report=lambda _: None, report_every=5,
+            folder=tmp_path / folder, guard=Guard(rollbacks=2, every=3, anchors=6),
+        )  # fmt: skip
+        tensors, facts = checkpoint.load(tmp_path / folder)
+        assert facts["status"] == outcome.status in ("finished", "diverged")
+        assert (outcome.status == "diverged") == (outcome.rollbacks > 2)
+        assert finite(tensors)
+        outcomes.append(replace(outcome, seconds=0.0))
+        states.append(tensors)
+    assert outcomes[0] == outcomes[1]
+    assert_same(states[0], states[1])
+
+
+# --- Damage -----------------------------------------------------------------------------------------------------------
+
+
+def damage_tensors(folder: Path, stem: str) -> None:
+    (path,) = folder.glob(f"{stem}-*.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
+
+
+def damage_index(folder: Path, stem: str) -> None:
+    path = folder / f"{stem}.json"
+    path.write_text(path.read_text().replace('"iteration": ', '"iteration": 1'))
+
+
+def remove(folder: Path, stem: str) -> None:
+    (folder / f"{stem}.json").unlink()
+
+
+@pytest.mark.parametrize("damage", [damage_tensors, damage_index, remove])
+@pytest.mark.parametrize("done", [8, ITERATIONS])  # under way, and a run that had ended
+def test_the_state_before_a_damaged_one_is_taken(
+    build: Callable[[], Cooperative], damage: Callable[[Path, str], None], done: int, tmp_path: Path
+) -> None:
+    whole = build()
+    run(whole, Log(), None)
+    log, said = Log(), []
+    run(build(), log, tmp_path, guard=RARE, should_stop=stop_after(done))
+    damage(tmp_path, "checkpoint")
+    method = build()
+    assert run(method, log, tmp_path, guard=RARE, on_damage=said.append).status == "finished"
+    assert_same(method.state(), whole.state())
+    assert [report["iteration"] for report in log.reports] == [4, 8, 11], "the metrics follow the state"
+    if damage is not remove:
+        (text,) = said
+        assert "is damaged" in text
+        assert text.endswith("; the run goes on from iteration 6")
+
+
+def test_two_damaged_states_stop_the_run_and_stay(build: Callable[[], Cooperative], tmp_path: Path) -> None:
+    run(build(), Log(), tmp_path, guard=RARE, should_stop=stop_after(8))
+    for stem in ("checkpoint", "anchor"):
+        damage_tensors(tmp_path, stem)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(UserError, match=r"checkpoint-\w+\.safetensors is damaged: .*; restore it .*delete"):
+        run(build(), Log(), tmp_path, guard=RARE)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("change", [{"iteration": 12}, {"iteration": -1}, {"status": "done"}, {"iteration": None}])
+def test_a_state_that_cannot_be_of_this_run_is_refused(
+    build: Callable[[], Cooperative], change: dict[str, Any], tmp_path: Path
+) -> None:
+    run(build(), Log(), tmp_path, should_stop=stop_after(3))
+    tensors, facts = checkpoint.load(tmp_path)
+    checkpoint.save(tmp_path, tensors, {**facts, **change})
+    with pytest.raises(UserError, match="belongs to another configuration"):
+        run(build(), Log(), tmp_path)
 
 
 @pytest.mark.parametrize("other", [{"initializer": False}, {"classes": 3}])
@@ -246,7 +455,14 @@ def test_milestones_see_the_run_as_it_is_and_are_not_counted(
 def test_checkpoints_come_by_the_clock(cooperative: Build, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     now, kept = [0.0], []
     monkeypatch.setattr(trainer.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(checkpoint, "save", lambda folder, tensors, facts: kept.append(facts["iteration"]))
+    save = checkpoint.save
+
+    def noted(folder: Path, tensors: dict[str, Tensor], facts: dict[str, Any], stem: str) -> None:
+        if stem == "checkpoint":
+            kept.append(facts["iteration"])
+        save(folder, tensors, facts, stem)
+
+    monkeypatch.setattr(checkpoint, "save", noted)
 
     def timed(iteration: int, first: int, count: int) -> Batch:
         now[0] += 10.0
@@ -263,15 +479,6 @@ def test_checkpoints_come_by_the_clock(cooperative: Build, monkeypatch: pytest.M
 def test_impossible_numbers(options: dict[str, int], words: str, cooperative: Build) -> None:
     with pytest.raises(UserError, match=words):
         run(cooperative(), Log(), None, **options)
-
-
-def test_a_truncated_checkpoint_stops_the_run_and_is_left_there(cooperative: Build, tmp_path: Path) -> None:
-    run(cooperative(**VARIANTS["drl"]), Log(), tmp_path, should_stop=stop_after(2))
-    (path,) = tmp_path.glob("*.safetensors")
-    os.truncate(path, 1000)
-    with pytest.raises(UserError, match=f"{path.name} is damaged"):
-        run(cooperative(**VARIANTS["drl"]), Log(), tmp_path)
-    assert path.stat().st_size == 1000
 
 
 @pytest.mark.parametrize("other", [{"classes": 3}, {"initializer": False}])
