@@ -224,6 +224,12 @@ def _row_cells(
         if status and status["status"] == "diverged"
     ]
     survivors = len(ended) - len(notes)
+    rollbacks = [status.get("rollbacks", 0) if status else 0 for status in statuses]
+    notes += [
+        f"seed {evaluation['seed']} was rolled back {count}x, {status['lost']} iterations were lost"
+        for evaluation, status, count in zip(evaluations, statuses, rollbacks, strict=True)
+        if count
+    ]
     if notes and survivors:
         notes.insert(0, f"mean of the {survivors} that finished" if survivors > 1 else "of the one that finished")
 
@@ -238,6 +244,7 @@ def _row_cells(
         "seeds": 0,
         "values": " ".join(["nan"] * len(evaluations)),
         "diverged": f"{len(ended) - survivors} of {len(ended)}" if ended else "",
+        "rollbacks": " ".join(map(str, rollbacks)) if ended else "",
         "updates": round(mean_of("iterations")),
         "train_cost": round(mean_of("grad_evals")),
         "train_seconds": round(mean_of("seconds"), 1),

@@ -26,6 +26,8 @@ def scale(settings: Mapping[str, Any]) -> None:
     for name in ("reports", "milestone_samples", "samples", "sample_batch"):
         count(f"scale.{name}", settings[name])
     budget("scale.budget", settings["budget"])
+    if (rollbacks := settings["rollbacks"]) is True or not isinstance(rollbacks, int) or rollbacks < 0:
+        raise UserError(f"scale.rollbacks must be a whole number from 0, not {rollbacks}")
     seeds("scale.seeds", settings["seeds"])
     shares = settings["milestones"]
     if not isinstance(shares, list) or not all(_is_number(share) and 0 < share <= 1 for share in shares):

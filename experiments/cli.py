@@ -88,6 +88,7 @@ def work(arguments: Sequence[str]) -> int:
     kept = f"keep a checkpoint after so long and exit with {cli.UNFINISHED} if something is left"
     parser.add("--seconds", type=float, help=kept)
     parser.add("--cache")
+    parser.add("--retry", action="store_true", help="take up runs that were given up because they diverged")
     options = parser.parse_args(arguments)
     if options.threads is not None and options.threads < 1:
         raise UserError(f"--threads must be at least 1, not {options.threads}")
@@ -103,7 +104,7 @@ def work(arguments: Sequence[str]) -> int:
     from experiments.runs.work import work as work_on
 
     how = {"device": options.device, "engine": options.engine, "threads": options.threads, "cache": str(options.cache)}
-    how["logger"] = options.logger
+    how |= {"logger": options.logger, "retry": options.retry}
     for folder in options.folders:
         with shown(folder) if rank == 0 else nullcontext(), _deferred(size > 1, rank) as stop:
             outcome = work_on(Order(folder, deadline=deadline, **how), stop)

@@ -18,11 +18,12 @@ ABOUT = ("level", "steps", "weight", "against", "mask", "image_size", "variant",
 """Columns that tell apart the numbers of one row and metric."""
 COLUMNS = (
     "experiment", "scale", "row", "dataset", "metric", "protocol", *ABOUT, "value", "low", "high", "seeds", "diverged",
-    "samples", "published", "published_status", "verdict", "updates", "train_cost", "grad_evals", "train_seconds",
-    "sample_seconds", "chain_steps", "sampling_steps", "step_variance", "device", "commit", "runs", "values", "label",
-    "method", "note",
+    "rollbacks", "samples", "published", "published_status", "verdict", "updates", "train_cost", "grad_evals",
+    "train_seconds", "sample_seconds", "chain_steps", "sampling_steps", "step_variance", "device", "commit", "runs",
+    "values", "label", "method", "note",
 )  # fmt: skip
-"""Of cells.csv. ``values`` has a number for each of ``runs``, in their order: NaN for one that diverged."""
+"""Of cells.csv. ``values`` and ``rollbacks`` have a number for each of ``runs``, in their order; a value is NaN for one
+that diverged."""
 LEVEL = 0.05
 """Of every test; intervals hold 1 − `LEVEL`."""
 _ROUNDING = 1e-12

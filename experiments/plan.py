@@ -107,13 +107,17 @@ class Plan:
             for evaluation in row.evaluations[position : position + 1]
         )
 
-    def missing(self) -> list[Job]:
-        """The jobs that are not done; a run that diverged stays as it is, and nothing is measured on it."""
+    def missing(self, retry: bool = False) -> list[Job]:
+        """The jobs that are not done; a run that diverged stays as it is, and nothing is measured on it.
+
+        Args:
+            retry: such a run is missing too.
+        """
         pending = []
         for job in self.jobs():
             state = job.run.state if job.settings.recipe.trains else "finished"
             evaluations = tuple(one for one in job.evaluations if not one.folder.done)
-            if state != "diverged" and (state != "finished" or evaluations):
+            if (retry or state != "diverged") and (state != "finished" or evaluations):
                 pending.append(Job(job.run, job.settings, evaluations))
         return pending
 
@@ -151,6 +155,8 @@ def make_plan(config: DictConfig) -> Plan:
     checks.launcher(plain(config.launcher))
     everything = plain(config)
     loggers.check(everything["logger"])
+    if not isinstance(everything["retry"], bool):
+        raise UserError(f"retry must be true or false, not {everything['retry']}")
     experiment = everything["experiment"]
     own = _own(experiment["name"], everything["scale"]["name"])
     for group in ("experiment", "data", "metrics"):
@@ -276,6 +282,7 @@ def _row(config: DictConfig, everything: Mapping[str, Any], name: str, row: dict
             reports=everything["scale"]["reports"],
             milestones=tuple(everything["scale"]["milestones"]),
             seed=seed,
+            rollbacks=everything["scale"]["rollbacks"],
         )
         precision.check(settings.recipe.precision)
         folder = settings.folder(Path(everything["runs"]), row["method"])

@@ -98,20 +98,21 @@ def carry_out(plans: Sequence[Plan], complete: Callable[[Plan], None]) -> bool:
             "torchrun start cdrl work FOLDER"
         )
     incomplete = list(plans)
+    config = plans[0].config
+    retry = config["retry"]
 
-    def write_complete_ones() -> None:
-        for one in [one for one in incomplete if not one.missing()]:
+    def write_complete_ones(retry: bool = False) -> None:
+        for one in [one for one in incomplete if not one.missing(retry)]:
             incomplete.remove(one)
             complete(one)
 
-    write_complete_ones()
+    write_complete_ones(retry)
     if not incomplete:
         return True
 
     # What is wanted goes into the folders; reference statistics come first, for all runs need them.
-    config = plans[0].config
     launcher = config["launcher"]
-    jobs = one_per_run(job for one in incomplete for job in one.missing())
+    jobs = one_per_run(job for one in incomplete for job in one.missing(retry))
     statistics = {made.folder.path: made for one in incomplete for made in one.statistics()}
     for made in statistics.values():
         made.want()
@@ -128,6 +129,7 @@ def carry_out(plans: Sequence[Plan], complete: Callable[[Plan], None]) -> bool:
         deadline=deadline,
         logger=config["logger"],
         exact=launcher["exact"],
+        retry=retry,
     )
     orders = [replace(common, folder=path) for path in statistics]
     for job in jobs:
@@ -145,6 +147,7 @@ def carry_out(plans: Sequence[Plan], complete: Callable[[Plan], None]) -> bool:
     board = Board(f"{name} ({plans[0].scale})", items)
     place = engine(launcher, config["device"], len(orders))
     board.say(f"{board.title}: {len(jobs)} runs to do {place.description}; Ctrl-C keeps everything")
+    noted = {item.name: len(item.folder.notes()) for item in items}
     pending = list(zip(place.submit(orders), items, strict=True))
     if launcher.get("detach"):
         board.say(f"{len(orders)} jobs are submitted and go on by themselves; the same command later collects")
@@ -159,6 +162,8 @@ def carry_out(plans: Sequence[Plan], complete: Callable[[Plan], None]) -> bool:
                     pending.remove((handle, item))
                     ended = handle.result()
                     board.end(item)
+                    for note in item.folder.notes()[noted[item.name] :]:
+                        board.say(f"{item.name}: {note}", style="yellow")
                     if ended.outcome == "done":
                         write_complete_ones()
                     elif ended.outcome == "mistake":

@@ -5,8 +5,11 @@
         data.json        the images it began on
         length.json      how many iterations a budget in seconds became, and on which device
         checkpoint.json  beside one safetensors file: where training stands (`cdrl.checkpoint`)
+        anchor.json      the same: the state that training goes back to (`cdrl.trainer`)
         metrics.jsonl    one line per report
         milestones/      averaged weights along the way
+        trips/           what went before each rollback
+        notes.txt        what was damaged or diverged, and what was done about it
         status.json      how training ended: `Status`
         progress.json    what is being done at the moment: `Progress`
         failure.json     why the last attempt stopped: `Failure`; error.log has the traceback of a crash
@@ -24,6 +27,7 @@ machine or across a shared file system.
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 import socket
@@ -37,6 +41,7 @@ from typing import Any, TypeVar
 
 from cdrl import checkpoint
 from cdrl.errors import UserError
+from cdrl.guard import STANDARD, Trip
 from cdrl.recipe import Recipe
 from experiments import methods
 from experiments.configuration import digest
@@ -59,6 +64,7 @@ class RunSettings:
         reports: lines of ``metrics.jsonl``.
         milestones: shares of the budget at which averaged weights are kept.
         seed: of everything random.
+        rollbacks: of a run that diverges, see `cdrl.guard`.
     """
 
     data: DataSettings
@@ -67,6 +73,7 @@ class RunSettings:
     reports: int
     milestones: tuple[float, ...]
     seed: int
+    rollbacks: int = STANDARD.rollbacks
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> RunSettings:
@@ -85,6 +92,8 @@ class RunSettings:
         identity: dict[str, Any] = {"data": self.data.identity(), "method": method}
         if self.recipe.trains:
             identity |= {"budget": self.budget, "reports": self.reports, "milestones": list(self.milestones)}
+            if self.rollbacks != STANDARD.rollbacks:
+                identity["rollbacks"] = self.rollbacks
         return RunFolder(runs / self.data.name / name / digest(identity) / f"seed{self.seed}")
 
 
@@ -99,6 +108,8 @@ class Status:
         grad_evals: energy-gradient evaluations × images that were spent.
         commit, device: of the code; the processor's or GPU's name.
         reason: what diverged, in words.
+        rollbacks: see `cdrl.guard`.
+        lost: iterations that these took back.
     """
 
     status: str
@@ -108,6 +119,8 @@ class Status:
     commit: str
     device: str
     reason: str = ""
+    rollbacks: int = 0
+    lost: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,6 +220,18 @@ class WorkFolder:
         """Why the last attempt stopped, unless it has been tried again since."""
         return self.record("failure.json", Failure)
 
+    def note(self, text: str) -> None:
+        """Keeps a line about what was damaged or diverged."""
+        with suppress(OSError), (self.path / "notes.txt").open("a", encoding="utf-8") as file:
+            file.write(text + "\n")
+
+    def notes(self) -> list[str]:
+        """The lines, in order."""
+        try:
+            return (self.path / "notes.txt").read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:
+            return []
+
     def ask_to_stop(self) -> None:
         """Whoever works here keeps a checkpoint and leaves, within a second or two."""
         with suppress(OSError):
@@ -295,6 +320,10 @@ class RunFolder(WorkFolder):
         """Keeps how training ended."""
         write_json(self.path / "status.json", asdict(status))
 
+    def take_up(self) -> None:
+        """Forgets that training has ended."""
+        (self.path / "status.json").unlink(missing_ok=True)
+
     def finished(self) -> Status:
         """`status` of a run that finished. Raises `UserError` where it did not, or diverged."""
         status = self.status()
@@ -315,6 +344,20 @@ class RunFolder(WorkFolder):
                 "train another run with runs=…"
             )
         write_json(path, facts)
+
+    def keep_trip(self, trip: Trip) -> None:
+        """Keeps the record of what went before a rollback, and a note of it."""
+        record = [
+            {name: [value if value is None or math.isfinite(value) else str(value) for value in values]
+             for name, values in meters.items()}
+            for meters in trip.record
+        ]  # fmt: skip
+        path = self.path / "trips" / f"{trip.number:02d}.json"
+        if not path.exists():  # else a kill came between the rollback and its checkpoint
+            self.note(
+                f"{trip.reason}: back to iteration {trip.anchor}; {path.name} in {path.parent} has what went before"
+            )
+        write_json(path, {**vars(trip), "record": record})
 
     @property
     def metrics(self) -> MetricsLog:
@@ -392,19 +435,37 @@ class MetricsLog:
     path: Path
 
     def append(self, facts: Mapping[str, Any]) -> None:
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(facts) + "\n")
 
     def lines(self) -> list[dict[str, Any]]:
-        """Every whole line; one that was cut short by a kill ends the log."""
-        lines = []
-        with suppress(FileNotFoundError, json.JSONDecodeError):
-            for line in self.path.read_text().splitlines():
-                lines.append(json.loads(line))
-        return lines
+        """Every line that is whole; a kill may have cut the last one short."""
+        return [line for line in self._parsed() if line is not None]
 
-    def truncate(self, iteration: int) -> None:
-        """Keep the lines up to ``iteration``."""
+    def truncate(self, iteration: int) -> int:
+        """Keep the lines up to ``iteration``, and return how many before the last one are damaged, and so lost."""
+        parsed = self._parsed()
+        kept = [line for line in parsed if line is not None and line["iteration"] <= iteration]
         if self.path.exists():
-            kept = [json.dumps(line) + "\n" for line in self.lines() if line["iteration"] <= iteration]
-            write_text(self.path, "".join(kept))
+            write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        return sum(line is None for line in parsed[:-1])
+
+    def _parsed(self) -> list[dict[str, Any] | None]:
+        """The lines in order, None for one that is damaged."""
+
+        def report(text: str) -> dict[str, Any] | None:
+            try:
+                line = json.loads(text)
+                return line if type(line["iteration"]) is int else None
+            except (ValueError, TypeError, KeyError, RecursionError):
+                return None
+
+        try:
+            text = self.path.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise UserError(
+                f"cannot read {self.path} ({error.strerror}); mend that, and the same command goes on"
+            ) from error
+        return [report(line) for line in text.split("\n") if line]

@@ -164,11 +164,15 @@ class Reports:
         self._run, self._kind = run, LOGGERS[logger]
         self._logger: Logger | None = None
 
-    def resume(self, done: int) -> None:
-        """Training begins or goes on after ``done`` iterations: later lines, which come again, are dropped."""
+    def resume(self, done: int) -> int:
+        """Training begins or goes on after ``done`` iterations: later lines, which come again, are dropped.
+
+        Returns how many of those that are kept were damaged, and so are lost.
+        """
         before = self._run.metrics.lines()
-        self._run.metrics.truncate(done)
+        damaged = self._run.metrics.truncate(done)
         self._logger = self._kind(self._run, done, shown=before[-1]["iteration"] if before else 0)
+        return damaged
 
     def report(self, facts: Mapping[str, Any]) -> None:
         """One report of `cdrl.trainer.train`."""

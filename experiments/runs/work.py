@@ -29,10 +29,11 @@ import cdrl
 from cdrl import checkpoint, fast, precision
 from cdrl.errors import UserError
 from cdrl.fast import Engine
+from cdrl.guard import STANDARD
 from cdrl.method import Batch, Method
 from cdrl.parallel import ALONE, Group, joined, place
 from cdrl.recipe import ImageShape
-from cdrl.trainer import train
+from cdrl.trainer import ANCHOR, train
 from experiments import metrics
 from experiments.configuration import digest
 from experiments.data import ImageSet
@@ -70,6 +71,7 @@ class Order:
         logger: where training can be seen, see `experiments.runs.loggers`.
         processes: that do it together, for engines; each process is told by its environment, see `cdrl.parallel`.
         exact: see `cdrl.parallel.Group`.
+        retry: take up a run that ended diverged.
     """
 
     folder: Path
@@ -84,6 +86,7 @@ class Order:
     logger: str = "none"
     processes: int = 1
     exact: bool = True
+    retry: bool = False
 
 
 @dataclass(frozen=True)
@@ -343,11 +346,25 @@ def _trained(
         if group.first:
             run.keep_length(iterations=iterations, iteration_seconds=each, device=device_name(order.device))
 
-    # A run that has ended is only loaded.
+    # A run that has ended is only loaded; unless it is to be tried again, or what is kept of it is damaged: then it is
+    # trained on from what is left.
     method = recipe.build(shape, seed=settings.seed, iterations=iterations, device=device, engine=engine)
-    if (status := run.status()) is not None:
-        method.load_state(checkpoint.load(run.path)[0])
-        return method if status.status == "finished" else None
+    status = run.status()
+    if status is not None and status.status == "diverged":
+        if not order.retry:
+            return None
+        if group.first:
+            run.note(f"tried again at iteration {status.iterations}, after it had been given up: {status.reason}")
+            run.take_up()
+    elif status is not None:
+        try:
+            tensors, _ = checkpoint.load(run.path)
+        except UserError:
+            if not checkpoint.exists(run.path, ANCHOR):
+                raise
+        else:
+            method.load_state(tensors)
+            return method
 
     # What happens along the way.
     reported_at = 0.0
@@ -368,10 +385,19 @@ def _trained(
         }
         checkpoint.save(run.milestone(iteration), averages, {"iteration": iteration})
 
+    def resume(iteration: int) -> None:
+        if not iteration and (lines := run.metrics.lines()):
+            run.note(
+                f"no checkpoint beside metrics up to iteration {lines[-1]['iteration']}: trained from the beginning"
+            )
+        if damaged := reports.resume(iteration):
+            run.note(f"metrics.jsonl had {damaged} damaged lines; those reports are lost")
+
     outcome = train(
         method,
         shard,
         group=group,
+        guard=replace(STANDARD, rollbacks=settings.rollbacks),
         batch_size=recipe.batch_size,
         iterations=iterations,
         on_report=reports.report,
@@ -380,8 +406,11 @@ def _trained(
         checkpoint_seconds=order.checkpoint_seconds,
         milestones=[max(1, round(share * iterations)) for share in settings.milestones],
         on_milestone=keep_averages,
-        on_resume=reports.resume,
+        on_resume=resume,
+        on_trip=run.keep_trip,
+        on_damage=run.note,
         should_stop=stop,
+        retry=order.retry,
     )
     if outcome.status == "interrupted":
         return None
@@ -395,6 +424,8 @@ def _trained(
         commit=str(order.commit),
         device=device_name(order.device),
         reason=outcome.reason,
+        rollbacks=outcome.rollbacks,
+        lost=outcome.lost,
     )
     if group.first:
         run.finish(status)
