@@ -125,7 +125,7 @@ def train(
     anchor_every = math.ceil(iterations / guard.anchors)
 
     # Start, or go on from what is kept.
-    kept = _restore(method, folder, iterations, on_damage if group.first else None)
+    kept = _restore(method, folder, iterations, group, on_damage)
     state = kept or Outcome("interrupted", 0, 0.0, allowed=guard.rollbacks)
     group.agree({"iteration to go on from": state.iteration})
     if on_resume is not None and group.first:
@@ -294,9 +294,11 @@ def _tensors(method: Method) -> dict[str, Tensor]:
 
 
 def _restore(
-    method: Method, folder: Path | None, iterations: int, on_damage: Callable[[str], None] | None
+    method: Method, folder: Path | None, iterations: int, group: Group, on_damage: Callable[[str], None] | None
 ) -> Outcome | None:
     """Where the checkpoint leaves off, or, where it is damaged or missing, the anchor; None where there is neither.
+
+    The anchor then stands in for the checkpoint, also on disk.
 
     Raises:
         UserError: both are damaged, or what is there belongs to another configuration.
@@ -325,8 +327,10 @@ def _restore(
                 f"the {stem} in {folder} belongs to another configuration ({error!s:.80}); restore that one, or delete "
                 "the folder"
             ) from None
-        if damage and on_damage is not None:
+        if damage and on_damage is not None and group.first:
             on_damage(f"{str(damage[0]).rpartition('; ')[0]}; the run goes on from iteration {state.iteration}")
+        if group.gathered(stem)[0] == ANCHOR and state.iteration and group.first:  # when all have read it
+            _keep(method, folder, CHECKPOINT, state)
         return state
     if damage:
         raise damage[0]

@@ -230,7 +230,7 @@ def _row_cells(
         for evaluation, status, count in zip(evaluations, statuses, rollbacks, strict=True)
         if count
     ]
-    if notes and survivors:
+    if 0 < survivors < len(ended):
         notes.insert(0, f"mean of the {survivors} that finished" if survivors > 1 else "of the one that finished")
 
     def mean_of(name: str) -> float:

@@ -36,6 +36,7 @@ def test_a_folder_is_named_by_what_numbers_depend_on(job: MakeJob, tmp_path: Pat
     assert job("cdrl", 3900, "runs", "methods.cdrl.label=Another").run.path == path
     assert job("cdrl", 3900, "runs", f"data.data_cache={tmp_path}").run.path == path
     assert job("cdrl", 3001).run.path != path
+    assert job("cdrl", 3900, "runs", "scale.rollbacks=0").run.path != path
     assert job("cdrl", 3900, "runs", "methods.cdrl.chain.steps=2").run.path != path
 
 

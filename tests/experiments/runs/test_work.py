@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,18 @@ import pytest
 
 from cdrl.errors import UserError
 from experiments.plan import Job
+from experiments.runs import work as work_module
 from experiments.runs.folder import RunFolder
 from experiments.runs.trained import training_cost
 from experiments.runs.work import Ended, Order, attempt, work
 
 MakeJob = Callable[..., Job]
+
+
+def patience(times: int) -> Callable[[], bool]:
+    """A wish to stop that is answered "no" so many times."""
+    left = iter(range(times))
+    return lambda: next(left, None) is None
 
 
 def on(run: RunFolder, **changes: Any) -> Order:
@@ -86,7 +94,7 @@ def test_a_budget_in_seconds_becomes_a_length_once(job: MakeJob) -> None:
     assert length["iterations"] == max(1, int(1 / length["iteration_seconds"]))
 
 
-def test_a_mistake_and_a_crash_are_kept_in_the_folder(job: MakeJob, tmp_path: Path) -> None:
+def test_a_mistake_and_a_crash_are_kept_in_the_folder(job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
     made = job()
     mistake = attempt(on(made.run, device="cuda:99"))
     assert mistake.outcome == "mistake"
@@ -95,15 +103,99 @@ def test_a_mistake_and_a_crash_are_kept_in_the_folder(job: MakeJob, tmp_path: Pa
     assert failure is not None
     assert (failure.message, failure.mistake) == (mistake.message, True)
 
-    (made.run.path / "metrics.jsonl").mkdir()
-    crash = attempt(on(made.run))
-    assert crash.outcome == "crash"
-    assert "IsADirectoryError" in crash.message
-    assert "Traceback" in (made.run.path / "error.log").read_text()
+    def broken(*_: object) -> None:
+        raise RuntimeError("out of luck")
 
-    (made.run.path / "metrics.jsonl").rmdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(work_module, "training_batches", broken)
+        crash = attempt(on(made.run))
+    assert crash == Ended("crash", "RuntimeError: out of luck")
+    assert "Traceback" in (made.run.path / "error.log").read_text()
     assert attempt(on(made.run)) == Ended("done")
     assert made.run.failure() is None
+
+
+def damage(run: RunFolder, stem: str) -> None:
+    (path,) = run.path.glob(f"{stem}-*.safetensors")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
+    ended: bool, job: MakeJob, fingerprint: Callable[[Path], str]
+) -> None:
+    whole, run = job(runs="whole").run, job(runs="damaged").run
+    work(on(whole))
+    work(on(run), patience(10**6 if ended else 8))
+    damage(run, "checkpoint")
+    assert work(on(run)) == "done"
+    assert fingerprint(run.path) == fingerprint(whole.path)
+    assert [line["iteration"] for line in run.metrics.lines()] == list(range(1, 14))
+    (note,) = run.notes()
+    assert "checkpoint-" in note
+    assert "is damaged: its content does not match its checksum; the run goes on from iteration" in note
+
+
+def test_what_is_damaged_beyond_help_is_not_started_over(job: MakeJob) -> None:
+    run = job().run
+    work(on(run))
+    for stem in ("checkpoint", "anchor"):
+        damage(run, stem)
+    before = {path.name: path.read_bytes() for path in run.path.glob("*.safetensors")}
+    with pytest.raises(UserError, match=r"is damaged: .*; restore it from a copy, or delete"):
+        work(on(run))
+    assert {path.name: path.read_bytes() for path in run.path.glob("*.safetensors")} == before
+
+
+def test_a_missing_checkpoint_beside_metrics_is_said(job: MakeJob, fingerprint: Callable[[Path], str]) -> None:
+    run = job().run
+    work(on(run))
+    bits = fingerprint(run.path)
+    for path in (*run.path.glob("checkpoint*"), *run.path.glob("anchor*"), run.path / "status.json"):
+        path.unlink()
+    assert work(on(run)) == "done"
+    assert fingerprint(run.path) == bits
+    assert run.notes() == ["no checkpoint beside metrics up to iteration 13: trained from the beginning"]
+
+
+DIVERGING = "methods.cdrl.optimisation.learning_rate=1e12"
+
+
+def test_a_run_that_diverges_is_rolled_back_given_up_and_taken_up_again(job: MakeJob) -> None:
+    run = job("cdrl", 20_000, "runs", DIVERGING, "scale.rollbacks=1").run
+    assert work(on(run)) == "done"
+    status = run.status()
+    assert status is not None
+    assert (status.status, status.rollbacks) == ("diverged", 2)
+    assert status.reason
+    assert len(run.notes()) == 2
+    assert "back to iteration" in run.notes()[0]
+    record = json.loads((run.path / "trips" / "02.json").read_text())
+    assert record["number"] == 2
+    assert len(record["record"]) == min(record["iteration"], 256)
+
+    assert work(on(run)) == "done"
+    assert run.status() == status, "it stays given up"
+    assert work(on(run, retry=True)) == "done"
+    again = run.status()
+    assert again is not None
+    assert again.rollbacks > status.rollbacks
+    assert "tried again at iteration" in run.notes()[2]
+
+
+def test_a_killed_run_that_diverges_does_the_same(job: MakeJob, fingerprint: Callable[[Path], str]) -> None:
+    """Stopped in the data, then in training, again and again."""
+    whole, parts = (job("cdrl", 20_000, runs, DIVERGING).run for runs in ("whole", "parts"))
+    work(on(whole))
+    stops = list(takewhile(lambda times: work(on(parts), patience(times)) == "interrupted", range(4, 60, 2)))
+    assert len(stops) >= 2
+    assert fingerprint(parts.path) == fingerprint(whole.path)
+    assert [path.read_bytes() for path in sorted((parts.path / "trips").iterdir())] == [
+        path.read_bytes() for path in sorted((whole.path / "trips").iterdir())
+    ]
+    assert parts.notes() == [note.replace("/whole/", "/parts/") for note in whole.notes()]
 
 
 def test_other_images_are_refused(job: MakeJob, tmp_path: Path) -> None:
