@@ -7,7 +7,6 @@ dies, the folder holds the old pair or the new one.
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 from cdrl.errors import UserError
 from cdrl.files import put, sha256
 from cdrl.langevin import Langevin
-from cdrl.model import Model, energy_sizes, initializer_sizes
+from cdrl.model import Model, energy_sizes, filled, initializer_sizes
 from cdrl.networks import EnergyNet, Initializer
 from cdrl.noise import SCHEDULES, NoiseSchedule
 from cdrl.sampler import Sampler
@@ -125,19 +124,17 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
         UserError: no model there, or a truncated or corrupt one, or no such device.
     """
     device = _device(device)
+    if os.path.lexists(folder) and not os.path.isdir(folder):
+        raise UserError(f"no {_MODEL} in {folder}: it is no folder; pass the one that holds {_MODEL}.json")
     tensors, facts = load(folder, _MODEL)
     try:
-        energy_net = EnergyNet(**_tuples(facts["energy_net"]))
-        initializer = Initializer(**_tuples(facts["initializer"])) if facts["initializer"] else None
-        for part, network in (("energy_net.", energy_net), ("initializer.", initializer)):
-            if network is not None:
-                state = {k.removeprefix(part): v for k, v in tensors.items() if k.startswith(part)}
-                network.to(functools.reduce(torch.promote_types, (v.dtype for v in state.values()), torch.float32))
-                network.load_state_dict(state)
-                network.eval().requires_grad_(False).to(device)
+        energy_net = filled(EnergyNet, _tuples(facts["energy_net"]), _part(tensors, "energy_net."))
+        initializer = None
+        if facts["initializer"]:
+            initializer = filled(Initializer, _tuples(facts["initializer"]), _part(tensors, "initializer."))
         sampler = Sampler(
-            energy_net=energy_net,
-            initializer=initializer,
+            energy_net=energy_net.to(device),
+            initializer=initializer and initializer.to(device),
             schedule=_schedule(facts["schedule"]),
             shape=energy_net.shape,
             chain=Langevin(**facts["chain"]),
@@ -146,7 +143,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
         )
     except torch.OutOfMemoryError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except (UserError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise _corrupt(_index(folder, _MODEL), f"it does not describe its weights ({error!r:.120})") from None
     return Model(sampler)
 
@@ -211,6 +208,10 @@ def _put_index(unfinished: Path, folder: Path, stem: str, index: Facts) -> None:
 
 def _corrupt(path: Path, reason: str) -> UserError:
     return UserError(f"{path} is damaged: {reason}; restore it from a copy, or delete {path.parent} to start afresh")
+
+
+def _part(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    return {name.removeprefix(part): value for name, value in tensors.items() if name.startswith(part)}
 
 
 def _tuples(values: Facts) -> Facts:

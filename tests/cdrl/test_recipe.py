@@ -184,7 +184,7 @@ def test_settings_of_the_wrong_kind_are_one_line(settings: dict[str, Any], messa
         ({"label_dropout": 2}, "label_dropout must be 0 … 1"),
         ({"energy": None}, "Small"),
         ({"optimisation": None}, "Small"),
-        ({"energy__width": "wide"}, "Small"),
+        ({"energy__width": "wide"}, "width must be a whole number"),
         ({"energy__widht": 8}, "unexpected keyword argument 'widht'"),
         ({"energy__multipliers": [1, 1, 1, 1, 1]}, "cannot be halved"),
     ],
