@@ -56,7 +56,7 @@ class Langevin:
         square = self.step_multiplier * self.step_multiplier  # infinite where ** would raise
         deviation = self.step_multiplier * self.noise_scale * self.step_variance**0.5
         if not all(x <= _LARGEST for x in (self.step_variance, square, square * self.step_variance, deviation)):
-            raise UserError(f"{self} takes steps too wide for float32; use smaller numbers")
+            raise UserError(f"steps too wide for float32 ({self}); use smaller numbers")
 
 
 class Coefficients(NamedTuple):
