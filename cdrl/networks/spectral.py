@@ -67,7 +67,7 @@ class SpectralNorm(nn.Module):
 
 
 def _direction(size: int, dtype: torch.dtype) -> Tensor:
-    """A random unit vector; of shapes alone an empty one, because PyTorch's randn and norms there take long to import."""
+    """A random unit vector; of shapes alone an empty one, for which PyTorch's norms would take seconds to import."""
     values = torch.empty(size, dtype=dtype)
     return values if values.is_meta else F.normalize(values.normal_(), dim=0)
 
