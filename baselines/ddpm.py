@@ -27,7 +27,7 @@ from cdrl.fast import Engine
 from cdrl.learner import Learner, Optimisation
 from cdrl.method import Batch, Meters, Method
 from cdrl.networks import EnergyNet, Initializer
-from cdrl.noise import per_image
+from cdrl.noise import MOST_LEVELS, per_image
 from cdrl.randomness import Draws
 from cdrl.recipe import ImageShape, Recipe, network
 from cdrl.sampler import index_batches
@@ -42,7 +42,7 @@ class DDPMSettings:
 
     Attributes:
         schedule: "cosine" (Nichol & Dhariwal 2021, eq. 17) or "linear" (β from 1e-4 to 0.02).
-        diffusion_steps: number of noise levels trained on.
+        diffusion_steps: number of noise levels trained on, at most `cdrl.noise.MOST_LEVELS`.
         sampling_steps: network evaluations per sample, spread evenly over the levels.
         eta: η, 0 for DDIM and 1 for ancestral sampling.
     """
@@ -55,6 +55,8 @@ class DDPMSettings:
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
             raise UserError(f"unknown schedule '{self.schedule}'; choose one of {', '.join(SCHEDULES)}")
+        if not 1 <= self.diffusion_steps <= MOST_LEVELS:
+            raise UserError(f"diffusion_steps must be in 1 … {MOST_LEVELS:,}, not {self.diffusion_steps}")
         if not 1 <= self.sampling_steps <= self.diffusion_steps:
             raise UserError(f"sampling_steps must be in 1 … {self.diffusion_steps}, not {self.sampling_steps}")
         if not 0.0 <= self.eta <= 1.0:

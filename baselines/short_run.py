@@ -20,7 +20,7 @@ from cdrl import cost
 from cdrl.conditions import Condition
 from cdrl.errors import UserError
 from cdrl.fast import EAGER, Engine
-from cdrl.langevin import Chain, Coefficients, Refined
+from cdrl.langevin import MOST_STEPS, Chain, Coefficients, Refined
 from cdrl.learner import Learner, Optimisation
 from cdrl.method import Batch, Meters, Method, reach, rms
 from cdrl.networks import EnergyNet, FrozenEnergy
@@ -28,6 +28,9 @@ from cdrl.networks.energy import energies, freeze
 from cdrl.randomness import Draws
 from cdrl.recipe import ImageShape, Recipe, network
 from cdrl.sampler import index_batches
+
+_LARGEST = 1e6
+"""Of a chain's constants; they are about 1."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,17 @@ class ShortRunSettings:
     energy_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.data_noise <= 0:
-            raise UserError("a short-run chain needs at least one step and positive data_noise")
+        if not 1 <= self.steps <= MOST_STEPS:
+            raise UserError(f"a short-run chain needs at least one step and at most {MOST_STEPS:,}, not {self.steps}")
+        ranges = {
+            "gain": 0 < self.gain <= _LARGEST,
+            "step_noise": 0 <= self.step_noise <= _LARGEST,
+            "data_noise": 0 < self.data_noise <= _LARGEST,
+            "energy_weight": 0 <= self.energy_weight <= _LARGEST,
+        }
+        for name, valid in ranges.items():  # positive comparisons, which no NaN passes
+            if not valid:
+                raise UserError(f"{name} must be 0 or more, gain and data_noise above it, not {getattr(self, name)}")
 
 
 class ShortRun(Method):

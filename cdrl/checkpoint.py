@@ -8,7 +8,6 @@ is not finished lies in a folder of its own, which the next save clears.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import shutil
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 from cdrl.errors import UserError
 from cdrl.files import put, sha256
 from cdrl.langevin import Langevin
-from cdrl.model import Model, energy_sizes, initializer_sizes
+from cdrl.model import Model, energy_sizes, filled, initializer_sizes
 from cdrl.networks import EnergyNet, Initializer
 from cdrl.noise import SCHEDULES, NoiseSchedule
 from cdrl.sampler import Sampler
@@ -132,19 +131,17 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
         UserError: no model there, or a truncated or corrupt one, or no such device.
     """
     device = _device(device)
+    if os.path.lexists(folder) and not os.path.isdir(folder):
+        raise UserError(f"no {_MODEL} in {folder}: it is no folder; pass the one that holds {_MODEL}.json")
     tensors, facts = load(folder, _MODEL)
     try:
-        energy_net = EnergyNet(**_tuples(facts["energy_net"]))
-        initializer = Initializer(**_tuples(facts["initializer"])) if facts["initializer"] else None
-        for part, network in (("energy_net.", energy_net), ("initializer.", initializer)):
-            if network is not None:
-                state = {k.removeprefix(part): v for k, v in tensors.items() if k.startswith(part)}
-                network.to(functools.reduce(torch.promote_types, (v.dtype for v in state.values()), torch.float32))
-                network.load_state_dict(state)
-                network.eval().requires_grad_(False).to(device)
+        energy_net = filled(EnergyNet, _tuples(facts["energy_net"]), _part(tensors, "energy_net."))
+        initializer = None
+        if facts["initializer"]:
+            initializer = filled(Initializer, _tuples(facts["initializer"]), _part(tensors, "initializer."))
         sampler = Sampler(
-            energy_net=energy_net,
-            initializer=initializer,
+            energy_net=energy_net.to(device),
+            initializer=initializer and initializer.to(device),
             schedule=_schedule(facts["schedule"]),
             shape=energy_net.shape,
             chain=Langevin(**facts["chain"]),
@@ -153,7 +150,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
         )
     except torch.OutOfMemoryError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except (UserError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise _corrupt(_index(folder, _MODEL), f"it does not describe its weights ({error!r:.120})") from None
     return Model(sampler)
 
@@ -214,6 +211,10 @@ def _read_index(folder: Path, stem: str) -> dict[str, Any]:
 
 def _corrupt(path: Path, reason: str) -> UserError:
     return UserError(f"{path} is damaged: {reason}; restore it from a copy, or delete {path.parent} to start afresh")
+
+
+def _part(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    return {name.removeprefix(part): value for name, value in tensors.items() if name.startswith(part)}
 
 
 def _tuples(values: Facts) -> Facts:

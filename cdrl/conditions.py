@@ -21,6 +21,8 @@ from torch import Tensor
 from cdrl.errors import UserError
 
 NULL_LABEL = 0
+MOST_REPEATS = 1000
+"""Every repetition costs as much as the level itself; the literature has 10 to 20."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,8 @@ class Condition:
             raise UserError("known pixels need an image and a mask of four dimensions (n, C, H, W)")
         if self.mask is not None and self.mask.dtype != torch.bool:
             raise UserError(f"the mask of known pixels must be boolean, not {self.mask.dtype}")
-        if self.repeats < 0:
-            raise UserError(f"levels cannot be repeated {self.repeats} times; use 0 or more")
+        if not 0 <= self.repeats <= MOST_REPEATS:
+            raise UserError(f"levels cannot be repeated {self.repeats} times; use 0 … {MOST_REPEATS}")
 
     def batch(self, positions: Tensor, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Condition:
         """The conditions of the images at ``positions`` (int64 ``(B,)``), on ``device``; known pixels in ``dtype``."""
@@ -121,7 +123,7 @@ def unconditional() -> Condition:
 
 def labelled(labels: Tensor | Sequence[int]) -> Condition:
     """One class in 1 … C per image, ``(n,)``."""
-    return Condition(torch.as_tensor(labels)[None])
+    return Condition(_as_labels(labels)[None])
 
 
 def guided(labels: Tensor | Sequence[int], weight: float) -> Condition:
@@ -132,15 +134,22 @@ def guided(labels: Tensor | Sequence[int], weight: float) -> Condition:
     """
     if not weight >= 0:
         raise UserError(f"the weight of guidance must be 0 or more, not {weight}; composed() leads away from a class")
-    labels = torch.as_tensor(labels)
+    labels = _as_labels(labels)
     return _combined(torch.stack((labels, torch.zeros_like(labels))), (1.0 + weight, -weight))
 
 
 def composed(concepts: Tensor | Sequence[Sequence[int]], weights: Sequence[float]) -> Condition:
     """A product of concepts ``(J, n)`` in 1 … C with one weight each; a negative weight negates its concept."""
-    concepts = torch.as_tensor(concepts)
+    concepts = _as_labels(concepts)
     labels = torch.cat((torch.zeros_like(concepts[:1]), concepts))
     return _combined(labels, (1.0 - sum(weights), *weights))
+
+
+def _as_labels(labels: Tensor | Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
+    try:
+        return torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError):  # words, ragged rows, numbers beyond 64 bits
+        raise UserError("labels must be whole numbers, as many for every concept") from None
 
 
 def _combined(labels: Tensor, weights: tuple[float, ...]) -> Condition:

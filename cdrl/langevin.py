@@ -22,6 +22,12 @@ from cdrl.errors import UserError
 from cdrl.networks.energy import FrozenEnergy, input_gradient
 from cdrl.noise import NoiseSchedule, per_image
 
+_LARGEST = torch.finfo(torch.float32).max
+
+
+MOST_STEPS = 1_000_000
+"""Of a chain at one level: the noise keys of all its steps are made at once."""
+
 
 @dataclass(frozen=True)
 class Langevin:
@@ -32,6 +38,9 @@ class Langevin:
         step_variance: b², sets the step size ``s_t² = b² (σ_{t−1}/σ_0) β_t``; also part of the energy's scale.
         step_multiplier: m, the step becomes ``m·s_t`` while the energy keeps its scale: the knob when K is lowered.
         noise_scale: factor on the noise alone (DRL samples with 0.99).
+
+    Raises:
+        UserError: steps that are no whole number in 0 … `MOST_STEPS`, or numbers whose products float32 cannot hold.
     """
 
     steps: int = 15
@@ -40,10 +49,14 @@ class Langevin:
     noise_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.steps >= 0 or self.steps != int(self.steps):
-            raise UserError(f"a chain cannot have {self.steps} steps; use a whole number, 0 or more")
+        if not 0 <= self.steps <= MOST_STEPS or self.steps != int(self.steps):
+            raise UserError(f"a chain cannot have {self.steps} steps; use a whole number, 0 … {MOST_STEPS:,}")
         if not (self.step_variance > 0 and self.step_multiplier > 0 and self.noise_scale >= 0):
             raise UserError("step_variance and step_multiplier must be positive, noise_scale 0 or more")
+        square = self.step_multiplier * self.step_multiplier  # infinite where ** would raise
+        deviation = self.step_multiplier * self.noise_scale * self.step_variance**0.5
+        if not all(x <= _LARGEST for x in (self.step_variance, square, square * self.step_variance, deviation)):
+            raise UserError(f"steps too wide for float32 ({self}); use smaller numbers")
 
 
 class Coefficients(NamedTuple):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import reduce
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cdrl import conditions
 from cdrl.conditions import Condition
@@ -16,6 +18,10 @@ from cdrl.networks.energy import ResidualBlock
 from cdrl.networks.initializer import Stage
 from cdrl.sampler import Sampler
 
+Network = TypeVar("Network", bound=nn.Module)
+MOST_IMAGES = 10**9
+"""In one call."""
+
 
 @dataclass(frozen=True)
 class Model:
@@ -24,7 +30,12 @@ class Model:
     sampler: Sampler
 
     def sample(self, n: int, seed: int = 0, condition: Condition | None = None, batch_size: int = 256) -> Tensor:
-        """``n`` images ``(n, C, H, W)`` in [−1, 1]; image i depends on (seed, i) and its condition alone."""
+        """``n`` images ``(n, C, H, W)`` in [−1, 1]; image i depends on (seed, i) and its condition alone.
+
+        Raises `UserError` unless ``n`` and ``batch_size`` are in 1 … `MOST_IMAGES`.
+        """
+        if not (n <= MOST_IMAGES and batch_size <= MOST_IMAGES):
+            raise UserError(f"cannot draw {n} images in batches of {batch_size}; use {MOST_IMAGES:,} or fewer")
         return torch.cat(list(self.sampler.batches(n, seed, condition, batch_size)))
 
     @torch.no_grad()
@@ -98,3 +109,19 @@ def initializer_sizes(network: Initializer, image_size: int) -> dict[str, Any]:
         "attention_sizes": [image_size >> n for n, group in enumerate(resolutions) if group[0].attention is not None],
         "kernel": network.stem.kernel_size[0],
     }
+
+
+def filled(kind: type[Network], sizes: Mapping[str, Any], state: Mapping[str, Tensor]) -> Network:
+    """A network of these sizes with these weights, in evaluation mode and in the widest type among them.
+
+    What the sizes claim is compared with the weights that are there on tensors without contents, before anything is
+    allocated. Raises `UserError`, KeyError, TypeError, ValueError or RuntimeError where they do not fit.
+    """
+    if sizes["blocks"] > len(state) / len(sizes["multipliers"]):
+        raise ValueError("more blocks than there are tensors")
+    with torch.device("meta"):
+        kind(**sizes).load_state_dict(state, assign=True)
+    network = kind(**sizes)
+    network.to(reduce(torch.promote_types, (value.dtype for value in state.values()), torch.get_default_dtype()))
+    network.load_state_dict(state)
+    return network.eval().requires_grad_(False)

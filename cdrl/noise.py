@@ -20,6 +20,10 @@ from torch import Tensor
 
 from cdrl.errors import UserError
 
+MOST_LEVELS = 10_000
+"""Of a process: each takes a chain, and a row of every meter."""
+_LARGEST_LOGSNR = 80.0
+"""e to this power is a float32."""
 _UNDEFINED = float("nan")
 
 
@@ -30,7 +34,7 @@ class NoiseSchedule:
     Every quantity is a tensor of length levels + 1, indexed by the level ``t``. Those of a transition stand at the
     index of its upper level; at index 0, where no transition ends, they are NaN: a wrong index shows. They are computed
     in float64 and rounded to float32; `to` gives them in another type. Raises `UserError` unless ``logsnr`` decreases
-    strictly; its last value may be −∞, which is noise alone.
+    strictly and is finite; its last value may be −∞, which is noise alone.
     """
 
     logsnr: Tensor
@@ -64,6 +68,9 @@ class NoiseSchedule:
         logsnr = self.logsnr.double().cpu()
         if logsnr.ndim != 1 or len(logsnr) < 2 or not bool((logsnr[1:] < logsnr[:-1]).all()):
             raise UserError("a noise schedule needs at least two levels of strictly decreasing log-SNR")
+        _check_levels(len(logsnr) - 1)
+        if not bool(logsnr[:-1].isfinite().all()):
+            raise UserError("the log-SNRs of a noise schedule must be finite, all but the last")
         alpha, sigma = torch.sigmoid(logsnr).sqrt(), torch.sigmoid(-logsnr).sqrt()
         undefined = logsnr.new_tensor([_UNDEFINED])
 
@@ -108,10 +115,14 @@ class NoiseSchedule:
 
 
 def cosine_logsnr(levels: int = 6, logsnr_max: float = 9.8, logsnr_min: float = -5.1) -> NoiseSchedule:
-    """CDRL's schedule, ``λ(u) = −2 ln tan(A u + B)`` at ``u = t/T`` (Ho & Salimans 2022; Zhu et al. 2024, sec. 3)."""
+    """CDRL's schedule, ``λ(u) = −2 ln tan(A u + B)`` at ``u = t/T`` (Ho & Salimans 2022; Zhu et al. 2024, sec. 3).
+
+    Raises:
+        UserError: ``levels`` is not 1 … `MOST_LEVELS`, or the log-SNRs do not fall within −80 … 80.
+    """
     _check_levels(levels)
-    if not logsnr_max > logsnr_min:
-        raise UserError(f"logsnr_max ({logsnr_max}) must exceed logsnr_min ({logsnr_min})")
+    if not -_LARGEST_LOGSNR <= logsnr_min < logsnr_max <= _LARGEST_LOGSNR:
+        raise UserError(f"logsnr_max ({logsnr_max}) must exceed logsnr_min ({logsnr_min}), both within −80 … 80")
     low, high = math.atan(math.exp(-logsnr_max / 2)), math.atan(math.exp(-logsnr_min / 2))
     angle = torch.linspace(low, high, levels + 1, dtype=torch.float64)
     arguments = {"levels": levels, "logsnr_max": logsnr_max, "logsnr_min": logsnr_min}
@@ -189,8 +200,8 @@ def per_image(values: Tensor) -> Tensor:
     return values[:, None, None, None]
 
 
-def _check_levels(levels: int, most: int | None = None) -> None:
-    if levels < 1:
+def _check_levels(levels: int, most: int = MOST_LEVELS) -> None:
+    if not levels >= 1:
         raise UserError(f"a noise schedule needs at least one transition, not levels={levels}")
-    if most is not None and levels > most:
-        raise UserError(f"this schedule has {most} steps to cut, too few for levels={levels}; use {most} or fewer")
+    if not levels <= most:
+        raise UserError(f"this schedule has room for {most} transitions, not for levels={levels}; use {most} or fewer")

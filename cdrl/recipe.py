@@ -26,6 +26,8 @@ from cdrl.method import Method
 from cdrl.networks import EnergyNet, Initializer
 
 Network = TypeVar("Network", EnergyNet, Initializer)
+MOST_IMAGES = 2**20
+"""In an iteration."""
 
 
 class ImageShape(NamedTuple):
@@ -78,14 +80,21 @@ class Recipe(ABC):
         Raises:
             UserError: settings that do not fit together.
         """
-        if self.shards < 1 or self.batch_size % self.shards:
+        if not 1 <= self.batch_size <= MOST_IMAGES:
+            raise UserError(f"batch_size must be in 1 … {MOST_IMAGES:,}, not {self.batch_size}")
+        if not 1 <= self.shards <= self.batch_size or self.batch_size % self.shards:
             raise UserError(f"a batch of {self.batch_size} images cannot be {self.shards} equal shards")
         if not self.conditional:
             shape = shape._replace(classes=0)
         try:
             with randomness.global_generator(randomness.key(seed, "initial weights"), torch.device("cpu")):
                 return self._build(shape, seed, iterations, torch.device(device), engine)
-        except (AttributeError, TypeError, ValueError) as error:  # a setting of the wrong kind that was not noticed
+        except (
+            AttributeError,
+            TypeError,
+            ValueError,
+            ArithmeticError,
+        ) as error:  # a setting of the wrong kind that was not noticed
             name = self.label or type(self).__name__
             raise UserError(f"method '{name}': {error}; --cfg job shows its settings") from error
 

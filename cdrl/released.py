@@ -8,21 +8,22 @@ without names. The sizes of the networks are told from the shapes. Spectral norm
 
 from __future__ import annotations
 
-import pickle
+import os
 import re
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cdrl.cooperative import Settings
 from cdrl.errors import UserError
 from cdrl.langevin import Langevin
 from cdrl.learner import Optimisation
-from cdrl.model import Model
+from cdrl.model import Model, filled
 from cdrl.networks import EnergyNet, Initializer
 from cdrl.noise import cosine_logsnr
 from cdrl.sampler import Sampler
@@ -44,14 +45,14 @@ _STAGE = {
 """The parts of a residual block and of the attention after it: released name → ours."""
 
 State = Mapping[str, Tensor]
-Network = TypeVar("Network", bound=nn.Module)
 
 
 def load(path: Path | str, weights: str = "ema") -> tuple[EnergyNet, Initializer]:
     """The two networks of an authors' checkpoint, on the CPU in evaluation mode.
 
     Args:
-        path: a ``.pth.tar`` file; read with ``weights_only=True``.
+        path: a ``.pth.tar`` file, which in truth is a zip archive; read with ``weights_only=True``, and only where what
+            it claims to hold is no more than its size.
         weights: "ema", what the published numbers were sampled from, or "live".
 
     Returns:
@@ -63,19 +64,22 @@ def load(path: Path | str, weights: str = "ema") -> tuple[EnergyNet, Initializer
     """
     if weights not in WEIGHTS:
         raise UserError(f"unknown weights '{weights}'; choose one of {', '.join(WEIGHTS)}")
-    content = _read(Path(path))
+    path = Path(path)
+    content = _read(path)
     try:
         energy_state, initializer_state = (_network_state(content, name, weights) for name in ("pi", "p"))
+        held = sum(value.nbytes for state in (energy_state, initializer_state) for value in state.values())
+        if held > path.stat().st_size:  # tensors that repeat one number, or share theirs
+            raise ValueError("its tensors claim more than the file's size")
         sizes = _initializer_sizes(initializer_state)
-        initializer = Initializer(**sizes)
-        initializer.load_state_dict(_initializer_names(initializer_state))
-        energy_net = EnergyNet(image_size=sizes["image_size"], **_energy_sizes(energy_state))
-        energy_net.load_state_dict(_energy_names(energy_state, energy_net.state_dict()))
-    except (KeyError, IndexError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        initializer = filled(Initializer, sizes, _initializer_names(initializer_state))
+        sizes = {"image_size": sizes["image_size"], **_energy_sizes(energy_state)}
+        energy_net = filled(EnergyNet, sizes, _energy_names(energy_state))
+    except (UserError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise UserError(
             f"{path} is no checkpoint of the released CDRL networks ({_brief(error)}); download the authors' file again"
         ) from None
-    return _ready(energy_net), _ready(initializer)
+    return energy_net, initializer
 
 
 def settings() -> Settings:
@@ -115,15 +119,27 @@ def model(path: Path | str, weights: str = "ema", device: torch.device | str = "
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    if not os.path.isfile(path):  # a pipe or a device would be waited for
         raise UserError(f"no file {path}; download the authors' checkpoint and pass its path")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        with path.open("rb") as file:
+            _check_claims(zipfile.ZipFile(file), path.stat().st_size)
+            file.seek(0)
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle can raise anything
         raise UserError(f"{path} cannot be read as a checkpoint ({_brief(error)}); download it again") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no dictionary of networks; pass one of the authors' .pth.tar files")
     return content
+
+
+def _check_claims(archive: zipfile.ZipFile, size: int) -> None:
+    """Raises ValueError where reading would take more memory than the file's ``size``: PyTorch stores, uncompressed."""
+    if sum(entry.file_size for entry in archive.infolist()) > size:
+        raise ValueError("it claims to hold more than its own size")
+    for entry in archive.infolist():
+        if entry.filename.endswith(".pkl") and b"bytearray" in archive.read(entry):  # of any size, in ten bytes
+            raise ValueError("it holds what no checkpoint of tensors needs")
 
 
 def _network_state(content: Mapping[str, Any], network: str, weights: str) -> dict[str, Tensor]:
@@ -153,7 +169,7 @@ def _energy_sizes(state: State) -> dict[str, Any]:
     }
 
 
-def _energy_names(state: State, ours: State) -> dict[str, Tensor]:
+def _energy_names(state: State) -> dict[str, Tensor]:
     """The released energy network's tensors under our names."""
     parts = {"embed_in": "temb_map1", "embed_out": "temb_map2", "embed_label": "y_map", "stem": "module_list.0"}
     numbers = sorted({int(name.split(".")[1]) for name in state if name.endswith(".g")})
@@ -169,7 +185,7 @@ def _energy_names(state: State, ours: State) -> dict[str, Tensor]:
     named |= {f"blocks.{block}.gain": state[f"module_list.{n}.g"].flatten() for block, n in enumerate(numbers)}
     for part, released in parts.items():
         for theirs, mine in _SPECTRAL.items():
-            if f"{part}.{mine}" in ours:
+            if f"{released}.{theirs}" in state:
                 named[f"{part}.{mine}"] = state[f"{released}.{theirs}"]
     return named
 
@@ -179,13 +195,14 @@ def _initializer_sizes(state: State) -> dict[str, Any]:
     resolutions = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("downs."))
     last = {name.split(".")[2] for name in state if re.match(rf"downs\.{resolutions - 1}\.\d+\.conv1\.", name)}
     attended = sorted({int(name.split(".")[1]) for name in state if re.match(r"downs\..*\.to_qkv\.weight", name)})
+    multipliers = tuple(state[f"downs.{n}.0.conv1.weight"].shape[0] // width for n in range(resolutions))
     # Attention is at 16 and 8 pixels: the first resolution that has it is 16 pixels high, unless the images are of 8.
     image_size = 32 if not attended else 8 if attended == [0] and resolutions > 1 else 16 << attended[0]
     return {
         "image_size": image_size,
         "channels": channels,
         "width": width,
-        "multipliers": tuple(state[f"downs.{n}.0.conv1.weight"].shape[0] // width for n in range(resolutions)),
+        "multipliers": multipliers,
         "blocks": len(last),
         "classes": state["y_mlp.0.weight"].shape[1] - 1 if "y_mlp.0.weight" in state else 0,
         "attention_sizes": tuple(image_size >> n for n in attended),
@@ -219,10 +236,6 @@ def _stages(state: State) -> Iterator[tuple[str, str]]:
             module = f"{released}.{resolution}.{place}"
             number += f"{module}.conv1.weight" in state
             yield module, f"{mine}.{number}"
-
-
-def _ready(network: Network) -> Network:
-    return network.eval().requires_grad_(False)
 
 
 def _brief(error: Exception) -> str:

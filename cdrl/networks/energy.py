@@ -17,6 +17,7 @@ DRL's released network has the same convolutions and differs in what surrounds t
 from __future__ import annotations
 
 import itertools
+import math
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -29,6 +30,13 @@ from cdrl.networks.embedding import logsnr_embedding, number_embedding
 from cdrl.networks.spectral import SpectralNorm, spectral_layers
 
 T = TypeVar("T")
+
+LARGEST_IMAGE = 4096
+"""Height and width in pixels."""
+MOST_BLOCKS = 100
+"""At one resolution; the paper has 8."""
+MOST_WEIGHTS = 10**9
+"""Of one network, thirty times the paper's: 4 GB, and 16 GB in training."""
 
 _SLOPE = 0.2
 _NEARLY_CLOSED = 1e-5
@@ -163,7 +171,8 @@ class EnergyNet(nn.Module):
         frequency: standard deviation of the Fourier features' frequencies, in radians per unit of the input.
 
     Raises:
-        UserError: the sizes do not fit together, or ``levels`` do not fall.
+        UserError: the sizes do not fit together or are those of no network that can be trained, or ``levels`` do not
+            fall.
     """
 
     frequencies: Tensor | None
@@ -187,10 +196,11 @@ class EnergyNet(nn.Module):
         frequency: float = 3.0,
     ) -> None:
         super().__init__()
-        check_sizes(image_size, channels, width, multipliers, blocks, classes)
-        if not frequency > 0:
-            raise UserError(f"frequency must be positive, not {frequency}")
-        if not all(after < before for before, after in itertools.pairwise(levels)):
+        check_sizes(image_size, channels, width, multipliers, blocks, classes, kernel, frequencies)
+        if not 0 < frequency <= 1e6:
+            raise UserError(f"frequency must be positive and at most 1,000,000, not {frequency}")
+        falling = all(after < before for before, after in itertools.pairwise(levels))
+        if not falling or not all(math.isfinite(level) for level in levels):
             raise UserError("levels must be log-SNRs that fall from level to level")
         self.image_size, self.channels, self.width, self.classes = image_size, channels, width, classes
         self.frequency = frequency
@@ -383,21 +393,44 @@ def _rounded(tree: T) -> T:
 
 
 def check_sizes(
-    image_size: int, channels: int, width: int, multipliers: tuple[int, ...], blocks: int, classes: int
+    image_size: int,
+    channels: int,
+    width: int,
+    multipliers: tuple[int, ...],
+    blocks: int,
+    classes: int,
+    kernel: int,
+    frequencies: int = 0,
 ) -> None:
-    """Raises `UserError` unless a network of these sizes can be built."""
-    sizes = {"image_size": image_size, "channels": channels, "width": width, "blocks": blocks}
-    for name, value in [*sizes.items(), *(("multipliers", m) for m in multipliers)]:
-        if value < 1:
-            raise UserError(f"{name} must be positive, not {value}")
+    """Raises `UserError` unless a network of these sizes can be built, in the memory of a computer."""
+    # Each size by itself.
+    ranges = [
+        ("image_size", image_size, 1, LARGEST_IMAGE),
+        ("channels", channels, 1, MOST_WEIGHTS),
+        ("width", width, 4, MOST_WEIGHTS),
+        *(("multipliers", multiplier, 1, MOST_WEIGHTS) for multiplier in multipliers),
+        ("blocks", blocks, 1, MOST_BLOCKS),
+        ("classes", classes, 0, MOST_WEIGHTS),
+        ("kernel", kernel, 1, LARGEST_IMAGE),
+        ("frequencies", frequencies, 0, MOST_WEIGHTS),
+    ]
+    for name, value, least, most in ranges:
+        if not (isinstance(value, int) and least <= value <= most):
+            raise UserError(f"{name} must be a whole number in {least} … {most:,}, not {value}")
+    if not kernel % 2:
+        raise UserError(f"kernel must be odd, not {kernel}")
+    if width % 2:
+        raise UserError(f"width must be even, not {width}")
+
+    # How they fit together.
     if not multipliers:
         raise UserError("multipliers must name at least one resolution")
-    if classes < 0:
-        raise UserError(f"classes must be 0 (unconditional) or positive, not {classes}")
-    if width % 2 or width < 4:
-        raise UserError(f"width must be even and at least 4, not {width}")
     if image_size % 2 ** (len(multipliers) - 1):
         raise UserError(f"image_size {image_size} cannot be halved {len(multipliers) - 1} times; use fewer multipliers")
+    weights = 4 * width * (5 * width + classes) + kernel**2 * width * (channels + 2 * frequencies)
+    weights += 2 * blocks * sum((kernel * width * multiplier) ** 2 for multiplier in multipliers)
+    if weights > MOST_WEIGHTS:
+        raise UserError(f"a network of these sizes has about {weights:,} weights; use a smaller width or fewer blocks")
 
 
 def _start_as_glorot(layer: SpectralNorm | nn.Linear) -> None:

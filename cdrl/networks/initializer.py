@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cdrl import randomness
+from cdrl.errors import UserError
 from cdrl.networks.embedding import logsnr_embedding
 from cdrl.networks.energy import check_sizes, convolve
 
@@ -135,7 +136,7 @@ class Initializer(nn.Module):
         kernel: height and width of the convolutions, odd; 1 for points, which are images of one pixel.
 
     Raises:
-        UserError: the sizes do not fit together.
+        UserError: the sizes do not fit together, or are those of no network that can be trained.
     """
 
     def __init__(
@@ -151,7 +152,9 @@ class Initializer(nn.Module):
         kernel: int = 3,
     ) -> None:
         super().__init__()
-        check_sizes(image_size, channels, width, multipliers, blocks, classes)
+        check_sizes(image_size, channels, width, multipliers, blocks, classes, kernel)
+        if not 0 <= dropout < 1:
+            raise UserError(f"dropout must be at least 0 and below 1, not {dropout}")
         self.width, self.classes, self.dropout = width, classes, dropout
         embedding, number = 4 * width, itertools.count()
         self.embed_in = nn.Linear(width, embedding)

@@ -38,8 +38,8 @@ class SpectralNorm(nn.Module):
         self.weight = nn.Parameter(layer.weight.detach().clone())
         self.bias = nn.Parameter(layer.bias.detach().clone())
         matrix = self.weight.detach().flatten(1)
-        self.register_buffer("u", F.normalize(torch.randn(matrix.shape[0], dtype=matrix.dtype), dim=0))
-        self.register_buffer("v", F.normalize(torch.randn(matrix.shape[1], dtype=matrix.dtype), dim=0))
+        self.register_buffer("u", _direction(matrix.shape[0], matrix.dtype))
+        self.register_buffer("v", _direction(matrix.shape[1], matrix.dtype))
         self.settle()
 
     def settle(self) -> None:
@@ -64,6 +64,12 @@ class SpectralNorm(nn.Module):
         """``W / σ``, or ``W / max(σ, 1)`` where bounded, in the weight's own shape; differentiable as `sigma` is."""
         sigma = self.sigma()
         return self.weight / ((sigma + _MARGIN).clamp(min=1.0) if self.bounded else sigma)
+
+
+def _direction(size: int, dtype: torch.dtype) -> Tensor:
+    """A random unit vector; of shapes alone an empty one, for which PyTorch's norms would take seconds to import."""
+    values = torch.empty(size, dtype=dtype)
+    return values if values.is_meta else F.normalize(values.normal_(), dim=0)
 
 
 def iterate_all(module: nn.Module, times: int = 1) -> None:

@@ -67,3 +67,5 @@ def test_mistakes() -> None:
         DDPMSettings("quadratic")
     with pytest.raises(UserError, match="sampling_steps"):
         DDPMSettings(sampling_steps=0)
+    with pytest.raises(UserError, match="diffusion_steps"):
+        DDPMSettings(diffusion_steps=10**9)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import pytest
 import torch
 
@@ -76,3 +79,12 @@ def test_what_it_cannot_do_is_refused() -> None:
         next(short_run().sample(1, 0, conditions.labelled([1])))
     with pytest.raises(UserError, match="at least one step"):
         ShortRunSettings(steps=0)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"steps": 10**9}, {"gain": math.inf}, {"step_noise": 1e20}, {"data_noise": math.nan}, {"energy_weight": -1.0}],
+)
+def test_impossible_settings_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"at most 1,000,000|not (inf|nan|1e\+20|-1\.0)"):
+        ShortRunSettings(**wrong)

@@ -99,6 +99,11 @@ IMAGE, MASK = torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2, dtype=torch.bool)
         lambda: Condition(torch.tensor([[0]]), image=IMAGE, mask=MASK[0]),
         lambda: Condition(torch.tensor([[0]]), image=IMAGE, mask=MASK.float()),
         lambda: Condition(torch.tensor([[0]]), image=IMAGE, mask=MASK, repeats=-1),
+        lambda: Condition(torch.tensor([[0]]), image=IMAGE, mask=MASK, repeats=10**9),
+        lambda: conditions.guided([1, 2], 1e20),
+        lambda: conditions.labelled([2**70]),
+        lambda: conditions.labelled(["cat"]),  # type: ignore[list-item]
+        lambda: conditions.composed([[1, 2], [3]], (1.0, 1.0)),
         lambda: conditions.labelled([1, 2]).batch(torch.tensor([2]), "cpu"),
         lambda: conditions.labelled([1, 2]).check_rows(3),
         lambda: conditions.labelled(torch.tensor([1.0, 2.0])),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -119,7 +120,28 @@ def test_result_carries_no_history(chain: Any) -> None:
     assert not refined.gradient.requires_grad
 
 
-@pytest.mark.parametrize("wrong", [{"steps": -1}, {"step_variance": 0.0}, {"step_multiplier": -2.0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"steps": -1},
+        {"steps": 1.5},
+        {"steps": math.inf},
+        {"steps": 10**9},
+        {"step_variance": 0.0},
+        {"step_variance": math.inf},
+        {"step_multiplier": -2.0},
+        {"step_multiplier": math.nan},
+        {"step_multiplier": 1e20},
+        {"step_multiplier": 1e200},
+        {"noise_scale": math.inf},
+        {"noise_scale": 1e38, "step_variance": 1e6},
+    ],
+)
 def test_impossible_chains_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError):
         Langevin(**wrong)
+
+
+def test_the_widest_chain_has_finite_constants() -> None:
+    constants = langevin.coefficients(SCHEDULE, LEVEL, Langevin(step_variance=1e-2, step_multiplier=1e19))
+    assert all(bool(values.isfinite().all()) for values in constants)

@@ -190,11 +190,32 @@ def test_gradient_through_the_frozen_parts_reaches_every_parameter() -> None:
         {"multipliers": (1, 0)},
         {"blocks": 0},
         {"classes": -1},
+        {"kernel": 2},
+        {"image_size": 10**9},
+        {"width": 8.0},
+        {"width": 20_000},
+        {"multipliers": (1, 10**40)},
+        {"blocks": 10**7},
+        {"classes": 10**9},
+        {"channels": 10**9},
+        {"kernel": 4095},
     ],
 )
 def test_impossible_sizes_are_refused(kind: type[nn.Module], wrong: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=next(iter(wrong))):
+    with pytest.raises(UserError, match=f"{next(iter(wrong))}|of these sizes has about"):
         kind(**{**SMALL, **wrong})
+
+
+@pytest.mark.parametrize("wrong", [{"frequencies": -1}, {"frequencies": 10**12}, {"frequency": math.inf}])
+def test_impossible_features_of_the_input_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        EnergyNet(**SMALL, **wrong)
+
+
+@pytest.mark.parametrize("dropout", [-0.1, 1.0, math.nan])
+def test_a_rate_that_is_none_is_refused(dropout: float) -> None:
+    with pytest.raises(UserError, match="dropout must be"):
+        Initializer(**SMALL, dropout=dropout)
 
 
 def test_points_go_through_matrix_products_with_the_numbers_of_convolutions() -> None:
@@ -261,7 +282,7 @@ def test_a_levels_number_is_found_in_any_type() -> None:
         torch.testing.assert_close(features, expected, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("levels", [(1.0, 2.0), (1.0, 1.0), (float("nan"), 0.0)])
+@pytest.mark.parametrize("levels", [(1.0, 2.0), (1.0, 1.0), (float("nan"), 0.0), (float("inf"),)])
 def test_levels_fall(levels: tuple[float, ...]) -> None:
     with pytest.raises(UserError, match="levels must be log-SNRs that fall"):
         EnergyNet(**SMALL, levels=levels)

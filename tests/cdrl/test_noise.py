@@ -203,6 +203,13 @@ def test_the_partner_of_x_t_is_found_from_x_t(schedule: NoiseSchedule) -> None:
         lambda: NoiseSchedule(torch.tensor([1.0])),
         lambda: NoiseSchedule(torch.ones(2, 2)),
         lambda: NoiseSchedule(torch.tensor([1.0, float("nan")])),
+        lambda: NoiseSchedule(torch.tensor([float("inf"), 1.0])),
+        lambda: NoiseSchedule(torch.arange(20_000.0).flip(0)),
+        lambda: cosine_logsnr(levels=10**9),
+        lambda: cosine_logsnr(levels=float("nan")),  # type: ignore[arg-type]
+        lambda: cosine_logsnr(logsnr_max=float("inf")),
+        lambda: cosine_logsnr(logsnr_min=-2000.0),
+        lambda: linear_beta(levels=10**9),
     ],
 )
 def test_impossible_schedules_are_refused(make: Callable[[], NoiseSchedule]) -> None:

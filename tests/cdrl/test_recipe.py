@@ -184,9 +184,16 @@ def test_settings_of_the_wrong_kind_are_one_line(settings: dict[str, Any], messa
         ({"label_dropout": 2}, "label_dropout must be 0 … 1"),
         ({"energy": None}, "Small"),
         ({"optimisation": None}, "Small"),
-        ({"energy__width": "wide"}, "Small"),
+        ({"energy__width": "wide"}, "width must be a whole number"),
         ({"energy__widht": 8}, "unexpected keyword argument 'widht'"),
         ({"energy__multipliers": [1, 1, 1, 1, 1]}, "cannot be halved"),
+        ({"energy__width": 20_000}, "about"),
+        ({"energy__blocks": 10**7}, "blocks must be"),
+        ({"levels": 10**9}, "room for 10000 transitions"),
+        ({"levels": 10**400}, "room for 10000 transitions"),
+        ({"batch_size": 0}, "batch_size must be"),
+        ({"batch_size": 2**70}, "batch_size must be"),
+        ({"shards": 2**70}, "equal shards"),
     ],
 )
 def test_settings_that_do_not_fit_are_one_line(settings: dict[str, Any], message: str) -> None:
