@@ -53,6 +53,10 @@ def _dtype(*args: Any) -> np.dtype[Any]:
     return kind
 
 
+class _ArrayType:
+    """Stands for numpy's class of arrays, which a pickle names but has no reason to call: it would take any shape."""
+
+
 def _empty_array(subtype: type, shape: tuple[int, ...], code: bytes | str) -> np.ndarray:
     """The empty array that numpy's pickles start from; the state that follows sets shape, dtype and data."""
     return np.ndarray((0,), dtype=np.int8)
@@ -78,7 +82,7 @@ _ADMITTED: dict[str, Any] = {
     "numpy.core.multiarray._reconstruct": _empty_array,
     "numpy.core.multiarray.scalar": _scalar,
     "numpy.core.numeric._frombuffer": _array_from_bytes,
-    "numpy.ndarray": np.ndarray,
+    "numpy.ndarray": _ArrayType,
     "numpy.dtype": _dtype,
     "_codecs.encode": _latin1,
     "collections.OrderedDict": dict,

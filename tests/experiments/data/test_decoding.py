@@ -95,7 +95,7 @@ def test_photographs_are_upright_and_square_in_every_mode(tmp_path: Path) -> Non
 
 def test_labels_are_checked() -> None:
     labels = np.array([0, 9])
-    assert checked_labels(labels, 2, 10, "x") is labels
+    assert checked_labels(labels, 2, 10, "x").tolist() == [0, 9]
     for bad, count, message in ((labels, 3, "2 labels for 3"), (labels, 2, "0 to 9"), (labels - 1, 2, "-1 to 8")):
         with pytest.raises(UserError, match=f"x: .*{message}"):
             checked_labels(bad, count, 9, "x")

@@ -43,10 +43,10 @@ def test_class_folders_become_labels(tmp_path: Path, pixels: Callable[..., np.nd
 def test_central_square_and_grey(tmp_path: Path) -> None:
     image = np.zeros((20, 40, 3), np.uint8)
     image[:, 10:30] = 200
-    for name in ("a.png", "b.png"):
-        Image.fromarray(image).save(tmp_path / name)
+    for name in "abcd":
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
     loaded = load("folder", "train", tmp_path, image_size=4, channels=1)
-    assert loaded.images.shape == (1, 4, 4, 1)
+    assert loaded.images.shape == (2, 4, 4, 1)
     assert (loaded.images == 200).all()
 
 
@@ -55,8 +55,8 @@ def test_orientation_of_photographs_is_respected(tmp_path: Path) -> None:
     image[:8] = 255
     exif = Image.Exif()
     exif[0x0112] = 3  # the camera was held upside down
-    for name in ("a.png", "b.png"):
-        Image.fromarray(image).save(tmp_path / name, exif=exif)
+    for name in "abcd":
+        Image.fromarray(image).save(tmp_path / f"{name}.png", exif=exif)
     loaded = load("folder", "train", tmp_path, image_size=16)
     assert (loaded.images[0, :8] == 0).all()
 
@@ -75,7 +75,7 @@ def test_held_out_images_stay_when_others_come(
 def test_pictures_beside_class_folders_are_refused(
     tmp_path: Path, pixels: Callable[..., np.ndarray], write_images: Callable
 ) -> None:
-    write_images(tmp_path, pixels(2, 8), ["stray.png", "other.png"])
+    write_images(tmp_path, pixels(4, 8), ["stray.png", "other.png", "x.png", "y.png"])
     (tmp_path / "notes").mkdir()
     assert load("folder", "train", tmp_path, image_size=8).classes == 0, "a folder without pictures is no class"
     write_images(tmp_path / "cats", pixels(2, 8), ["a.png", "b.png"])
@@ -112,14 +112,17 @@ def test_links_are_followed_and_broken_ones_named(
 
 
 def test_a_name_of_another_alphabet(tmp_path: Path, pixels: Callable[..., np.ndarray], write_images: Callable) -> None:
-    write_images(tmp_path, pixels(2, 8), ["a.png", "b.png"])
-    (tmp_path / "b.png").rename(tmp_path / os.fsdecode(b"Mu\xf1oz.png"))
-    assert [len(load("folder", split, tmp_path, image_size=8)) for split in ("train", "test")] == [1, 1]
+    write_images(tmp_path / "bus", pixels(4, 8), ["a.png", "b.png", "c.png", "d.png"])
+    (tmp_path / "bus" / "b.png").rename(tmp_path / "bus" / os.fsdecode(b"Mu\xf1oz.png"))
+    (tmp_path / "bus").rename(tmp_path / os.fsdecode(b"a\xf1o"))
+    parts = [load("folder", split, tmp_path, image_size=8) for split in ("train", "test")]
+    assert [len(part) for part in parts] == [2, 2]
+    assert parts[0].class_names == ("a\\xf1o",), "can be written anywhere"
 
 
 def test_bad_folders_are_explained(tmp_path: Path, pixels: Callable[..., np.ndarray], write_images: Callable) -> None:
-    write_images(tmp_path / "one", pixels(1, 8), ["a.png"])
-    with pytest.raises(UserError, match="one image only"):
+    write_images(tmp_path / "one", pixels(3, 8), ["a.png", "c.png", "d.png"])
+    with pytest.raises(UserError, match="one holds 3 images; give at least 4"):
         load("folder", "train", tmp_path / "one")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty: a class folder without images"):
