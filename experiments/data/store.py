@@ -12,8 +12,10 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
@@ -136,6 +138,8 @@ def _write_entry(folder: Path, recipe: Recipe, title: str, expected: str | None)
     def allocate(count: int, size: int, channels: int) -> NDArray[np.uint8]:
         shape = (count, size, size, channels)
         try:
+            if math.prod(shape) > sys.maxsize:
+                raise OverflowError("more than a file can hold")
             array = np.lib.format.open_memmap(pixels, mode="w+", dtype=np.uint8, shape=shape)
             _reserve(pixels, array.offset)
         except (OSError, OverflowError, ValueError) as error:
