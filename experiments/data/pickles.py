@@ -33,8 +33,12 @@ def load_batch(path: Path) -> dict[str, Any]:
     return {key.decode() if isinstance(key, bytes) else str(key): value for key, value in content.items()}
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Finds the constructors of arrays, under numpy's old and new module names."""
+class _PlainUnpickler(pickle._Unpickler):
+    """Finds the constructors of arrays, under numpy's old and new module names.
+
+    The one in Python, not in C, which makes room for every object that a pickle says it will number: a few bytes could
+    ask for all memory.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         admitted = _ADMITTED.get(f"{module.replace('numpy._core', 'numpy.core')}.{name}")

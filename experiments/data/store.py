@@ -197,7 +197,10 @@ def _reserve(path: Path, start: int) -> None:
 def _clear_drafts(folder: Path) -> None:
     """Remove what dead processes left: a draft is made under its entry's lock, which nobody alive holds then."""
     for draft in folder.parent.glob(f"{_DRAFT}*"):
-        entry = folder.with_name(draft.name.removeprefix(_DRAFT).rpartition("-")[0])
+        name = draft.name.removeprefix(_DRAFT).rpartition("-")[0]
+        if not name:  # of a version that named no entry
+            continue
+        entry = folder.with_name(name)
         with suppress(UserError), nullcontext() if entry == folder else exclusive(_lock(entry), entry.name, wait=0.0):
             shutil.rmtree(draft, ignore_errors=True)
 

@@ -207,6 +207,15 @@ def test_class_folders_must_be_all_there(
         load("imagenet32", "train", tmp_path)
 
 
+def test_class_folders_are_those_of_training(
+    tmp_path: Path, pixels: Callable[..., np.ndarray], write_images: Callable
+) -> None:
+    write_images(tmp_path / "train" / "n01", pixels(1, 64), ["a.png"])
+    write_images(tmp_path / "val" / "n02", pixels(1, 64), ["a.png"])
+    with pytest.raises(UserError, match=r"n01 is a class of .*train or .*val alone"):
+        load("imagenet32", "test", tmp_path)
+
+
 def test_stand_in_from_parquet(tmp_path: Path, pixels: Callable[..., np.ndarray], write_parquet: Callable) -> None:
     images = pixels(2, 64)
     write_parquet(tmp_path / "validation-00000-of-00001.parquet", images, [5, 199])
