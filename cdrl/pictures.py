@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,11 @@ from cdrl.errors import UserError
 
 Transform = Callable[[Image.Image], Image.Image]
 """From the decoded image to one of the wanted size; raises `WrongImage` for an image it cannot take."""
+
+MAX_PIXELS = 2**26
+"""Of a picture that is read: a small file may claim any number, and Pillow takes up to 12 bytes for each."""
+_LARGE = 2**24  # pixels from which on only so many pictures are decoded at a time, whoever asks
+_large_at_once = threading.BoundedSemaphore(2)
 
 
 def scale(stored: Tensor) -> Tensor:
@@ -64,11 +71,18 @@ def picture(where: str, data: bytes | Path, mode: str, transform: Transform) -> 
         transform: applied in that mode.
 
     Raises:
-        UserError: it is not there, no image, or one that ``transform`` cannot take.
+        UserError: it is not there, no image, larger than `MAX_PIXELS`, or one that ``transform`` cannot take.
     """
+    if isinstance(data, Path) and data.exists() and not data.is_file():  # a pipe would be waited for
+        raise UserError(f"{where} is no file; give the path of a picture")
     try:
         with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
-            return transform(_in_eight_bits(image, mode))
+            pixels = image.width * image.height
+            if pixels > MAX_PIXELS:
+                size = f"{image.width}x{image.height}"
+                raise WrongImage(f"image is {size}, and at most {MAX_PIXELS:,} pixels are read; make it smaller")
+            with _large_at_once if pixels > _LARGE else nullcontext():
+                return transform(_in_eight_bits(image, mode))
     except WrongImage as error:
         raise UserError(f"{where}: {error}") from error
     except FileNotFoundError as error:
@@ -89,6 +103,9 @@ def _in_eight_bits(image: Image.Image, mode: str) -> Image.Image:
     elif "A" in image.getbands() or "transparency" in image.info:
         colours = image.convert("RGBA")
         plain = Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours)
+    elif image.mode == mode:
+        image.load()
+        return image
     else:
         return image.convert(mode)
     if "exif" in image.info:
@@ -98,7 +115,8 @@ def _in_eight_bits(image: Image.Image, mode: str) -> Image.Image:
 
 def upright(image: Image.Image) -> Image.Image:
     """Turned as its camera held it."""
-    return ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)
+    return image
 
 
 def central_square(

@@ -9,10 +9,11 @@ may hear of it with `listening`; otherwise a terminal shows a bar, and anything 
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 
@@ -30,6 +31,7 @@ OnProgress = Callable[[float, str], object]
 _SECONDS_BETWEEN_REPORTS = 0.25
 _SECONDS_BETWEEN_LINES = 10.0
 _LEASE = 60.0  # seconds without a sign of life after which an owner on another machine counts as dead
+_NAMELESS = 5.0  # seconds for which a lock that names nobody is waited for; the library takes it after two
 
 _listener: ContextVar[OnProgress | None] = ContextVar("listener", default=None)
 
@@ -92,7 +94,8 @@ def exclusive(
     """Only one process at a time is inside, on all machines that share the folder; the others wait.
 
     The place of an owner that died is taken at once on its own machine, and after a minute without a sign of life on
-    another. Works on file systems without flock.
+    another; a lock that names nobody, as of one that died while it made it, is taken in seconds. Works on file systems
+    without flock.
 
     Args:
         path: the lock's file; gone afterwards.
@@ -105,17 +108,29 @@ def exclusive(
         UserError: the folder cannot be written, or another process is still inside after ``wait``.
     """
     lock, said = SoftFileLease(path, lease_duration=_LEASE, on_compromise=lambda _: on_lost()), False
+    nameless_since = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         while not lock.is_locked:
             try:
-                lock.acquire(timeout=2 * _SECONDS_BETWEEN_REPORTS if wait is None else wait)
+                lock.acquire(timeout=2 * _SECONDS_BETWEEN_REPORTS if wait is None or nameless_since else wait)
             except Timeout:
-                if wait is not None:
-                    raise UserError(f"another process is working on {title}; wait for it or stop it") from None
                 owner = lock.owner
-                if owner is not None and (_listener.get() is not None or not said):
-                    announce(f"waiting for {title} (made by {owner.hostname}, process {owner.pid})")
+                if owner is not None:
+                    nameless_since, whom = None, f"made by {owner.hostname}, process {owner.pid}"
+                    if wait is not None:
+                        raise UserError(f"another process is working on {title}; wait for it or stop it") from None
+                elif path.exists():
+                    # Nobody is said to be at work who cannot be named. The library takes what is no lock of its own
+                    # in seconds, but never an empty file: its owner might be about to write. After a minute it is not.
+                    nameless_since, whom = nameless_since or time.monotonic(), f"{path} names no process"
+                    _spoil(path)
+                    if time.monotonic() - nameless_since > _NAMELESS + (_LEASE if wait is None else 0):
+                        raise UserError(f"{path} is no lock of any process; delete it or try in a minute") from None
+                else:
+                    continue
+                if _listener.get() is not None or not said:
+                    announce(f"waiting for {title} ({whom})")
                     said = True
     except OSError as error:
         raise UserError(f"cannot write to {path.parent} ({error.strerror}); {remedy}") from error
@@ -123,3 +138,15 @@ def exclusive(
         yield
     finally:
         lock.release()
+
+
+def _spoil(path: Path) -> None:
+    """Make an old empty lock one that nobody can hold. Written to the very file that was looked at."""
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            status = os.fstat(descriptor)
+            if status.st_size == 0 and time.time() - status.st_mtime > _LEASE:
+                os.write(descriptor, b"nobody\n")
+        finally:
+            os.close(descriptor)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -74,50 +76,138 @@ def bilinear(stored: int, size: int) -> Transform:
     return lambda image: check(image).resize((size, size), Image.Resampling.BILINEAR)
 
 
-def checked_labels(labels: NDArray[np.int64], count: int, classes: int, where: object) -> NDArray[np.int64]:
-    """The labels, if there is one per image and all are in 0 … classes − 1; else `UserError` naming ``where``."""
-    if len(labels) != count:
-        raise UserError(f"{where}: {len(labels)} labels for {count} images; the copy is incomplete, get it again")
-    if count and (labels.min() < 0 or labels.max() >= classes):
-        low, high = labels.min(), labels.max()
+def checked_labels(labels: object, count: int, classes: int, where: object) -> NDArray[np.int64]:
+    """Labels ``(count,)`` in 0 … classes − 1, from what a file holds; else `UserError` naming ``where``."""
+    checked = whole_numbers(labels, where)
+    if len(checked) != count:
+        raise UserError(f"{where}: {len(checked)} labels for {count} images; the copy is incomplete, get it again")
+    if count and (checked.min() < 0 or checked.max() >= classes):
+        low, high = checked.min(), checked.max()
         raise UserError(f"{where}: labels run from {low} to {high}, expected 0 to {classes - 1}; wrong data set?")
-    return labels
+    return checked
+
+
+def whole_numbers(values: object, where: object) -> NDArray[np.int64]:
+    """Numbers ``(n,)`` from a list or array, of any shape in which they lie one after another.
+
+    Raises:
+        UserError: naming ``where``, for fractions (nothing is rounded), words, lists of unequal length, or anything
+            else that is not n whole numbers of 64 bits.
+    """
+    # A list is looked at before numpy makes an array of it: lists in lists can stand for more than memory holds.
+    if isinstance(values, list | tuple):
+        whole = all(type(value) is int or isinstance(value, np.integer) for value in values)
+        values = np.array(values, dtype=np.int64) if whole and _in_64_bits(values) else None
+    if isinstance(values, np.ndarray) and values.dtype.kind in "iu" and values.size == max(values.shape, default=0):
+        if values.dtype == np.int64:
+            return values.ravel()
+        if not values.size or _in_64_bits([int(values.max())]):
+            return values.astype(np.int64).ravel()
+    raise UserError(f"{where}: labels are no list of whole numbers; get it again")
+
+
+def _in_64_bits(values: Sequence[int]) -> bool:
+    return all(-(2**63) <= value < 2**63 for value in values)
 
 
 # Folders of image files, flat or one subfolder per class.
 
 
-def images_below(folder: Path, above: frozenset[Path] = frozenset()) -> list[Path]:
-    """Every image file below ``folder``, sorted by path; hidden files and folders are left out.
+@dataclass(frozen=True)
+class Listing:
+    """What lies in a folder, each sorted by path; what is hidden does not count.
 
-    Links to folders are followed, but not to one of the folders ``above``.
+    Attributes:
+        images: files with a picture's suffix.
+        folders: subfolders.
+        others: files that are no pictures by their names.
     """
-    above |= {folder.resolve()}
-    below = [path for path in class_folders(folder) if path.resolve() not in above]
-    return sorted([*images_in(folder), *(image for path in below for image in images_below(path, above))])
+
+    images: list[Path]
+    folders: list[Path]
+    others: list[Path]
+
+
+def listing(folder: Path) -> Listing:
+    """Look into a folder; links are followed.
+
+    Raises:
+        UserError: the folder cannot be read; or, naming it, a link that leads nowhere (it may be a class) or a pipe,
+            socket or device with a picture's name (it would be waited for).
+    """
+    images, folders, others = [], [], []
+    try:
+        items = sorted(os.scandir(folder), key=lambda item: item.name)
+    except OSError as error:
+        raise UserError(f"cannot read folder {folder} ({error.strerror}); mend that or name another") from error
+    for item in items:
+        path = Path(item.path)
+        if item.name.startswith("."):
+            continue
+        if item.is_symlink() and (wrong := _broken(path)):
+            raise UserError(f"{path} is a link {wrong}; bring that back or take the link away")
+        if item.is_dir():
+            folders.append(path)
+        elif path.suffix.lower() not in _SUFFIXES:
+            others.append(path)
+        elif item.is_file():
+            images.append(path)
+        else:
+            raise UserError(f"{path} is a pipe, socket or device and no image file; take it out")
+    return Listing(images, folders, others)
+
+
+def _broken(link: Path) -> str:
+    """Where a link leads, if that is nowhere."""
+    try:
+        link.stat()
+    except FileNotFoundError:
+        return "to a file that is not there"
+    except OSError as error:
+        return "in a loop of links" if error.errno == errno.ELOOP else f"that cannot be followed ({error.strerror})"
+    return ""
+
+
+def images_below(folder: Path, seen: set[Path] | None = None, others: list[Path] | None = None) -> list[Path]:
+    """Every image file below ``folder``, sorted by path; see `listing`, also for the errors.
+
+    Links to folders are followed, but each folder is read once, and none that this one lies in.
+
+    Args:
+        folder: where to look.
+        seen: folders that are not read, as they are without links; those that are read join them.
+        others: is given the files that are passed over.
+    """
+    real = folder.resolve()
+    seen = {*real.parents} if seen is None else seen
+    if real in seen:
+        return []
+    seen.add(real)
+    here = listing(folder)
+    if others is not None:
+        others += here.others
+    below = [image for path in here.folders for image in images_below(path, seen, others)]
+    return sorted([*here.images, *below])
 
 
 def images_in(folder: Path) -> list[Path]:
-    """The image files in ``folder`` itself, sorted. Raises `UserError` for a link to a file that is not there."""
-    images = []
-    for item in os.scandir(folder):
-        if item.name.startswith(".") or os.path.splitext(item.name)[1].lower() not in _SUFFIXES or item.is_dir():
-            continue
-        if not item.is_file():
-            raise UserError(f"{item.path} is a link to a file that is not there; bring it back or take the link away")
-        images.append(Path(item.path))
-    return sorted(images)
+    """The image files in ``folder`` itself, sorted; see `listing`."""
+    return listing(folder).images
 
 
 def class_folders(folder: Path) -> list[Path]:
-    """The subfolders of ``folder``, sorted by name: class c is the c-th."""
-    return sorted(Path(item.path) for item in os.scandir(folder) if item.is_dir() and not item.name.startswith("."))
+    """The subfolders of ``folder``, sorted by name: class c is the c-th; see `listing`."""
+    return listing(folder).folders
 
 
-def by_class(folders: Sequence[Path]) -> Iterator[tuple[int, Path]]:
-    """``(class, file)`` of every image below the class folders; an empty class is an error."""
+def by_class(folders: Sequence[Path], others: list[Path] | None = None) -> Iterator[tuple[int, Path]]:
+    """``(class, file)`` of every image below the class folders; an empty class is an error.
+
+    ``others`` as in `images_below`.
+    """
     for label, folder in enumerate(folders):
-        files = images_below(folder)
+        real = folder.resolve()
+        files = images_below(folder, {folder.parent.resolve(), *real.parents}, others)
         if not files:
             raise UserError(f"{folder}: a class folder without images; fill it or remove it")
         yield from ((label, path) for path in files)
@@ -126,3 +216,16 @@ def by_class(folders: Sequence[Path]) -> Iterator[tuple[int, Path]]:
 def encoded(paths: Sequence[Path]) -> Iterator[Encoded]:
     """The files as `fill` takes them."""
     return ((str(path), path) for path in paths)
+
+
+# Small files that say what images are.
+
+
+def text(path: Path, needed_for: str) -> str:
+    """A file of text. Raises `UserError` where it is not there, cannot be read or is no UTF-8."""
+    if not path.is_file():  # a pipe would be waited for
+        raise UserError(f"{path} is missing; {needed_for}")
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable as text ({error}); {needed_for}") from error

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cdrl.errors import UserError
 from cdrl.pictures import Transform
-from experiments.data.decoding import Encoded, checked_labels, fill
+from experiments.data.decoding import Encoded, checked_labels, fill, whole_numbers
 from experiments.data.store import Allocate, Decoded
 
 _PREFIXES = {"train": ("train",), "test": ("test", "validation", "valid", "val")}
@@ -26,7 +26,8 @@ def shards(root: Path, split: str) -> list[Path]:
     """
     for folder in (root, root / "data"):
         for prefix in _PREFIXES[split]:
-            paths = sorted({*folder.glob(f"{prefix}-*.parquet"), *folder.glob(f"{prefix}.parquet")})
+            named = {*folder.glob(f"{prefix}-*.parquet"), *folder.glob(f"{prefix}.parquet")}
+            paths = sorted(path for path in named if path.is_file())
             if paths:
                 # A name such as train-00000-of-00005 promises how many shards there are.
                 stem, separator, total = paths[0].stem.rpartition("-of-")
@@ -72,7 +73,8 @@ def labels(paths: Sequence[Path], *columns: str) -> NDArray[np.int64]:
     for path in paths:
         file, column = _open(path), _column(path, columns)
         with _named_errors(path, f"column {column!r} is no list of labels"):
-            parts.append(np.asarray(file.read(columns=[column]).column(column).to_numpy(), dtype=np.int64))
+            values = file.read(columns=[column]).column(column).to_numpy()
+        parts.append(whole_numbers(values, f"{path}, column {column!r}"))
     return np.concatenate(parts)
 
 

@@ -33,8 +33,12 @@ def load_batch(path: Path) -> dict[str, Any]:
     return {key.decode() if isinstance(key, bytes) else str(key): value for key, value in content.items()}
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Finds the constructors of arrays, under numpy's old and new module names."""
+class _PlainUnpickler(pickle._Unpickler):
+    """Finds the constructors of arrays, under numpy's old and new module names.
+
+    The one in Python, not in C, which makes room for every object that a pickle says it will number: a few bytes could
+    ask for all memory.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         admitted = _ADMITTED.get(f"{module.replace('numpy._core', 'numpy.core')}.{name}")
@@ -51,6 +55,10 @@ def _dtype(*args: Any) -> np.dtype[Any]:
     if kind.kind not in "biuf":
         raise pickle.UnpicklingError(f"it holds an array of {kind}")
     return kind
+
+
+class _ArrayType:
+    """Stands for numpy's class of arrays, which a pickle names but has no reason to call: it would take any shape."""
 
 
 def _empty_array(subtype: type, shape: tuple[int, ...], code: bytes | str) -> np.ndarray:
@@ -78,7 +86,7 @@ _ADMITTED: dict[str, Any] = {
     "numpy.core.multiarray._reconstruct": _empty_array,
     "numpy.core.multiarray.scalar": _scalar,
     "numpy.core.numeric._frombuffer": _array_from_bytes,
-    "numpy.ndarray": np.ndarray,
+    "numpy.ndarray": _ArrayType,
     "numpy.dtype": _dtype,
     "_codecs.encode": _latin1,
     "collections.OrderedDict": dict,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cdrl.errors import UserError
+from experiments import checks
 from experiments.data.images import ImageSet
 from experiments.data.store import Recipe, entry_folder, materialise, open_entry, verify
 
@@ -74,14 +75,17 @@ class DataSet:
         return self.find(place, split, **options)
 
     def check(self, split: str, options: Mapping[str, Any]) -> None:
-        """Raises `UserError` unless there are such a split and such options."""
+        """Raises `UserError` unless there are such a split and such options, of the kind of their defaults."""
         if split not in self.splits:
             raise UserError(f"data set {self.name} has no split {split!r}; it has {', '.join(self.splits)}")
-        accepted = tuple(inspect.signature(self.find).parameters)[2:]
-        for option in options:
+        accepted = dict(list(inspect.signature(self.find).parameters.items())[2:])
+        for option, value in options.items():
             if option not in accepted:
                 its = ", ".join(accepted) or "none"
                 raise UserError(f"data set {self.name} has no option {option!r}; its options: {its}")
+            if value is None:
+                raise UserError(f"data.options.{option} is null; give a value such as {accepted[option].default}")
+            checks.like(f"data.options.{option}", value, accepted[option].default)
 
 
 def data_set(name: str, **facts: Any) -> Callable[[Find], Find]:

@@ -1,20 +1,24 @@
 """Decoded data sets on disk: one process decodes, all map the result from then on.
 
 An entry is a folder ``<cache>/decoded/<name>-<split>-<key>/`` with ``images.npy``, optionally ``labels.npy`` and
-``attributes.npy``, and ``meta.json`` (names, source, checksums, size and time of the image file). Its key is a hash of
-the source files' names, sizes and times and of the options, so that a changed source is decoded anew. It is written
-under a temporary name and renamed, so that what exists is complete. What does not fit its checksum is decoded anew;
-the images are hashed only where the file's size or time has changed.
+``attributes.npy``, and ``meta.json`` (names, source, checksums). Its key is a hash of the source files' names, sizes
+and times and of the options, so that a changed source is decoded anew. It is written as a draft, under the entry's
+lock, and renamed, so that what exists is complete. Every array is hashed each time it is opened (some 1.5 GB a second);
+what does not fit its checksum is decoded anew, whatever its size and time say.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import math
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +34,8 @@ from experiments.progress import announce, exclusive
 Allocate = Callable[[int, int, int], NDArray[np.uint8]]
 """``(count, size, channels)`` -> a zeroed uint8 NHWC array to fill."""
 
+_REMEDY = "set data.data_cache"
+_DRAFT, _BLOCK = ".draft-", 1 << 20
 _VERSION = 2  # of decoding and of what is kept: raise it when the same files would give others
 
 
@@ -71,11 +77,12 @@ def materialise(recipe: Recipe, cache: Path, name: str, split: str, expected: st
     folder, title = entry_folder(recipe, cache, name, split), f"data set {name} ({split})"
     images = open_entry(folder, name, split)
     if images is None:
-        if folder.exists():
-            announce(f"the decoded images in {folder} are damaged; they are decoded again")
-        with exclusive(folder.with_name(f"{folder.name}.lock"), title, "set data.data_cache"):
+        with exclusive(_lock(folder), title, _REMEDY):
             images = open_entry(folder, name, split)  # another process may have decoded it meanwhile
             if images is None:
+                if folder.exists():
+                    announce(f"the decoded images in {folder} are damaged; they are decoded again")
+                _clear_drafts(folder)
                 _write_entry(folder, recipe, title, expected)
                 images = open_entry(folder, name, split)
     if images is None:
@@ -101,14 +108,13 @@ def open_entry(folder: Path, name: str, split: str) -> ImageSet | None:
     """Map a kept entry; None if there is none or it is not what was written."""
     try:
         record = json.loads((folder / "meta.json").read_text())
-        meta, pixels = record["meta"], folder / "images.npy"
+        meta = record["meta"]
         # Mode "c" (private writable) shares pages like "r" does, and torch takes only writable arrays.
-        images = np.load(pixels, mmap_mode="c", allow_pickle=False)
-        moved = [*_stamp(pixels)] != meta["stamp"]
+        images = np.load(folder / "images.npy", mmap_mode="c", allow_pickle=False)
         if (
             record["sha256"] != _digest(meta)
             or list(images.shape) != meta["shape"]
-            or (moved and pixel_checksum(images) != meta["checksum"])
+            or pixel_checksum(images) != meta["checksum"]
             or any(sha256(folder / f"{key}.npy") != checksum for key, checksum in meta["rows"].items())
         ):
             return None
@@ -117,21 +123,29 @@ def open_entry(folder: Path, name: str, split: str) -> ImageSet | None:
             images, rows.get("labels"), name, split, meta["source"], tuple(meta["class_names"]),
             rows.get("attributes"), tuple(meta["attribute_names"]), meta["comparable"], meta["checksum"],
         )  # fmt: skip
-    except (OSError, ValueError, KeyError, EOFError, TypeError):
+    except Exception:  # a damaged file can be anything, and is made again whatever it is
         return None
 
 
 def _write_entry(folder: Path, recipe: Recipe, title: str, expected: str | None) -> None:
-    """Decode into a folder of another name, then rename it."""
+    """Decode into a draft, then rename it."""
     try:
-        draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=folder.parent))
+        draft = Path(tempfile.mkdtemp(prefix=f"{_DRAFT}{folder.name}-", dir=folder.parent))
     except OSError as error:
-        raise UserError(f"cannot write decoded data to {folder.parent} ({error}); set data.data_cache") from error
-    pixels = draft / "images.npy"
+        raise UserError(f"cannot write decoded data to {folder.parent} ({error}); {_REMEDY}") from error
+    pixels, aside = draft / "images.npy", draft.with_name(f"{draft.name}0")
 
     def allocate(count: int, size: int, channels: int) -> NDArray[np.uint8]:
         shape = (count, size, size, channels)
-        return np.lib.format.open_memmap(pixels, mode="w+", dtype=np.uint8, shape=shape)
+        try:
+            if math.prod(shape) > sys.maxsize:
+                raise OverflowError("more than a file can hold")
+            array = np.lib.format.open_memmap(pixels, mode="w+", dtype=np.uint8, shape=shape)
+            _reserve(pixels, array.offset)
+        except (OSError, OverflowError, ValueError) as error:
+            what = f"{title}: no room for {count:,} images of {size}x{size} pixels in {folder.parent} ({error})"
+            raise UserError(f"{what}; free some space or {_REMEDY}") from error
+        return array
 
     try:
         rest = recipe.decode(allocate)
@@ -145,16 +159,54 @@ def _write_entry(folder: Path, recipe: Recipe, title: str, expected: str | None)
                 rows[key] = sha256(draft / f"{key}.npy")
         meta = {
             "source": rest.source or recipe.source, "checksum": checksum, "shape": images.shape,
-            "stamp": _stamp(pixels), "rows": rows, "class_names": rest.class_names,
-            "attribute_names": rest.attribute_names, "comparable": recipe.comparable,
+            "rows": rows, "class_names": rest.class_names, "attribute_names": rest.attribute_names,
+            "comparable": recipe.comparable,
         }  # fmt: skip
         write_json(draft / "meta.json", {"meta": meta, "sha256": _digest(meta)})
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(draft, folder)
+        # What lies there is damaged and goes aside, with a draft's name. Should another process have put a whole entry
+        # there meanwhile, because this one was stopped for so long that its lock was taken over, that one is as good.
+        with suppress(FileNotFoundError):
+            os.rename(folder, aside)
+        try:
+            os.rename(draft, folder)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
     except OSError as error:
-        raise UserError(f"{title}: {error}; free some space or set data.data_cache") from error
+        raise UserError(f"{title}: {error}; free some space or {_REMEDY}") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _reserve(path: Path, start: int) -> None:
+    """Give a sparse file its room now, from byte ``start`` on: where the disk is full, writing to a map of it would be
+    a bus error."""
+    with path.open("r+b") as file:
+        size = path.stat().st_size
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except (AttributeError, OSError) as error:  # no such call on this system, or in this file system
+            if isinstance(error, OSError) and error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+                raise
+            file.seek(start)
+            while (left := size - file.tell()) > 0:
+                file.write(bytes(min(left, _BLOCK)))
+
+
+def _clear_drafts(folder: Path) -> None:
+    """Remove what dead processes left: a draft is made under its entry's lock, which nobody alive holds then."""
+    for draft in folder.parent.glob(f"{_DRAFT}*"):
+        name = draft.name.removeprefix(_DRAFT).rpartition("-")[0]
+        if not name:  # of a version that named no entry
+            continue
+        entry = folder.with_name(name)
+        with suppress(UserError), nullcontext() if entry == folder else exclusive(_lock(entry), entry.name, wait=0.0):
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def _lock(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.lock")
 
 
 def _digest(value: Any) -> str:

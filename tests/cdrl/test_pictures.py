@@ -1,11 +1,21 @@
-"""Stored pixels and networks' images: an exact pair, half to even."""
+"""Stored pixels and networks' images: an exact pair, half to even. Bounds of what is read."""
 
 from __future__ import annotations
 
-import numpy as np
-import torch
+import io
+import os
+import struct
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
-from cdrl.pictures import scale, to_float, to_uint8
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cdrl.errors import UserError
+from cdrl.pictures import mask_from_picture, photograph, picture, scale, to_float, to_uint8, upright
 
 
 def test_every_value_comes_back() -> None:
@@ -35,3 +45,48 @@ def test_scale_leaves_its_input_alone() -> None:
     stored = torch.tensor([0, 255], dtype=torch.uint8)
     scale(stored)
     assert stored.tolist() == [0, 255]
+
+
+def _claiming(path: Path, width: int, height: int) -> Path:
+    """A small PNG whose header says that it is so large."""
+    buffer = io.BytesIO()
+    Image.new("L", (1, 1)).save(buffer, "PNG")
+    data = bytearray(buffer.getvalue())
+    data[16:24] = struct.pack(">II", width, height)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_pixels_are_counted_before_they_are_decoded(tmp_path: Path) -> None:
+    bomb = _claiming(tmp_path / "bomb.png", 13000, 13000)
+    with pytest.raises(UserError, match=r"bomb\.png: image is 13000x13000, and at most 67,108,864 pixels are read"):
+        picture(str(bomb), bomb, "RGB", photograph(32))
+    with pytest.raises(UserError, match="at most 67,108,864 pixels"):
+        picture("bytes", bomb.read_bytes(), "RGB", photograph(32))
+    with pytest.raises(UserError, match=r"bomb\.png: image is 13000x13000"):
+        mask_from_picture(bomb, (32, 32), 32)
+    widest = _claiming(tmp_path / "widest.png", 2**31 - 1, 2**31 - 1)
+    with pytest.raises(UserError, match=r"widest\.png: "):
+        picture(str(widest), widest, "RGB", photograph(32))
+
+
+def test_large_pictures_are_decoded(tmp_path: Path) -> None:
+    """Beyond the size from which on only two are decoded at a time; more of them than two."""
+    Image.new("L", (2**13, 2**11 + 1), 200).save(tmp_path / "large.png")
+    with ThreadPoolExecutor(3) as pool:
+        shown = list(pool.map(lambda name: picture(name, tmp_path / "large.png", "L", photograph(2)), "abc"))
+    assert [np.asarray(image).tolist() for image in shown] == [[[200, 200], [200, 200]]] * 3
+
+
+@pytest.mark.timeout(60)
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    pipe = tmp_path / "x.png"
+    os.mkfifo(pipe)
+    with pytest.raises(UserError, match=r"x\.png is no file"):
+        picture(str(pipe), pipe, "L", upright)
+    with pytest.raises(UserError, match=r"there is no mask"):
+        mask_from_picture(pipe, (8, 8), 8)
+    with pytest.raises(UserError, match="is no file"):
+        picture(str(tmp_path), tmp_path, "L", upright)

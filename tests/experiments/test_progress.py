@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -93,6 +97,69 @@ def test_a_dead_owner_is_taken_over(tmp_path: Path) -> None:
     start = time.monotonic()
     with exclusive(tmp_path / "lock", "the thing"):
         assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize(("content", "age"), [(b"", 120), (b"nobody", 0), (b"\xff" * 2000, 0), (b"1 2 3\n", 120)])
+@pytest.mark.parametrize("wait", [0.0, None])
+def test_a_lock_that_names_nobody_is_taken(tmp_path: Path, content: bytes, age: float, wait: float | None) -> None:
+    """As of an owner that died while it made the lock, or of another program."""
+    (tmp_path / "lock").write_bytes(content)
+    os.utime(tmp_path / "lock", (time.time() - age,) * 2)
+    with exclusive(tmp_path / "lock", "the thing", wait=wait):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_a_lock_that_is_held_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_NAMELESS", 0.1)
+    (tmp_path / "lock").touch()  # just now: its owner may be about to write its name
+    with pytest.raises(UserError, match=r"lock is no lock of any process; delete it or try in a minute"):
+        exclusive(tmp_path / "lock", "the thing", wait=0.0).__enter__()
+    (tmp_path / "lock").unlink()
+    holder = _holder(tmp_path / "lock", 30)
+    with pytest.raises(UserError, match="another process is working on the thing"):
+        exclusive(tmp_path / "lock", "the thing", wait=0.0).__enter__()
+    holder.kill()
+    holder.join()
+
+
+WITHOUT_FLOCK = """
+import ctypes, errno, os, sys, time
+from pathlib import Path
+from cdrl.errors import UserError
+from experiments.progress import exclusive
+
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.flock(0, 1) == -1 and ctypes.get_errno() == int(sys.argv[2]), "there are no locks here"
+with exclusive(Path(sys.argv[1], "lock"), "the thing", wait=0.0):
+    if os.fork() == 0:
+        try:
+            exclusive(Path(sys.argv[1], "lock"), "the thing", wait=0.0).__enter__()
+        except UserError as error:
+            print(error, flush=True)
+        os._exit(0)
+    os.wait()
+with exclusive(Path(sys.argv[1], "lock"), "the thing", wait=0.0):
+    print("free again")
+"""
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP])
+def test_a_file_system_without_locks(tmp_path: Path, code: int) -> None:
+    """Every flock fails, as on Lustre without -o flock, or NFS without its lock daemon."""
+    compiler = shutil.which("cc")
+    if compiler is None or sys.platform != "linux":
+        pytest.skip("needs a C compiler and Linux's LD_PRELOAD")
+    library, folder = tmp_path / "no.so", tmp_path / "folder"
+    folder.mkdir()
+    (tmp_path / "no.c").write_text(f"#include <errno.h>\nint flock(int f, int how) {{ errno = {code}; return -1; }}\n")
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, tmp_path / "no.c"], check=True)
+    command = [sys.executable, "-c", WITHOUT_FLOCK, folder, str(code)]
+    environment = {**os.environ, "LD_PRELOAD": str(library)}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
+    said = result.stdout.splitlines()
+    assert said == ["another process is working on the thing; wait for it or stop it", "free again"], result.stderr
+    assert list(folder.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:

@@ -47,7 +47,8 @@ def find(place: Place, split: str, crop: int = 140) -> Recipe:
 
     def decode(allocate: Allocate) -> Decoded:
         # The split's images: lines "000001.jpg 0".
-        pairs = [line.split() for line in partition.read_text().splitlines() if line.strip()]
+        parts = decoding.text(partition, "it says which images belong to a split")
+        pairs = [line.split() for line in parts.splitlines() if line.strip()]
         if any(len(pair) != 2 for pair in pairs):
             raise UserError(f"{partition}: expected lines 'file part'; get the list again")
         names = [name for name, part in pairs if part == _PARTS[split]]
@@ -67,7 +68,7 @@ def find(place: Place, split: str, crop: int = 140) -> Recipe:
 
 def _read_attributes(path: Path) -> tuple[tuple[str, ...], dict[str, NDArray[np.bool_]]]:
     """First the number of images, then the names, then one line per image with 1 or −1 for each name."""
-    lines = path.read_text().splitlines()
+    lines = decoding.text(path, "it says what the images show").splitlines()
     names = tuple(lines[1].split()) if len(lines) > 1 else ()
     rows = {}
     for name, *values in filter(None, map(str.split, lines[2:])):

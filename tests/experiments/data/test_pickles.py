@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -83,3 +84,12 @@ def test_damaged_missing_or_no_dictionary(tmp_path: Path) -> None:
         load_batch(tmp_path / "absent")
     with pytest.raises(UserError, match="list"):
         load_batch(dump(tmp_path / "list", [1]))
+
+
+def test_an_object_may_have_any_number(tmp_path: Path) -> None:
+    """Ten bytes that number an object 2^31 − 1: no room is made for the others."""
+    path = tmp_path / "batch"
+    path.write_bytes(b"\x80\x02}r\xff\xff\xff\x7f.")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert load_batch(path) == {}
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1e6  # kilobytes

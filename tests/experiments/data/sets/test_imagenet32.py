@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
+import tracemalloc
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,6 +93,93 @@ def test_bad_batches_are_named(tmp_path: Path, pixels: Callable[..., np.ndarray]
         load("imagenet32", "train", tmp_path)
 
 
+@pytest.mark.parametrize(
+    "labels",
+    [["cat", "dog"], [[1], [2, 3]], [1.7, 2.0], np.array([1.7, 2.0]), [10**30, 1], {"a": 1}, np.array(["1", "2"])],
+)
+def test_labels_that_are_no_whole_numbers_are_refused(
+    tmp_path: Path, pixels: Callable[..., np.ndarray], labels: Any
+) -> None:
+    (tmp_path / "val_data").write_bytes(pickle.dumps({"data": planes(pixels(2, 32)), "labels": labels}))
+    with pytest.raises(UserError, match=r"val_data: (labels are no list of whole numbers|not a data batch)"):
+        load("imagenet32", "test", tmp_path)
+    if isinstance(labels, np.ndarray):
+        (tmp_path / "val_data").unlink()
+        np.savez(tmp_path / "val_data.npz", data=planes(pixels(2, 32)), labels=labels)
+        with pytest.raises(UserError, match=r"val_data\.npz: labels are no list of whole numbers"):
+            load("imagenet32", "test", tmp_path)
+
+
+@pytest.mark.parametrize("data", [[1, 2], "pixels", None])
+def test_pixels_that_are_no_array_are_refused(tmp_path: Path, data: Any) -> None:
+    (tmp_path / "val_data").write_bytes(pickle.dumps({"data": data, "labels": [1, 2]}))
+    with pytest.raises(UserError, match=r"val_data: data is a \w+ and no array"):
+        load("imagenet32", "test", tmp_path)
+
+
+def _npz(path: Path, shape: tuple[int, ...], blocks: int) -> None:
+    """An archive whose ``data`` claims a shape and unpacks to so many megabytes of zeros."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        with archive.open("data.npy", "w") as member:
+            member.write(header.getvalue())
+            for _ in range(blocks):
+                member.write(bytes(1 << 20))
+        labels = io.BytesIO()
+        np.save(labels, np.array([1, 2]))
+        archive.writestr("labels.npy", labels.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("shape", "blocks"),
+    [((2**50,), 1), ((2**38, 3072), 1), ((2**62, 2**62), 1), ((-1, 3072), 1), ((200 * 2**20 // 3072, 3072), 200)],
+)
+def test_what_an_archive_claims_is_checked_before_there_is_memory_for_it(
+    tmp_path: Path, shape: tuple[int, ...], blocks: int
+) -> None:
+    """The last one keeps its word: 200 MB of zeros out of a file of 200 kB."""
+    _npz(tmp_path / "val_data.npz", shape, blocks)
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"val_data\.npz: (not a readable npz file|data is uint8)"):
+        load("imagenet32", "test", tmp_path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 50e6
+
+
+def test_an_array_type_is_never_called(tmp_path: Path) -> None:
+    """A pickle of a few bytes that asks numpy for an array of 2^50 of them."""
+    shape = b"cnumpy\nndarray\n(I%d\ntR" % 2**50
+    (tmp_path / "val_data").write_bytes(b"(dS'labels'\n" + shape + b"s.")
+    with pytest.raises(UserError, match="val_data: not a data batch"):
+        load("imagenet32", "test", tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "null", '{"0": 3}', '{"0": []}', '{"x": ["n01"]}', "[" * 100_000, "\x00"])
+def test_lists_of_another_shape_are_named(
+    tmp_path: Path, pixels: Callable[..., np.ndarray], write_images: Callable, text: str
+) -> None:
+    write_images(tmp_path / "train_64" / "n01", pixels(1, 64), ["a.JPEG"])
+    write_images(tmp_path / "val_64", pixels(1, 64), ["v1.png"])
+    index = tmp_path / "imagenet_class_index.json"
+    index.write_text(text)
+    with pytest.raises(UserError, match=r"imagenet_class_index\.json: "):
+        load("imagenet32", "train", tmp_path)
+    index.write_text(json.dumps({"0": ["n01", "fish"]}))
+    (tmp_path / "ILSVRC2012_val_labels.json").write_text(text)
+    with pytest.raises(UserError, match=r"ILSVRC2012_val_labels\.json: "):
+        load("imagenet32", "test", tmp_path)
+
+
+@pytest.mark.timeout(60)
+def test_a_pipe_is_no_list(tmp_path: Path, pixels: Callable[..., np.ndarray], write_images: Callable) -> None:
+    write_images(tmp_path / "train_64" / "n01", pixels(1, 64), ["a.JPEG"])
+    os.mkfifo(tmp_path / "imagenet_class_index.json")
+    with pytest.raises(UserError, match=r"imagenet_class_index\.json is missing"):
+        load("imagenet32", "train", tmp_path)
+
+
 def test_authors_layout(tmp_path: Path, pixels: Callable[..., np.ndarray], write_images: Callable) -> None:
     images = pixels(3, 64)
     write_images(tmp_path / "train_64" / "n02", images[:1], ["a.JPEG"])
@@ -114,6 +205,15 @@ def test_class_folders_must_be_all_there(
     write_images(tmp_path / "train" / "n01", pixels(1, 64), ["a.png"])
     with pytest.raises(UserError, match="1 class folders, imagenet32 has 1000"):
         load("imagenet32", "train", tmp_path)
+
+
+def test_class_folders_are_those_of_training(
+    tmp_path: Path, pixels: Callable[..., np.ndarray], write_images: Callable
+) -> None:
+    write_images(tmp_path / "train" / "n01", pixels(1, 64), ["a.png"])
+    write_images(tmp_path / "val" / "n02", pixels(1, 64), ["a.png"])
+    with pytest.raises(UserError, match=r"n01 is a class of .*train or .*val alone"):
+        load("imagenet32", "test", tmp_path)
 
 
 def test_stand_in_from_parquet(tmp_path: Path, pixels: Callable[..., np.ndarray], write_parquet: Callable) -> None:

@@ -29,3 +29,8 @@ def test_bad_file_is_named(tmp_path: Path) -> None:
     savemat(tmp_path / "test_32x32.mat", {"X": np.zeros((3, 3)), "y": np.zeros((3, 1))})
     with pytest.raises(UserError, match=r"test_32x32\.mat: X is float64"):
         load("svhn", "test", tmp_path)
+    images = np.zeros((32, 32, 3, 2), np.uint8)
+    for labels in ([[1.7], [2.0]], [[11], [1]], [[1, 2], [3, 4]], [[1]]):
+        savemat(tmp_path / "test_32x32.mat", {"X": images, "y": np.array(labels)})
+        with pytest.raises(UserError, match=r"test_32x32\.mat: .*labels"):
+            load("svhn", "test", tmp_path)
