@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
+from collections.abc import Callable
 from pathlib import Path
+
+os.environ.pop("MPLBACKEND", None)  # a notebook's, say: Matplotlib is not imported where it does not know the name
 
 from cdrl.errors import UserError
 from cdrl.sampler import Sampler

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from cdrl.errors import UserError
-from experiments.files import read_json
+from experiments.files import csv_read, read_json
 from experiments.measurement import COLUMNS, Difference, difference
 from experiments.metrics import metric
 from experiments.runs.folder import EvaluationFolder, RunFolder
@@ -171,6 +171,7 @@ def _cells(path: Path) -> pd.DataFrame:
     if lost := [column for column in COLUMNS if column not in cells and column not in _RECENT]:
         raise UserError(f"{path} lacks the columns {', '.join(lost)}; run the experiment again")
     cells = cells.reindex(columns=list(COLUMNS)).fillna(dict.fromkeys(_TEXTS, ""))
+    cells = cells.assign(**{column: cells[column].map(csv_read) for column in _TEXTS})
     names = cells["label"]
     for column, text in _WORDS.items():
         if column in _TEXTS:

@@ -1,5 +1,7 @@
 """The look of every figure: one colour and marker per method everywhere, light axes, reproducible files.
 
+It begins with Matplotlib's own defaults, whatever a person's matplotlibrc says.
+
 Colours are those of Okabe and Ito (2008), told apart with every common colour-vision deficiency; markers repeat what
 colour says.
 """
@@ -20,7 +22,8 @@ from PIL import Image
 
 from experiments.files import write_bytes
 
-matplotlib.use("Agg")
+matplotlib.rcParams.update({name: value for name, value in matplotlib.rcParamsDefault.items() if name != "backend"})
+matplotlib.use("Agg", force=True)
 
 INK, SOFT, FAINT = "#1f2328", "#6a737d", "#d8dee4"
 COLOURS: Mapping[str, str] = {
