@@ -285,11 +285,14 @@ def report(arguments: Sequence[str]) -> int:
     from experiments.report import animation, build_all, traceable_run
     from experiments.runs.trained import trained_sampler
 
-    model, undrawn = options.animate, list[str]()
-    if model is None and not animation.complete(options.results / "demo") and (first := traceable_run(options.results)):
-        model = first.path
+    demo, undrawn = options.results / "demo", list[str]()
+    trace = options.animate and trained_sampler(options.animate)
+    if trace is None and not animation.complete(demo) and (first := traceable_run(options.results)):
+        try:
+            trace = trained_sampler(first.path)
+        except UserError as error:  # nobody asked for this run: the rest does without it
+            undrawn.append(f"{demo / 'trajectory'} could not be drawn: {error}")
     cli.note(f"making {'the page' if options.page else 'tables, figures and the page'} from {options.results} …")
-    trace = model and trained_sampler(model)
     print(*build_all(options.results, page_only=options.page, trace=trace, say=undrawn.append), sep="\n")
     for line in undrawn:
         cli.note(line)
