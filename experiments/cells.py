@@ -21,7 +21,7 @@ import numpy as np
 from cdrl.errors import UserError
 from experiments import checksums, published
 from experiments.data import DataSettings
-from experiments.files import sha256, write_json, write_text
+from experiments.files import csv_text, json_text, sha256
 from experiments.measurement import COLUMNS, Measurement, interval
 from experiments.metrics import metric
 from experiments.published import Number
@@ -67,12 +67,13 @@ class Circumstances:
 
 
 def write_results(plan: Plan, command: Sequence[str]) -> Path:
-    """Write cells.csv, experiment.json and provenance.json of a plan, and their checksums; returns their folder."""
+    """Write cells.csv, experiment.json and provenance.json of a plan, and their checksums; returns their folder.
+
+    Raises `UserError` where one of them cannot be written: then all are as they were.
+    """
     record, origin = recorded(plan), provenance(plan, command)
-    write_json(plan.results / "experiment.json", record)
-    write_json(plan.results / "provenance.json", origin)
-    write_text(plan.results / "cells.csv", as_csv(derived(record, origin)))
-    checksums.begin(plan.results, FILES)
+    contents = (as_csv(derived(record, origin)), json_text(record), json_text(origin))
+    checksums.write(plan.results, dict(zip(FILES, contents, strict=True)), anew=True)
     return plan.results
 
 
@@ -175,7 +176,7 @@ def as_csv(cells: Sequence[Mapping[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(cells)
+    writer.writerows({name: csv_text(value) for name, value in cell.items()} for cell in cells)
     return text.getvalue()
 
 

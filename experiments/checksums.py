@@ -2,29 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from experiments.files import sha256, write_text
+from cdrl.errors import UserError
+from experiments.files import sha256, write_text, write_together
 
 NAME = "SHA256SUMS"
 
 
 def begin(folder: Path, names: Iterable[str]) -> None:
     """Write the sums of these files, and forget all others: they were made from older ones."""
-    _write(folder, {name: sha256(folder / name) for name in names})
+    write_text(folder / NAME, _text({name: sha256(folder / name) for name in names}))
 
 
 def add(folder: Path, names: Iterable[str]) -> None:
     """Write the sums of these files, which were just made from the others; nothing where there are no sums yet."""
     if (folder / NAME).exists():
-        _write(folder, {**read(folder), **{name: sha256(folder / name) for name in names}})
+        write_text(folder / NAME, _text({**read(folder), **{name: sha256(folder / name) for name in names}}))
+
+
+def write(folder: Path, texts: Mapping[str, str], *, anew: bool = False) -> None:
+    """Write files that belong together and their sums, all or none of them, as `experiments.files.write_together`.
+
+    Args:
+        texts: by file name.
+        anew: begin the sums with these files; else add them to those that are there, and write none where none are.
+    """
+    sums = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
+    if not anew and (folder / NAME).exists():
+        sums = {**read(folder), **sums}
+    write_together(folder, {**texts, NAME: _text(sums)} if anew or (folder / NAME).exists() else texts)
 
 
 def read(folder: Path) -> dict[str, str]:
-    """File → sum. Raises `ValueError` where a line is none."""
-    lines = (folder / NAME).read_text().splitlines()
-    return {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+    """File → sum. Raises `UserError` where a line is none."""
+    try:
+        lines = (folder / NAME).read_text().splitlines()
+        return {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+    except ValueError as error:
+        remedy = "delete it; the command that made the folder's files writes it again"
+        raise UserError(f"{folder / NAME} is damaged; {remedy}") from error
 
 
 def differences(folder: Path) -> list[str]:
@@ -41,5 +60,5 @@ def differences(folder: Path) -> list[str]:
     return [*lost, *unknown, *changed]
 
 
-def _write(folder: Path, sums: dict[str, str]) -> None:
-    write_text(folder / NAME, "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())))
+def _text(sums: Mapping[str, str]) -> str:
+    return "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))

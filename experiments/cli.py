@@ -283,15 +283,21 @@ def report(arguments: Sequence[str]) -> int:
         print(findings)
         return 1 if findings.failures else 0
 
-    from experiments.report import build_all, traceable_run
+    from experiments.report import animation, build_all, traceable_run
     from experiments.runs.trained import trained_sampler
 
-    model, drawn = options.animate, (options.results / "demo" / "trajectory.png").exists()
-    if model is None and not drawn and (first := traceable_run(options.results)):
-        model = first.path
+    demo, undrawn = options.results / "demo", list[str]()
+    trace = options.animate and trained_sampler(options.animate)
+    if trace is None and not animation.complete(demo) and (first := traceable_run(options.results)):
+        try:
+            trace = trained_sampler(first.path)
+        except UserError as error:  # nobody asked for this run: the rest does without it
+            undrawn.append(f"{demo / 'trajectory'} could not be drawn: {error}")
     cli.note(f"making {'the page' if options.page else 'tables, figures and the page'} from {options.results} …")
-    print(*build_all(options.results, page_only=options.page, trace=model and trained_sampler(model)), sep="\n")
-    return 0
+    print(*build_all(options.results, page_only=options.page, trace=trace, say=undrawn.append), sep="\n")
+    for line in undrawn:
+        cli.note(line)
+    return 1 if undrawn else 0
 
 
 def doctor(arguments: Sequence[str]) -> int:

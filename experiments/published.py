@@ -17,6 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from cdrl.cli import note
 from experiments.measurement import Measurement
 from experiments.metrics.registry import METRICS, metric
 
@@ -69,8 +70,15 @@ class Number:
 
 @lru_cache
 def load(path: Path = PUBLISHED) -> tuple[Number, ...]:
-    """Every published number, in the file's order; a line's missing last fields are empty, no file is no numbers."""
+    """Every published number, in the file's order; a line's missing last fields are empty.
+
+    No file is no numbers, which is said on stderr.
+    """
     if not path.exists():
+        note(
+            f"{path} is missing: no published number stands beside what is measured; "
+            "a checkout of the repository has it"
+        )
         return ()
     with path.open(newline="") as file:
         return tuple(_number(line) for line in csv.DictReader(file, restval=""))

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from cdrl import parallel
-from cdrl.cli import UNFINISHED
+from cdrl.cli import UNFINISHED, note
 from cdrl.errors import UserError
 from experiments import configuration
 from experiments.cells import check_writable, write_results
@@ -36,7 +36,7 @@ def run(overrides: Sequence[str], *, show_config: bool = False, detach: bool = F
         detach: hand the work to a queue and leave.
 
     Returns:
-        The exit code: 0 done (or submitted), `UNFINISHED` when time was over.
+        The exit code: 0 done (or submitted), `UNFINISHED` when time was over, 1 where a figure could not be drawn.
 
     Raises:
         UserError: a mistake in the command line, or a run that failed.
@@ -59,18 +59,23 @@ def run(overrides: Sequence[str], *, show_config: bool = False, detach: bool = F
     for one in plans:
         check_writable(one)
     written: list[str] = []
+    undrawn: list[str] = []
 
-    def write(one: Plan) -> None:
+    def write(one: Plan) -> None:  # numbers, then tables, then figures
         command = ["cdrl", "run", *commands[plans.index(one)]]
         folder = write_results(one, command)
-        written.append(f"{build_experiment(folder)}\nwritten to {folder}")
+        written.append(f"{build_experiment(folder, undrawn.append)}\nwritten to {folder}")
 
     try:
         finished = carry_out(plans, write)
     finally:  # not while progress is on the screen
         for text in written:
             Console().print(text, markup=False, highlight=False, soft_wrap=True)
-    return 0 if finished or plans[0].config["launcher"].get("detach") else UNFINISHED
+        for line in undrawn:
+            note(line)
+    if not finished and not plans[0].config["launcher"].get("detach"):
+        return UNFINISHED
+    return 1 if undrawn else 0
 
 
 def plan(overrides: Sequence[str]) -> int:

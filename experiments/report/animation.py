@@ -19,14 +19,19 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from cdrl import langevin
+from cdrl.errors import UserError
 from cdrl.langevin import Coefficients, Refined
 from cdrl.networks import FrozenEnergy
 from cdrl.pictures import tile
 from cdrl.sampler import Sampler
 from experiments import checksums, data
+from experiments.files import sha256, write_bytes
 from experiments.report import style
 from experiments.report.figures.common import show
 
+_FILES = (
+    "trajectory.npz", "trajectory.png", *(f"{name}.{kind}" for name in ("stages", "energy") for kind in ("png", "svg"))
+)  # fmt: skip
 _MILLISECONDS = {"noise": 900, "proposal": 350, "step": 110, "refined": 260, "sample": 2600}
 
 
@@ -52,8 +57,9 @@ class Trace:
             return cls(**{name: arrays[name] for name in ("frames", "stages", "levels", "rise")})
 
     def save(self, path: Path) -> None:  # compressed: pixels repeat from step to step
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(path, **vars(self))
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **vars(self))
+        write_bytes(path, buffer.getvalue())
 
 
 def record(sampler: Sampler, images: int = 12, seed: int = 0) -> Trace:
@@ -138,12 +144,23 @@ def energy(trace: Trace) -> Figure:
 
 
 def write(sampler: Sampler, folder: Path) -> list[str]:
-    """``trajectory.png`` and ``.npz``, ``stages`` and ``energy`` as PNG and SVG, in ``folder``; returns their names."""
+    """``trajectory.png`` and ``.npz``, ``stages`` and ``energy`` as PNG and SVG, in ``folder``; returns their names.
+
+    Their checksums are written last: `complete` tells what a kill has left.
+    """
     trace = record(sampler)
     trace.save(folder / "trajectory.npz")
-    (folder / "trajectory.png").write_bytes(animate(trace))
+    write_bytes(folder / "trajectory.png", animate(trace))
     style.save(stages(trace), folder, "stages")
     style.save(energy(trace), folder, "energy")
-    pictures = [f"{name}.{kind}" for name in ("stages", "energy") for kind in ("png", "svg")]
-    checksums.begin(folder, ["trajectory.npz", "trajectory.png", *pictures])
+    checksums.begin(folder, _FILES)
     return ["trajectory", "stages", "energy"]
+
+
+def complete(folder: Path) -> bool:
+    """Whether `write` came to its end in a folder, and all that it wrote is as it was."""
+    try:
+        sums = checksums.read(folder)
+        return all(sha256(folder / name) == sums[name] for name in _FILES)
+    except (OSError, KeyError, UserError):
+        return False

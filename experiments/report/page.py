@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import base64
+import io
 import re
 from collections import Counter
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import jinja2
 import pandas as pd
 from PIL import Image
 
-from experiments.files import write_text
+from cdrl.cli import note
+from cdrl.errors import UserError
+from experiments import checksums
+from experiments.files import one_line, write_text
 from experiments.metrics import metric
 from experiments.report import tables
 from experiments.report.study import Study, studies
@@ -25,7 +32,7 @@ VERDICTS = {
     "off": "measured at the published scale and protocol, and different",
     "different-scale": "measured at another scale, by another protocol or with changed settings",
     "other-model": "measured, and the published number beside it is of another model",
-    "diverged": "every run diverged",
+    "diverged": "a run or all of them diverged: a number beside it is the mean of the others",
     "not-run": "ready to launch, not measured here",
 }
 
@@ -43,8 +50,15 @@ class Picture:
     """Natural width in CSS pixels."""
 
 
+class Damaged(Exception):
+    """A picture's file is no picture, or is not there."""
+
+
 def build(results: Path) -> Path:
-    """Write ``report.html`` into the results folder, from what is in it; returns its path."""
+    """Write ``report.html`` into the results folder, from what is in it; returns its path.
+
+    A picture whose file is damaged is left out; the page says so, and so does a line on stderr.
+    """
     results = Path(results)
     every = studies(results)
     experiments: dict[str, dict[str, Any]] = {}
@@ -69,32 +83,64 @@ def build(results: Path) -> Path:
 
 
 def inlined(path: Path, alt: str, caption: str = "") -> Picture:
-    """A picture file as a data URI; the vector form where it is small enough."""
+    """A picture file as a data URI; the vector form where it is small enough. Raises `Damaged`."""
     vector = path.with_suffix(".svg")
     if vector.exists() and (not path.with_suffix(".png").exists() or vector.stat().st_size <= _LARGEST_SVG):
         path = vector
-    content = path.read_bytes()
-    kind = "svg+xml" if path.suffix == ".svg" else "png"
-    drawing = kind == "svg+xml" and b"<image" not in content
-    source = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-    width = 640  # natural, in CSS pixels; figures' PNGs have the resolution that `style` gives them
-    if kind == "png":
-        with Image.open(path) as picture:
+    if not path.is_file():
+        raise Damaged(f"{path} is missing")
+    try:
+        content = path.read_bytes()
+        if path.suffix == ".svg":
+            return _vector(content, alt, caption)
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
+            picture.verify()  # every checksum in it, to its last byte; nothing is decoded
+            # Natural, in CSS pixels: figures' PNGs have the resolution that `style` gives them.
             width = round(picture.width * 96 / picture.info.get("dpi", (96.0, 96.0))[0])
-    elif points := re.search(rb'<svg[^>]*? width="([\d.]+)pt"', content):
-        width = round(float(points.group(1)) * 96 / 72)
-    return Picture(source, alt, caption, drawing, width)
+    except Exception as error:  # whatever Pillow, zlib or expat make of it
+        raise Damaged(f"{path} is damaged") from error
+    return Picture(_data_uri("png", content), alt, caption, drawing=False, width=width)
+
+
+def _vector(content: bytes, alt: str, caption: str) -> Picture:
+    """The same of an SVG file's content. Raises `ValueError` where it is none."""
+    root = ElementTree.fromstring(content)
+    if root.tag.rpartition("}")[2] != "svg":
+        raise ValueError(f"a picture begins with svg, not with {root.tag}")
+    points = re.fullmatch(r"([\d.]+)pt", root.get("width", ""))
+    width = round(float(points[1]) * 96 / 72) if points else 640
+    return Picture(_data_uri("svg+xml", content), alt, caption, drawing=b"<image" not in content, width=width)
+
+
+def _data_uri(kind: str, content: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _whole(pictures: Mapping[str, tuple[Path, str, str]]) -> tuple[dict[str, Picture], list[str]]:
+    """Those that are pictures, and the file names of the others, which stderr names too."""
+    shown, damaged = {}, []
+    for name, (path, alt, caption) in pictures.items():
+        try:
+            shown[name] = inlined(path, alt, caption)
+        except Damaged as error:
+            note(one_line(f"{error}, and left out of the page; the command that made it makes it again"))
+            damaged.append(path.stem)
+    return shown, damaged
 
 
 def _scale(study: Study) -> dict[str, Any]:
     """A study in the template's words: its tables and pictures, and where each number comes from."""
     # Pictures, the words that every experiment has first.
-    pictures = []
-    names = sorted({path.stem for path in study.folder.iterdir() if path.suffix in (".svg", ".png")} - {"trajectory"})
-    for name in sorted(names, key=lambda name: list(_WORDS).index(name) if name in _WORDS else len(_WORDS)):
+    pictures = {}
+    files = {path.name for path in study.folder.iterdir()}
+    with suppress(OSError, UserError):  # also those that were written once and are gone
+        files |= checksums.read(study.folder).keys()
+    names = {Path(file).stem for file in files if file.endswith((".svg", ".png"))} - {"trajectory"}
+    for name in sorted(sorted(names), key=lambda name: list(_WORDS).index(name) if name in _WORDS else len(_WORDS)):
         words = _WORDS.get(name) or name.replace("_", " ").replace("-", " ").capitalize()
         alt = f"{words}: {study.title}, scale {study.scale}"
-        pictures.append(inlined(study.folder / f"{name}.png", alt, words))
+        pictures[name] = (study.folder / f"{name}.png", alt, words)
+    shown, damaged = _whole(pictures)
 
     # The origin of every number.
     numbers = [
@@ -118,7 +164,8 @@ def _scale(study: Study) -> dict[str, Any]:
         "Data checksum": str(data.get("sha256", "")),
     }
     return {
-        "name": study.scale, "tables": tables.build(study), "pictures": pictures, "numbers": numbers,
+        "name": study.scale, "tables": tables.build(study), "numbers": numbers,
+        "pictures": list(shown.values()), "damaged": damaged,
         "command": provenance.get("command") or f"cdrl run experiment={study.name} scale={study.scale}",
         "commits": sorted(set(study.cells["commit"]) - {""}),
         "facts": [(name, text) for name, text in facts.items() if text],
@@ -129,17 +176,21 @@ def _speed(folder: Path) -> dict[str, Any] | None:
     """The benchmarks' table of ratios and their figure."""
     if not (folder / "ratios.csv").exists():
         return None
-    lines = pd.read_csv(folder / "ratios.csv")[["case", "variant", "images", "ms_per_image", "fast_is"]]
-    body = [
-        (str(case), str(variant), f"{images:,.0f}", *(tables.significant(number, 3) for number in numbers))
-        for case, variant, images, *numbers in lines.itertuples(index=False)
-    ]
-    picture = folder / "bench.png"
+    try:
+        lines = pd.read_csv(folder / "ratios.csv")[["case", "variant", "images", "ms_per_image", "fast_is"]]
+        body = [
+            (str(case), str(variant), f"{images:,.0f}", *(tables.significant(number, 3) for number in numbers))
+            for case, variant, images, *numbers in lines.itertuples(index=False)
+        ]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder / 'ratios.csv'} is damaged; make bench writes it again") from error
     alt = "Milliseconds per image for the plain, the fast and the released form of each hot loop"
-    return {"body": body, "picture": inlined(picture, alt, "Time per image") if picture.exists() else None}
+    at_hand = {"bench": (folder / "bench.png", alt, "Time per image")} if (folder / "bench.png").exists() else {}
+    shown, damaged = _whole(at_hand)
+    return {"body": body, "picture": shown.get("bench"), "damaged": damaged}
 
 
-def _demonstration(results: Path) -> dict[str, Picture] | None:
+def _demonstration(results: Path) -> dict[str, Any] | None:
     """The animation of ``results/demo``, or of the first experiment that carries one."""
     stages = "The same images at rest: noise, each level's proposal and refined sample, and the result"
     energy = "The energy network's value along the chains of each level, above the proposal's"
@@ -151,5 +202,6 @@ def _demonstration(results: Path) -> dict[str, Picture] | None:
     for folder in [results / "demo", *(path.parent for path in sorted(results.glob("*/*/trajectory.png")))]:
         if (folder / "trajectory.png").exists():
             files = {name: folder / f"{name}.png" for name in texts}
-            return {name: inlined(file, *texts[name]) for name, file in files.items() if file.exists()}
+            shown, damaged = _whole({name: (file, *texts[name]) for name, file in files.items() if file.exists()})
+            return {**shown, "damaged": damaged}
     return None

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from cdrl.errors import UserError
-from experiments.files import read_json
+from experiments.files import csv_read, read_json
 from experiments.measurement import COLUMNS, Difference, difference
 from experiments.metrics import metric
 from experiments.runs.folder import EvaluationFolder, RunFolder
@@ -112,11 +112,25 @@ class Study:
         """A row's seeds, in the manifest's order."""
         return [evaluation["seed"] for evaluation in self._evaluations(row)]
 
+    def kept(self, row: str, file: str) -> list[Path]:
+        """Where a file of a row's evaluations is at hand."""
+        paths = (self.located(evaluation["folder"]) / file for evaluation in self._evaluations(row))
+        return [path for path in paths if path.exists()]
+
     def arrays(self, row: str, file: str) -> list[Any]:
-        """A file of a row's evaluations, where it is at hand: an array for ``.npy``, a dict of arrays for ``.npz``."""
-        paths = [self.located(evaluation["folder"]) / file for evaluation in self._evaluations(row)]
-        loaded = [np.load(path, allow_pickle=False) for path in paths if path.exists()]
-        return [dict(arrays) if isinstance(arrays, np.lib.npyio.NpzFile) else arrays for arrays in loaded]
+        """A file of a row's evaluations, where it is at hand: an array for ``.npy``, a dict of arrays for ``.npz``.
+
+        Raises `UserError` where one is damaged.
+        """
+        loaded = []
+        for path in self.kept(row, file):
+            try:
+                arrays = np.load(path, allow_pickle=False)
+                loaded.append(dict(arrays) if isinstance(arrays, np.lib.npyio.NpzFile) else arrays)
+            except Exception as error:  # whatever NumPy, zip or zlib make of it
+                remedy = f"delete {path.parent}, and the command that ran the experiment makes it again"
+                raise UserError(f"{path} is damaged; {remedy}") from error
+        return loaded
 
     def by_seed(self, cell: pd.Series) -> dict[int, float]:
         """Seed → value, of what a cell is the mean of; without the seeds that diverged."""
@@ -171,6 +185,7 @@ def _cells(path: Path) -> pd.DataFrame:
     if lost := [column for column in COLUMNS if column not in cells and column not in _RECENT]:
         raise UserError(f"{path} lacks the columns {', '.join(lost)}; run the experiment again")
     cells = cells.reindex(columns=list(COLUMNS)).fillna(dict.fromkeys(_TEXTS, ""))
+    cells = cells.assign(**{column: cells[column].map(csv_read) for column in _TEXTS})
     names = cells["label"]
     for column, text in _WORDS.items():
         if column in _TEXTS:

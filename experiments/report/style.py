@@ -1,5 +1,7 @@
 """The look of every figure: one colour and marker per method everywhere, light axes, reproducible files.
 
+It begins with Matplotlib's own defaults, whatever a person's matplotlibrc says.
+
 Colours are those of Okabe and Ito (2008), told apart with every common colour-vision deficiency; markers repeat what
 colour says.
 """
@@ -20,7 +22,8 @@ from PIL import Image
 
 from experiments.files import write_bytes
 
-matplotlib.use("Agg")
+matplotlib.rcdefaults()
+matplotlib.use("Agg", force=True)
 
 INK, SOFT, FAINT = "#1f2328", "#6a737d", "#d8dee4"
 COLOURS: Mapping[str, str] = {
@@ -75,6 +78,7 @@ def logarithmic(axes: Axes, *directions: str) -> None:
 
 def save(canvas: Figure, folder: Path, name: str) -> None:
     """Write ``name.svg`` and ``name.png``: equal figures give equal bytes, and an equal file is left alone."""
+    drawn = {}
     for kind, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
         buffer = io.BytesIO()
         canvas.savefig(buffer, format=kind, metadata=metadata, facecolor="white")
@@ -84,6 +88,7 @@ def save(canvas: Figure, folder: Path, name: str) -> None:
                 picture = picture.quantize(256, dither=Image.Dither.NONE)
             buffer = io.BytesIO()
             picture.save(buffer, format="PNG", optimize=True, dpi=(LOOK["savefig.dpi"],) * 2)
-        path = folder / f"{name}.{kind}"
-        if not path.exists() or path.read_bytes() != buffer.getvalue():
-            write_bytes(path, buffer.getvalue())
+        drawn[folder / f"{name}.{kind}"] = buffer.getvalue()
+    for path, content in drawn.items():
+        if not path.exists() or path.read_bytes() != content:
+            write_bytes(path, content)

@@ -12,6 +12,7 @@ stands in a table of differences.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments.files import write_text
+from experiments import checksums
+from experiments.files import one_line
 from experiments.measurement import Difference
 from experiments.metrics import metric
 from experiments.report.study import REFERENCES, Study
@@ -40,7 +42,10 @@ _LATEX = {
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "×": r"$\times$", "↓": r"$\downarrow$",
     "↑": r"$\uparrow$", "–": "--", "−": "$-$", "λ": r"$\lambda$", "σ": r"$\sigma$", "∅": r"$\emptyset$", "²": "$^2$",
     "\u00a0": "~", "<": r"\textless{}", ">": r"\textgreater{}", "†": r"\dag{}", "‡": r"\ddag{}",
+    "§": r"\S{}",
 }  # fmt: skip
+_MARKDOWN = re.compile(r"[\\`*~|$]|(?<![^\W_])_|_(?![^\W_])|(?<=\])[(\[:]|<(?![ =])|&(?=#?\w+;)|^[#>=]|^[+-](?![\d.])")
+"""What Markdown, or a renderer that lets HTML through, reads as markup: our own "p < 0.001" and "[1, 2]" are none."""
 _LATEX_TABLE = r"""%% needs \usepackage{booktabs}
 \begin{table}
   \centering
@@ -55,6 +60,8 @@ _LATEX_TABLE = r"""%% needs \usepackage{booktabs}
 \end{table}
 """
 _MARKED = {"unconfirmed": "† unconfirmed", "conflicting": "‡ sources disagree"}
+_SURVIVORS = "§"
+"""Behind a mean of the seeds that did not diverge, where others did."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,7 @@ class Table:
     """A table ready to be written in any form.
 
     Attributes:
-        header, body: text, cell by cell; the first column names the row.
+        header, body: text, cell by cell, on one line each; the first column names the row.
         best: (row, column) of the values that are printed bold.
     """
 
@@ -71,11 +78,16 @@ class Table:
     caption: str
     best: frozenset[tuple[int, int]] = frozenset()
 
+    def __post_init__(self) -> None:  # names of rows and data sets are what users and folders bring
+        object.__setattr__(self, "header", tuple(map(one_line, self.header)))
+        object.__setattr__(self, "body", tuple(tuple(map(one_line, row)) for row in self.body))
+        object.__setattr__(self, "caption", one_line(self.caption))
+
     def markdown(self) -> str:
         """A GitHub table with its caption above."""
-        header, *body = self._escaped(lambda text: text.replace("|", r"\|"), "**{}**")
+        header, *body = self._escaped(markdown_escape, "**{}**")
         rows = [header, ["---"] + ["---:"] * (len(header) - 1), *body]
-        return f"{self.caption}\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)
+        return f"{markdown_escape(self.caption)}\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
     def latex(self) -> str:
         """A booktabs table."""
@@ -142,10 +154,9 @@ class _Layout:
 
 
 def write(study: Study) -> list[Table]:
-    """Write table.md and table.tex beside the cells."""
+    """Write table.md and table.tex beside the cells. Raises `UserError` where one cannot be: then both stay."""
     tables = build(study)
-    write_text(study.folder / "table.md", markdown(tables))
-    write_text(study.folder / "table.tex", latex(tables))
+    checksums.write(study.folder, {"table.md": markdown(tables), "table.tex": latex(tables)})
     return tables
 
 
@@ -222,7 +233,7 @@ def _table(study: Study, layout: _Layout) -> Table:
     shown = [str(name) for name in facts if facts[name].any()]
     body = []
     for line in layout.lines:
-        numbers = (_BLANK if cell is None else with_interval(*cell[["value", "low", "high"]]) for cell in line.cells)
+        numbers = (_BLANK if cell is None else _number(cell) for cell in line.cells)
         texts = (", ".join(filter(None, facts[name][line.group.index].unique())) for name in shown)
         body.append((line.name, *numbers, *(text or _BLANK for text in texts)))
     best = frozenset(_best(study, layout))
@@ -245,7 +256,7 @@ def _best(study: Study, layout: _Layout) -> Iterator[tuple[int, int]]:
             whole = {
                 number: cell
                 for number, cell in measured.items()
-                if layout.lines[number].task == task and (cell["diverged"] or "0 ").startswith("0 ")
+                if layout.lines[number].task == task and not _of_survivors(cell)
             }
             if better and len(whole) > 1:
                 record = (min if better == "lower" else max)(whole, key=lambda number: whole[number]["value"])
@@ -315,6 +326,12 @@ def significant(value: float, digits: int) -> str:
     return f"{round(value, places):,.{max(places, 0)}f}"
 
 
+def markdown_escape(text: str) -> str:
+    """Text with everything that Markdown would read as markup escaped, HTML too."""
+    entities = {"<": "&lt;", "&": "&amp;"}
+    return _MARKDOWN.sub(lambda match: entities.get(match[0], f"\\{match[0]}"), text)
+
+
 def latex_escape(text: str) -> str:
     """Text with everything that LaTeX would read as markup escaped."""
     return "".join(_LATEX.get(character, character) for character in text)
@@ -341,10 +358,22 @@ def _caption(study: Study, cells: pd.DataFrame, bold: bool) -> str:
     )
     if (cells["diverged"] != "").any():
         text += " Diverged: runs of those started; their numbers are in no mean."
+    if any(math.isfinite(cell["value"]) and _of_survivors(cell) for _, cell in cells.iterrows()):
+        text += f" {_SURVIVORS} Runs of this row diverged: the number is of the others alone, and never the best."
     used = [meaning for status, meaning in _MARKED.items() if (cells["published_status"] == status).any()]
     if (cells["published"] != "").any():
         text += " Published numbers are the papers' own, at their scale" + "".join(f"; {item}" for item in used) + "."
     return text
+
+
+def _of_survivors(cell: pd.Series) -> bool:
+    """Whether a run of those started diverged, in training or in sampling."""
+    return cell["verdict"] == "diverged" or not (cell["diverged"] or "0 ").startswith("0 ")
+
+
+def _number(cell: pd.Series) -> str:
+    text = with_interval(*cell[["value", "low", "high"]])
+    return text + _SURVIVORS if text != _BLANK and _of_survivors(cell) else text
 
 
 def verdict(cell: pd.Series) -> str:

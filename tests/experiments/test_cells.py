@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from experiments import cells, configuration, published
+from experiments import cells, checksums, configuration, published
 from experiments.cells import Circumstances, diverged_verdict, verdict, write_results
 from experiments.data import DataSettings
 from experiments.measurement import COLUMNS, Measurement
@@ -20,6 +20,7 @@ from experiments.published import Number
 from experiments.report import tables
 from experiments.report.study import Study
 from experiments.runs.folder import Result, RunSettings, Status
+from tests.experiments.test_files import contents, in_a_child
 
 FID = "fid-legacy-pytorch"
 NUMBER = Number(value=4.0, status="confirmed", text="4.0", metric="FID", identity="cdrl")
@@ -227,3 +228,32 @@ def test_the_report_reads_what_was_run(tmp_path: Path, written: Any) -> None:
     assert study.seed_values(study.cells.iloc[1]) == [3.0, 3.0]
     [table] = tables.build(study)
     assert [line[0] for line in table.body] == ["CDRL, own label, half", "CDRL, own label, box"]
+
+
+def test_a_full_disk_leaves_the_old_table_whole_and_the_same_command_goes_on(tmp_path: Path, written: Any) -> None:
+    rows = [make_row(tmp_path, "cdrl")]
+    plan = make_plan(tmp_path, rows)
+    written(plan)
+    before = contents(plan.results)
+    assert before.keys() == {"cells.csv", "experiment.json", "provenance.json", "SHA256SUMS"}
+    finish(rows[0], FD)
+    longest = max(map(len, before.values()))
+    said = in_a_child(lambda: write_results(plan, ["a command"]), largest_file=longest)
+    assert said.startswith(f"UserError: cannot write {plan.results}/experiment.json (File too large); make room")
+    assert contents(plan.results) == before
+    (cell,) = written(plan)
+    assert cell["value"] == "3.0"
+    assert checksums.differences(plan.results) == []
+
+
+@pytest.mark.parametrize("label", ["CDRL, K = 3", "=1+1", "-x", "a|b <script>`c`", "'=1", 'a "b"'])
+def test_a_label_is_no_formula_and_reads_back(label: str, tmp_path: Path, written: Any) -> None:
+    rows = [make_row(tmp_path, "cdrl", label=label)]
+    finish(rows[0], replace(FD, value=-3.0, variant=label))
+    plan = make_plan(tmp_path, rows)
+    (line,) = written(plan)
+    assert line["label"][:1] not in "=+-@"
+    assert line["value"] == "-3.0"
+    assert line["values"] == "-3.0 -3.0"
+    ((_, cell),) = Study.load(plan.results).cells.iterrows()
+    assert (cell["label"], cell["variant"], cell["value"]) == (label, label, -3.0)

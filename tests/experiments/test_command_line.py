@@ -109,6 +109,31 @@ def test_a_cell_names_the_commits_of_its_run_and_of_the_look_at_it(tmp_path: Pat
     assert [(cell["value"], cell["commit"]) for cell in cells(tmp_path) if cell["row"] == "cdrl"] == [("3.0", "a b")]
 
 
+def test_a_figure_that_cannot_be_drawn_is_said_after_the_tables_and_the_command_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Everything was trained and measured before; the same command draws it once it can."""
+    without = [f"experiment.rows.{row}=null" for row in ("drl", "drl_as_released", "short_run", "real", "noise")]
+    arguments = [*TINY, *without, *folders(tmp_path)]
+    for row in make_plan(configuration.resolve(arguments)).rows:
+        for evaluation in row.evaluations:
+            measurement = Measurement(metric="fd", protocol="fd-digits", value=3.0, samples=32)
+            facts = {"commit": "a", "device": "a CPU"}
+            evaluation.run.finish(Status(status="finished", iterations=3, seconds=1.0, grad_evals=30, **facts))
+            evaluation.folder.keep(Result(measurements=(measurement,), seconds=1.0, **facts))
+    folder = tmp_path / "results" / "table1" / "nano"
+    (folder / "score.png").mkdir(parents=True)
+    assert main(["experiment=table1", *arguments]) == 1
+    output = capsys.readouterr()
+    assert "Fréchet distance" in output.out
+    assert output.err.startswith(f"{folder / 'score'} could not be drawn: ")
+    assert output.err.count("\n") == 1
+    assert {path.name for path in folder.iterdir() if path.is_file()} >= {"cells.csv", "table.md", "table.tex"}
+    (folder / "score.png").rmdir()
+    assert main(["experiment=table1", *arguments]) == 0
+    assert (folder / "score.png").is_file()
+
+
 def test_all_is_what_needs_no_arguments() -> None:
     every = configuration.expand(["experiment=all", "scale=paper"])
     assert {command[0].removeprefix("experiment=") for command in every} == set(configuration.choices("experiment")) - {

@@ -25,6 +25,13 @@ def test_a_line_without_its_last_fields_is_read(tmp_path: Path) -> None:
     assert (number.value, number.status, number.source, number.note) == (46.37, "confirmed", "", "")
 
 
+def test_that_there_is_no_file_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert published.load(tmp_path / "published.csv") == ()
+    said = capsys.readouterr().err
+    assert said.startswith(f"{tmp_path / 'published.csv'} is missing: no published number stands beside")
+    assert said.count("\n") == 1
+
+
 def found(model: str, dataset: str, metric: str, **about: Any) -> published.Number | None:
     measurement = Measurement(metric=metric, protocol="any", value=1.0, samples=1, **about)
     return published.find({"model": model}, dataset, measurement)

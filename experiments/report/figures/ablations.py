@@ -11,16 +11,28 @@ from matplotlib.figure import Figure
 from experiments.measurement import difference
 from experiments.metrics import metric
 from experiments.report import style
-from experiments.report.figures.common import bars_with_intervals, curve_of_cells, effect_plot
+from experiments.report.figures.common import Figures, bars_with_intervals, curve_of_cells, effect_plot
 from experiments.report.study import MissingArray, Study
 
 SWITCHES = ("schedule", "shared", "initializer")
 
 
-def draw(study: Study) -> dict[str, Figure | None]:
+def draw(study: Study) -> Figures:
     """``scores``; where at hand ``effects``, ``gradients``, ``initializer``. Raises `MissingArray` without a score."""
     cells = study.required("fd")
     protocol = str(cells["protocol"].iloc[0])
+    return Figures(
+        {
+            "scores": lambda: scores(study, cells, protocol),
+            "effects": lambda: effects(study, protocol),
+            "gradients": lambda: gradients(study),
+            "initializer": lambda: initializer(study),
+        }
+    )
+
+
+def scores(study: Study, cells: pd.DataFrame, protocol: str) -> Figure:
+    """The score of every setting, with a dot for each seed."""
     figure, axes = style.figure(width=6.6, height=0.8 + 0.34 * len(cells))
     style.logarithmic(axes, "x")
     from_drl = {"none", *SWITCHES}  # bars have the colour of the method that a setting departs from
@@ -30,8 +42,7 @@ def draw(study: Study) -> dict[str, Figure | None]:
         dots=[study.seed_values(cell) for _, cell in cells.iterrows()], xlabel=metric("fd").axis(protocol),
     )  # fmt: skip
     axes.set_xlim(left=0.6 * cells["value"].min(), right=1.6 * cells["value"].max())
-    parts = {"effects": effects(study, protocol), "gradients": gradients(study), "initializer": initializer(study)}
-    return {"scores": figure, **parts}
+    return figure
 
 
 def effects(study: Study, protocol: str) -> Figure | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from experiments.report import style
-from experiments.report.figures.common import curves_of_cells, image_grid
+from experiments.report.figures.common import Figures, curves_of_cells, image_grid
 from experiments.report.study import Study
 
 _MEASURES = {
@@ -21,14 +23,18 @@ MIXED = 1.01
 """Split-R̂ at or below which chains are said to mix (Vehtari et al. 2021)."""
 
 
-def draw(study: Study) -> dict[str, Figure | None]:
+def draw(study: Study) -> Figures:
     """``diagnostics``, ``energy`` and ``long-<row>``, each where at hand."""
-    figures = {"diagnostics": diagnostics(study), "energy": energy(study)}
-    for row in study.rows:
-        for pictures in study.arrays(row["row"], "long.npz")[:1]:
-            panels = {f"{steps} steps per level": pictures[steps] for steps in sorted(pictures, key=int)}
-            figures[f"long-{row['row']}"] = image_grid(panels, columns=4, rows=4, across=4)
-    return figures
+    rows = [row["row"] for row in study.rows if study.kept(row["row"], "long.npz")]
+    long = {f"long-{row}": partial(long_chains, study, row) for row in rows}
+    return Figures({"diagnostics": partial(diagnostics, study), "energy": partial(energy, study), **long})
+
+
+def long_chains(study: Study, row: str) -> Figure:
+    """Samples of a row's first seed from longer and longer chains."""
+    pictures = study.arrays(row, "long.npz")[0]
+    panels = {f"{steps} steps per level": pictures[steps] for steps in sorted(pictures, key=int)}
+    return image_grid(panels, columns=4, rows=4, across=4)
 
 
 def diagnostics(study: Study) -> Figure | None:

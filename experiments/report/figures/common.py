@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,26 @@ from numpy.typing import ArrayLike, NDArray
 from cdrl.pictures import tile
 from experiments.measurement import interval
 from experiments.report import style
+
+
+class Figures(Mapping[str, Figure | None]):
+    """Figures by file name, each drawn when it is asked for: one that cannot be drawn leaves the others.
+
+    Args:
+        draw: functions without arguments by file name; None is a figure that there is nothing for.
+    """
+
+    def __init__(self, draw: Mapping[str, Callable[[], Figure | None]]) -> None:
+        self._draw = draw
+
+    def __getitem__(self, name: str) -> Figure | None:
+        return self._draw[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._draw)
+
+    def __len__(self) -> int:
+        return len(self._draw)
 
 
 def curves_of_cells(axes: Axes, cells: pd.DataFrame, column: str) -> None:

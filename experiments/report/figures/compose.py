@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from matplotlib.figure import Figure
 
 from cdrl.pictures import tile
 from experiments.report import style
-from experiments.report.figures.common import curve_of_cells, show
+from experiments.report.figures.common import Figures, curve_of_cells, show
 from experiments.report.study import Study
 
 _SERIES = {
@@ -20,14 +21,15 @@ _SERIES = {
 }
 
 
-def draw(study: Study) -> dict[str, Figure]:
+def draw(study: Study) -> Figures:
     """``success``; with arrays at hand ``combinations``, ``samples``. Raises `MissingArray` without a measurement."""
     cells = study.required("all_concepts")
-    drawn = {"success": success(study)}
+    drawn: dict[str, Callable[[], Figure]] = {"success": lambda: success(study)}
     best = str(cells["row"].iloc[int(np.argmax(cells["value"]))])
-    if kept := study.arrays(best, "compose.npz"):
-        drawn |= {"combinations": combinations(kept), "samples": samples(kept[0])}
-    return drawn
+    if study.kept(best, "compose.npz"):
+        drawn["combinations"] = lambda: combinations(study.arrays(best, "compose.npz"))
+        drawn["samples"] = lambda: samples(study.arrays(best, "compose.npz")[0])
+    return Figures(drawn)
 
 
 def success(study: Study) -> Figure:

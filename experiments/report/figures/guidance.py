@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pandas as pd
 from matplotlib.figure import Figure
 
 from experiments import published
 from experiments.metrics import metric
 from experiments.report import style
-from experiments.report.figures.common import curve_of_cells, image_grid
+from experiments.report.figures.common import Figures, curve_of_cells, image_grid
 from experiments.report.study import Study
 
 _SHOWN = (0.0, 1.0, 3.0)
@@ -15,12 +18,25 @@ _NAMED = (0.0, 0.5, 1.0, 2.0, 3.0)
 """Weights with samples, and weights written beside the trade-off."""
 
 
-def draw(study: Study) -> dict[str, Figure]:
+def draw(study: Study) -> Figures:
     """``curve`` and, where samples are at hand, ``samples``. Raises `MissingArray` when nothing is measured."""
     quality = study.required("fd").sort_values("weight")
+    rows = {
+        f"w = {weight:g}": row
+        for weight, row in zip(quality["weight"], quality["row"], strict=True)
+        if weight in _SHOWN
+    }
+    shown = {title: row for title, row in rows.items() if study.kept(row, "grid.npy")}
+    drawn: dict[str, Callable[[], Figure]] = {"curve": lambda: curve(study, quality)}
+    if shown:
+        drawn["samples"] = lambda: image_grid({title: study.arrays(row, "grid.npy")[0] for title, row in shown.items()})
+    return Figures(drawn)
+
+
+def curve(study: Study, quality: pd.DataFrame) -> Figure:
+    """Quality over the weight, and against agreement with the label."""
     axis = metric("fd").axis(quality["protocol"].iloc[0])
     figure, (left, right) = style.figure(2, width=7.6, height=3.2)
-    drawn = {"curve": figure}
 
     # Quality over the weight, beside the paper's curve.
     curve_of_cells(left, quality, "weight", label="measured", method="cdrl")
@@ -45,10 +61,4 @@ def draw(study: Study) -> dict[str, Figure]:
         first = agreement.iloc[0]
         xlabel = metric(first["metric"]).axis(first["protocol"])
         right.set(xlabel=xlabel, ylabel=axis, title="Trade-off, w beside the points")
-
-    # Samples.
-    panels = {}
-    for weight, row in zip(quality["weight"], quality["row"], strict=True):
-        if weight in _SHOWN and (grids := study.arrays(row, "grid.npy")):
-            panels[f"w = {weight:g}"] = grids[0]
-    return {**drawn, "samples": image_grid(panels)} if panels else drawn
+    return figure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from matplotlib.figure import Figure
 
 from cdrl.pictures import tile
 from experiments.report import style
-from experiments.report.figures.common import effect_plot, show
+from experiments.report.figures.common import Figures, effect_plot, show
 from experiments.report.study import Study
 
 _MEASURED = {
@@ -21,14 +22,16 @@ _MEASURED = {
 _HOLE = np.array([86, 180, 233], np.uint8)
 
 
-def draw(study: Study) -> dict[str, Figure]:
+def draw(study: Study) -> Figures:
     """``errors``, and ``completions-<mask>`` where arrays are at hand. Raises `MissingArray` without a measurement."""
-    masks = study.required("hole_mse")["mask"].unique()
-    drawn = {"errors": errors(study)}
-    for mask in masks:
-        for kept in study.arrays(study.rows[0]["row"], f"inpaint-{mask}.npz")[:1]:
-            drawn[f"completions-{mask}"] = completions(kept)
-    return drawn
+    row, masks = study.rows[0]["row"], study.required("hole_mse")["mask"].unique()
+    at_hand = [mask for mask in masks if study.kept(row, f"inpaint-{mask}.npz")]
+
+    def of_mask(mask: str) -> Figure:
+        return completions(study.arrays(row, f"inpaint-{mask}.npz")[0])
+
+    drawn = {f"completions-{mask}": partial(of_mask, mask) for mask in at_hand}
+    return Figures({"errors": partial(errors, study), **drawn})
 
 
 def errors(study: Study) -> Figure:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.report import style
-from experiments.report.figures.common import curves_of_cells, image_grid
+from experiments.report.figures.common import Figures, curves_of_cells, image_grid
 from experiments.report.study import Study
 
 
-def draw(study: Study) -> dict[str, Figure]:
+def draw(study: Study) -> Figures:
     """``auroc``; where arrays are at hand ``scores`` and ``sets``. Raises `MissingArray` without a measurement."""
-    drawn, first = {"auroc": over_levels(study)}, study.rows[0]
-    for kept in study.arrays(first["row"], "ood.npz")[:1]:
-        drawn["scores"] = scores(kept, first["method"])
-        drawn["sets"] = image_grid(study.arrays(first["row"], "examples.npz")[0], columns=4, rows=4, across=5)
-    return drawn
+    study.required("auroc")
+    row, method = study.rows[0]["row"], study.rows[0]["method"]
+    drawn: dict[str, Callable[[], Figure]] = {"auroc": lambda: over_levels(study)}
+    if study.kept(row, "ood.npz"):
+        drawn["scores"] = lambda: scores(study.arrays(row, "ood.npz")[0], method)
+    if study.kept(row, "examples.npz"):
+        drawn["sets"] = lambda: image_grid(study.arrays(row, "examples.npz")[0], columns=4, rows=4, across=5)
+    return Figures(drawn)
 
 
 def over_levels(study: Study) -> Figure:

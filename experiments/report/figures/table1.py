@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,15 +12,16 @@ from numpy.typing import NDArray
 
 from experiments.metrics import metric
 from experiments.report import style
-from experiments.report.figures.common import bars_with_intervals, curve_with_intervals, image_grid
+from experiments.report.figures.common import Figures, bars_with_intervals, curve_with_intervals, image_grid
 from experiments.report.study import MissingArray, Study
 
 _REFERENCES = {"real": "real, held out", "noise": "noise"}
 
 
-def draw(study: Study) -> dict[str, Figure | None]:
+def draw(study: Study) -> Figures:
     """``score``, ``budget``, ``seconds``, ``samples`` where at hand. Raises `MissingArray` without a measurement."""
-    return {"score": score(study), "budget": budget(study), "seconds": seconds(study), "samples": samples(study)}
+    _first(study)
+    return Figures({one.__name__: partial(one, study) for one in (score, budget, seconds, samples)})
 
 
 def score(study: Study) -> Figure | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from experiments.report import style
+from experiments.report.figures.common import Figures
 from experiments.report.study import Study
 
 _DEPTH = 6.0
@@ -17,16 +20,18 @@ _DEPTH = 6.0
 _POINTS = 2000
 
 
-def draw(study: Study) -> dict[str, Figure]:
+def draw(study: Study) -> Figures:
     """``levels-<row>`` and ``samples-<row>`` for every row at hand, of its first seed."""
-    figures = {}
-    for row in study.rows:
-        for arrays in study.arrays(row["row"], "density.npz")[:1]:
-            seeds = len(study.seeds(row["row"]))
-            label = row["label"] if seeds == 1 else f"{row['label']}, the first of {seeds} seeds"
-            figures[f"levels-{row['row']}"] = levels(arrays, label)
-            figures[f"samples-{row['row']}"] = samples(arrays, label)
-    return figures
+
+    def of_first(one: Callable[[dict[str, NDArray[Any]], str], Figure], row: dict[str, Any]) -> Figure:
+        seeds = len(study.seeds(row["row"]))
+        label = row["label"] if seeds == 1 else f"{row['label']}, the first of {seeds} seeds"
+        return one(study.arrays(row["row"], "density.npz")[0], label)
+
+    at_hand = [row for row in study.rows if study.kept(row["row"], "density.npz")]
+    return Figures(
+        {f"{one.__name__}-{row['row']}": partial(of_first, one, row) for row in at_hand for one in (levels, samples)}
+    )
 
 
 def levels(arrays: dict[str, NDArray[Any]], label: str) -> Figure:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,9 @@ from cdrl.langevin import Langevin
 from cdrl.networks import EnergyNet, Initializer
 from cdrl.noise import cosine_logsnr
 from cdrl.sampler import Sampler
+from experiments import cli
 from experiments.data import to_uint8
-from experiments.report import animation
+from experiments.report import animation, style
 
 LEVELS, STEPS = 3, 2
 
@@ -63,3 +66,41 @@ def test_animation_has_a_frame_for_each(sampler: Sampler, tmp_path: Path) -> Non
         "energy.svg",
         "energy.png",
     }
+
+
+@pytest.mark.parametrize("before", ["nothing", "another"])
+def test_what_a_kill_left_is_made_again(
+    before: str, sampler: Sampler, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between trajectory.png and stages.png, with nothing there before or the files of another model."""
+    folder = results / "demo"
+    traces = [animation.record(sampler, images=4, seed=seed) for seed in (0, 1)]
+    monkeypatch.setattr(animation, "record", lambda sampler: traces[0])
+    if before == "another":
+        animation.write(sampler, folder)
+        assert animation.complete(folder)
+    monkeypatch.setattr(animation, "record", lambda sampler: traces[1])
+    if (child := os.fork()) == 0:
+        style.save = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+        animation.write(sampler, folder)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert (folder / "trajectory.png").exists()
+    assert not animation.complete(folder)
+
+    made = []
+    monkeypatch.setattr("experiments.runs.trained.trained_sampler", lambda path: made.append(path) or sampler)
+    for _ in range(2):
+        assert cli.report(["--results", str(results), "--page"]) == 0
+    assert made == [results.parent / "runs" / "cdrl" / "seed0"], "once, and not where it is complete"
+    assert animation.complete(folder)
+    (folder / "stages.png").write_bytes(b"damaged")
+    assert not animation.complete(folder)
+
+
+def test_a_run_that_cannot_be_traced_leaves_the_report(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The fixture's runs have no configuration."""
+    assert cli.report(["--results", str(results)]) == 1
+    assert f"{results / 'demo' / 'trajectory'} could not be drawn: " in capsys.readouterr().err
+    assert (results / "report.html").exists()
+    assert (results / "table1" / "nano" / "score.png").exists()

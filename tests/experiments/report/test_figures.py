@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +14,13 @@ from PIL import Image
 from scipy import stats
 
 from cdrl.pictures import tile
-from experiments.report import draw, style
+from experiments import checksums, cli
+from experiments.report import build_experiment, draw, style
 from experiments.report.figures import common, table1
 from experiments.report.study import MissingArray, Study
 from experiments.runs.folder import RunFolder
+
+ROOT = Path(__file__).parents[3]
 
 
 def test_table1_draws_its_four_figures_and_again_the_same_bytes(results: Path) -> None:
@@ -164,3 +171,72 @@ def test_nothing_measured_is_no_figure(results: Path) -> None:
 
     with pytest.raises(MissingArray):
         table1.draw(study)
+
+
+def test_a_damaged_array_leaves_out_the_figure_that_needs_it(results: Path) -> None:
+    study = Study.load(results / "table1" / "nano")
+    evaluation = study.located(study.rows[1]["evaluations"][0]["folder"])
+    grid, curve = evaluation / "grid.npy", evaluation / "curve.npz"
+    for path in (grid, curve):
+        path.write_bytes(path.read_bytes()[:90])
+    said: list[str] = []
+
+    assert draw(study, said.append) == ["score"]
+
+    assert [line.split(" is damaged; ")[0] for line in said] == [
+        f"{study.folder / figure} could not be drawn: {path}"
+        for figure, path in (("budget", curve), ("seconds", curve), ("samples", grid))
+    ]
+    assert all(
+        line.endswith(f"delete {evaluation}, and the command that ran the experiment makes it again") for line in said
+    )
+
+
+def test_tables_come_first_and_a_figure_that_cannot_be_drawn_is_said(
+    results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, tables = results / "table1" / "nano", []
+
+    def fails(study: Study) -> None:
+        tables.append(sorted(path.name for path in folder.glob("table.*")))
+        raise RuntimeError("no room\nfor it")
+
+    monkeypatch.setattr(table1, "budget", fails)
+    fails.__name__ = "budget"
+    facts = json.loads((folder / "experiment.json").read_text())
+    (folder / "experiment.json").write_text(json.dumps({**facts, "figures": ["nothing", "table1"]}))
+    checksums.begin(folder, ["cells.csv", "experiment.json", "provenance.json"])
+
+    assert "Fréchet distance" in build_experiment(folder)
+
+    assert tables == [["table.md", "table.tex"]]
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"{folder / 'nothing'} could not be drawn: the experiment names figure 'nothing', but")
+    assert second == f"{folder / 'budget'} could not be drawn: RuntimeError: no room for it"
+    assert {path.stem for path in folder.glob("*.png")} == {"score", "seconds", "samples"}
+    assert checksums.differences(folder) == []
+    (results / "demo").write_text("no animation")
+    assert cli.report(["--results", str(results)]) == 1
+    assert (results / "report.html").exists()
+
+
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "no such backend"])
+def test_nothing_of_a_persons_settings_changes_a_figure(backend: str, results: Path, tmp_path: Path) -> None:
+    """In a process that Matplotlib is imported in afresh."""
+    folder, own = results / "table1" / "nano", tmp_path / "own"
+    draw(Study.load(folder))
+    shutil.copytree(folder, own, ignore=shutil.ignore_patterns("*.png", "*.svg"))
+    (tmp_path / "matplotlibrc").write_text(
+        "backend: TkAgg\ntext.usetex: True\nfont.size: 30\nsavefig.bbox: tight\nlines.linestyle: --\n"
+        "axes.formatter.useoffset: False\nsvg.fonttype: none\npath.sketch: 1, 2, 3\naxes.unicode_minus: False\n"
+    )
+    drawing = "import sys, experiments.report as r; r.draw(r.Study.load(r.Path(sys.argv[1]), r.Path(sys.argv[2])))"
+    done = subprocess.run(
+        [sys.executable, "-c", drawing, str(own), str(results.parent)], cwd=tmp_path, capture_output=True, text=True,
+        env={**os.environ, "MPLBACKEND": backend, "MATPLOTLIBRC": str(tmp_path), "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "could not" not in done.stderr
+    pictures = {path.name: path.read_bytes() for path in folder.glob("*.[ps][nv]g")}
+    assert len(pictures) == 8
+    assert {path.name: path.read_bytes() for path in own.glob("*.[ps][nv]g")} == pictures

@@ -3,12 +3,16 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from cdrl.errors import UserError
+from experiments import checksums, cli
 from experiments.report import build_all, page, traceable_run
 from experiments.runs.folder import RunFolder
 
@@ -117,3 +121,88 @@ def test_in_a_browser_at_phone_width(built: Path, tmp_path: Path) -> None:
     overflow, width, broken = map(int, found.group(1).split(","))
     assert (overflow, width, broken) == (0, 390, 0)
     assert "CONSOLE" not in done.stderr
+
+
+def test_text_of_users_is_no_markup_of_the_page(results: Path) -> None:
+    path = results / "table1" / "nano" / "cells.csv"
+    path.write_text(path.read_text().replace("Short-run_EBM & co", "<script>alert(1)</script>"))
+    text = page.build(results).read_text()
+    assert "<script" not in text
+    assert "&lt;script&gt;alert(1)" in text
+
+
+def truncated(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def flipped(content: bytes) -> bytes:
+    return content[: len(content) // 2] + bytes([content[len(content) // 2] ^ 8]) + content[len(content) // 2 + 1 :]
+
+
+DAMAGES = [truncated, flipped, lambda content: b"", lambda content: b"no picture"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_picture_is_left_out_and_said(
+    damage: Callable[[bytes], bytes], results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A PNG and an APNG; an SVG with a flipped bit may still be one, so that one is cut."""
+    folder, demo = results / "table1" / "nano", results / "demo"
+    demo.mkdir()
+    build_all(results)
+    frames = [Image.fromarray(np.random.default_rng(i).integers(0, 255, (64, 64), np.uint8)) for i in range(3)]
+    frames[0].save(demo / "trajectory.png", save_all=True, append_images=frames[1:])
+    frames[0].save(demo / "stages.png")
+    (folder / "samples.svg").unlink()
+    for path in (folder / "samples.png", demo / "trajectory.png"):
+        path.write_bytes(damage(path.read_bytes()))
+    (folder / "score.svg").write_bytes(truncated((folder / "score.svg").read_bytes()))
+    shutil.rmtree(results.parent / "runs")  # of which the animation would be made again
+
+    assert cli.report(["--results", str(results), "--page"]) == 0
+
+    said = capsys.readouterr().err
+    text = (results / "report.html").read_text()
+    alts = [picture["alt"] or "" for picture in _Elements(text).of("img")]
+    assert [alt.split(":")[0] for alt in alts] == [
+        "The same images at rest", "Score against budget", "Score against time"
+    ]  # fmt: skip
+    for path in (folder / "samples.png", folder / "score.svg", demo / "trajectory.png"):
+        assert f"{path} is damaged, and left out of the page" in said
+    left_out = re.findall("Left out, for the file is damaged or missing: ([^<]*)<", text)
+    assert left_out == ["trajectory", "score, samples"]
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("left", ["trajectory.png", "stages.png", "energy.svg"])
+def test_a_part_of_the_animation_is_enough(left: str, results: Path) -> None:
+    demo = results / "demo"
+    demo.mkdir()
+    build_all(results)
+    shutil.copy(results / "table1" / "nano" / f"score{Path(left).suffix}", demo / left)
+    assert ('id="demo"' in page.build(results).read_text()) == (left == "trajectory.png")
+
+
+def test_a_missing_picture_is_said(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = results / "table1" / "nano"
+    checksums.begin(folder, [path.name for path in folder.iterdir()])
+    build_all(results)
+    for path in (*folder.glob("score.*"), folder / "budget.svg"):
+        path.unlink()
+    text = page.build(results).read_text()
+    assert "damaged or missing: score<" in text
+    assert f"{folder / 'score.png'} is missing" in capsys.readouterr().err
+    assert "Score against budget: Table 1" in text, "its PNG is there"
+
+
+def test_damaged_ratios_are_one_line(results: Path) -> None:
+    (results / "bench").mkdir()
+    for content in (
+        b"",
+        b"case,variant\n1,2\n",
+        b"\xff\xfe\x00",
+        b"case,variant,images,ms_per_image,fast_is\na,b,c,d,e\n",
+    ):
+        (results / "bench" / "ratios.csv").write_bytes(content)
+        with pytest.raises(UserError, match=r"ratios\.csv is damaged; make bench writes it again"):
+            page.build(results)

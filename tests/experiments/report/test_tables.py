@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import html
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from cdrl.errors import UserError
 from experiments.measurement import Difference
 from experiments.report import tables
 from experiments.report.study import Study
+from tests.experiments.test_files import contents, in_a_child
 
 
 @pytest.mark.parametrize(
@@ -81,6 +84,59 @@ def test_a_mean_of_survivors_is_not_bold(results: Path) -> None:
     study.cells.loc[study.cells["row"] == "cdrl", "diverged"] = "1 of 3"
 
     assert {row for row, _ in tables.build(study)[0].best} == {1}
+
+
+@pytest.mark.parametrize(
+    ("diverged", "verdict"), [("1 of 3", "different-scale"), ("0 of 3", "diverged"), ("", "diverged")]
+)
+def test_a_mean_of_survivors_is_marked_and_explained(diverged: str, verdict: str, results: Path) -> None:
+    study = write_values(results, cdrl="0.9 nan 1.3")
+    rows = (study.cells["row"] == "cdrl") & (study.cells["metric"] == "fd")
+    note = "seed 1 diverged at iteration 300; mean of the 2 that finished"
+    study.cells.loc[rows, ["diverged", "verdict", "note"]] = [diverged, verdict, note]
+
+    table = tables.build(study)[0]
+
+    assert [row[1].endswith("§") for row in table.body] == [True, False, False, False, False]
+    assert note in table.body[0]
+    assert "§ Runs of this row diverged" in table.caption
+    assert {row for row, column in table.best if column == 1} == {1}
+    assert r"\S{}" in table.latex()
+    assert "§" not in tables.build(Study.load(study.folder))[0].caption
+
+
+def test_a_failed_evaluation_says_why_in_its_row(results: Path) -> None:
+    study = Study.load(results / "table1" / "nano")
+    rows = study.cells["row"] == "drl"
+    study.cells.loc[rows, ["value", "low", "high"]] = math.nan
+    study.cells.loc[rows, ["verdict", "note"]] = ["not-run", "evaluation failed: moments are not finite"]
+
+    row = dict(zip(tables.build(study)[0].header, tables.build(study)[0].body[1], strict=True))
+
+    assert (row["Verdict"], row["Note"]) == ("not-run", "evaluation failed: moments are not finite")
+    assert "§" not in "".join(row.values())
+
+
+def test_a_column_more_is_no_hindrance(results: Path) -> None:
+    path = results / "table1" / "nano" / "cells.csv"
+    cells = pd.read_csv(path)
+    before = tables.markdown(tables.build(Study.load(path.parent)))
+    cells.insert(list(cells).index("diverged") + 1, "rollbacks", "0 1 0")
+    cells.to_csv(path, index=False)
+    assert tables.markdown(tables.build(Study.load(path.parent))) == before
+
+
+def test_tables_are_replaced_together(results: Path) -> None:
+    study = Study.load(results / "table1" / "nano")
+    tables.write(study)
+    before = contents(study.folder)
+    longest = max(len(before[name].encode()) for name in ("table.md", "table.tex"))
+    changed = replace(study, title=study.title + " of much" * 100)
+    assert "cannot write" in in_a_child(lambda: tables.write(changed), largest_file=longest)
+    assert contents(study.folder) == before
+    tables.write(changed)
+    after = contents(study.folder)
+    assert all("of much of much" in after[name] for name in ("table.md", "table.tex"))
 
 
 def test_differences_from_cdrl_are_tested(results: Path) -> None:
@@ -229,6 +285,38 @@ def test_latex_is_escaped_and_balanced(results: Path) -> None:
     rows = latex.split(r"\toprule")[1].split(r"\bottomrule")[0].replace(r"\&", "")
     assert {line.count("&") for line in rows.splitlines() if "&" in line} == {13}
     assert not set(latex) & set("↓↑†‡×–\u00a0")
+
+
+HOSTILE = (
+    "<script>alert(1)</script>", "a|b", "two\nlines", "`code`", "**bold** _x_ ~~gone~~ $x$", "[here](javascript:1)",
+    "![x](file:///etc)", "&lt;b&gt; &copy;", "# title", "a\\|b", "=1", "\x1b[31mred", "\udcff",
+    "R&D, p < 0.1, a_b [1, 2]",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_text_of_users_is_text_in_every_form(text: str, results: Path) -> None:
+    """In Markdown as its readers see it: escapes undone, it is the same text, with no markup left in between."""
+    table = tables.Table(("", text), ((text, "1.0"),), text, best=frozenset({(0, 0)}))
+    lines = table.markdown().splitlines()
+    assert len(lines) == 5
+    bare = [re.sub(r"\\[!-/:-@\[-`{-~]", "", line) for line in lines]
+    assert [line.count("|") for line in bare] == [0, 0, 3, 3, 3]
+    assert not re.search(
+        r"<[^ ]|`|\]\(|(?<!\*)\*(?!\*)|~|\$|\b__?\b|&\w+;", bare[0].replace("&lt;", "").replace("&amp;", "")
+    )
+    read = html.unescape(re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", lines[0]))
+    expected = text.replace("\n", " ").replace("\x1b", " ").replace("\udcff", "?")
+    assert read == expected
+    assert len(table.plain().splitlines()) == 5
+    assert "\x1b" not in table.plain()
+    table.latex().encode()
+    assert len(table.latex().splitlines()) == len(tables.Table(("", "a"), (("a", "b"),), "c").latex().splitlines())
+
+
+def test_our_own_texts_need_no_escape() -> None:
+    for text in ("+14.9 [12.3, 17.6], p < 0.001", "-4.5 [-6.5, -2.4]", "Fréchet distance (fd-digits)\u00a0↓", "9.58†"):
+        assert tables.markdown_escape(text) == text
 
 
 def test_markdown_has_a_cell_in_every_column(results: Path) -> None:
