@@ -27,6 +27,7 @@ from cdrl.networks import EnergyNet, FrozenEnergy
 from cdrl.networks.energy import energies, freeze
 from cdrl.randomness import Draws
 from cdrl.recipe import ImageShape, Recipe, network
+from cdrl.bounds import clamped
 from cdrl.sampler import index_batches
 
 
@@ -122,7 +123,7 @@ class ShortRun(Method):
             index = index.to(self.device)
             start = self._start(Draws(seed, "sample", (), index, self.shape, self.dtype))
             walked = self._chain(energy, start, Draws(seed, "sample", (0,), index, self.shape, self.dtype))
-            yield walked.y.clamp(-1.0, 1.0)
+            yield clamped(walked.y)
 
     def _start(self, draws: Draws) -> Tensor:
         return 2.0 * draws.uniform("start", self.shape) - 1.0
