@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from cdrl import cost
+from cdrl.bounds import clamped
 from cdrl.conditions import Condition
 from cdrl.errors import UserError
 from cdrl.fast import EAGER, Engine
@@ -27,7 +28,6 @@ from cdrl.networks import EnergyNet, FrozenEnergy
 from cdrl.networks.energy import energies, freeze
 from cdrl.randomness import Draws
 from cdrl.recipe import ImageShape, Recipe, network
-from cdrl.bounds import clamped
 from cdrl.sampler import index_batches
 
 

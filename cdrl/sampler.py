@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from cdrl import conditions
+from cdrl.bounds import clamped
 from cdrl.conditions import Condition
 from cdrl.cost import forward_share
 from cdrl.errors import UserError
@@ -25,7 +26,6 @@ from cdrl.networks import EnergyNet, FrozenEnergy, Initializer
 from cdrl.networks.energy import constant
 from cdrl.noise import NoiseSchedule, marginal
 from cdrl.randomness import Draws
-from cdrl.bounds import clamped
 from cdrl.transition import Transitions
 
 LAST_DENOISE = ("consistent", "official", "none")
@@ -109,7 +109,7 @@ class Sampler:
         first: int = 0,
         every: int = 1,
     ) -> Iterator[Tensor]:
-        """Samples in batches ``(B, C, H, W)``, clamped to [−1, 1] (`cdrl.bounds`), of `index_batches`; raises as calls do."""
+        """Samples in batches ``(B, C, H, W)``, clamped to [−1, 1], of `index_batches`; NaN, and errors, as of calls."""
         if condition is not None:
             condition.check_rows(n)
         for index in index_batches(n, batch_size, first, every):

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
 from cdrl import parallel
-from cdrl.cli import UNFINISHED
+from cdrl.cli import DIVERGED, UNFINISHED, note
 from cdrl.errors import UserError
 from experiments import configuration
-from experiments.cells import check_writable, write_results
+from experiments.cells import check_writable, rows_without_survivors, write_results
 from experiments.estimate import print_plan
 from experiments.plan import Job, Plan, make_plan, one_per_run
 from experiments.report import build_experiment
@@ -36,10 +36,10 @@ def run(overrides: Sequence[str], *, show_config: bool = False, detach: bool = F
         detach: hand the work to a queue and leave.
 
     Returns:
-        The exit code: 0 done (or submitted), `UNFINISHED` when time was over.
+        The exit code: 0 done (or submitted), `DIVERGED` where every seed of a row did, `UNFINISHED` when time was over.
 
     Raises:
-        UserError: a mistake in the command line, or a run that failed.
+        UserError: a mistake in the command line, or a run or an evaluation that failed.
     """
     if detach and "launcher=slurm" not in overrides:
         raise UserError("--detach leaves the work to a queue; add launcher=slurm")
@@ -59,18 +59,40 @@ def run(overrides: Sequence[str], *, show_config: bool = False, detach: bool = F
     for one in plans:
         check_writable(one)
     written: list[str] = []
+    lost: list[str] = []
 
     def write(one: Plan) -> None:
         command = ["cdrl", "run", *commands[plans.index(one)]]
         folder = write_results(one, command)
         written.append(f"{build_experiment(folder)}\nwritten to {folder}")
+        lost.extend(rows_without_survivors(folder))
 
     try:
         finished = carry_out(plans, write)
     finally:  # not while progress is on the screen
         for text in written:
             Console().print(text, markup=False, highlight=False, soft_wrap=True)
-    return 0 if finished or plans[0].config["launcher"].get("detach") else UNFINISHED
+    if not finished:
+        return 0 if plans[0].config["launcher"].get("detach") else UNFINISHED
+
+    # Everything is tried and in tables. What has no number is said, and in the exit code.
+    if lost:
+        rows = (
+            f"every seed of {', '.join(lost)} diverged" if len(lost) == 1 else f"every seed diverged: {', '.join(lost)}"
+        )
+        note(f"{rows}; retry=true trains once more what diverged in training, other settings are another run")
+    failures = [
+        (f"{job.run.name}, {evaluation.settings['kind']}: {result.reason}", evaluation.folder.path, result.mistake)
+        for job in one_per_run(job for one in plans for job in one.jobs())
+        for evaluation in job.evaluations
+        if (result := evaluation.folder.result()) is not None and result.outcome == "failed"
+    ]
+    if failures:
+        what, where, mistake = failures[0]
+        more = f" ({len(failures)} evaluations failed)" if len(failures) > 1 else ""
+        remedy = "mend that" if mistake else f"details in {where / 'error.log'}; change its settings or the code"
+        raise UserError(f"{what}{more}; {remedy}, and the same command tries again")
+    return DIVERGED if lost else 0
 
 
 def plan(overrides: Sequence[str]) -> int:
@@ -99,10 +121,13 @@ def carry_out(plans: Sequence[Plan], complete: Callable[[Plan], None]) -> bool:
         )
     incomplete = list(plans)
 
-    def write_complete_ones() -> None:
-        for one in [one for one in incomplete if not one.missing()]:
-            incomplete.remove(one)
-            complete(one)
+    def write_complete_ones(to_come: Collection[Path] | None = None) -> None:
+        """``to_come``: the folders in which work goes on; None before it begins. What fails in it is not tried twice."""
+        for one in list(incomplete):
+            at_work = to_come is not None and any(job.run.path in to_come for job in one.jobs())
+            if not at_work and not one.missing(again=to_come is None):
+                incomplete.remove(one)
+                complete(one)
 
     write_complete_ones()
     if not incomplete:
@@ -160,7 +185,7 @@ def carry_out(plans: Sequence[Plan], complete: Callable[[Plan], None]) -> bool:
                     ended = handle.result()
                     board.end(item)
                     if ended.outcome == "done":
-                        write_complete_ones()
+                        write_complete_ones({item.folder.path for _, item in pending})
                     elif ended.outcome == "mistake":
                         mistakes.append(ended.message)
                     elif ended.outcome == "crash":
@@ -188,7 +213,7 @@ def carry_out(plans: Sequence[Plan], complete: Callable[[Plan], None]) -> bool:
 
     if failed := mistakes + crashes:
         raise UserError(failed[0] + (f" ({len(failed)} runs failed)" if len(failed) > 1 else ""))
-    write_complete_ones()
+    write_complete_ones(())
     if incomplete and deadline == math.inf:
         raise UserError(
             f"{incomplete[0].name} is not complete: something took its results away; the same command goes on"
