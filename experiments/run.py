@@ -77,10 +77,10 @@ def run(overrides: Sequence[str], *, show_config: bool = False, detach: bool = F
 
     # Everything is tried and in tables. What has no number is said, and in the exit code.
     if lost:
-        rows = (
-            f"every seed of {', '.join(lost)} diverged" if len(lost) == 1 else f"every seed diverged: {', '.join(lost)}"
+        note(
+            f"diverged in every seed: {', '.join(lost)}; retry=true trains once more what diverged in training, and "
+            "other settings are another run"
         )
-        note(f"{rows}; retry=true trains once more what diverged in training, other settings are another run")
     failures = [
         (f"{job.run.name}, {evaluation.settings['kind']}: {result.reason}", evaluation.folder.path, result.mistake)
         for job in one_per_run(job for one in plans for job in one.jobs())
@@ -122,7 +122,7 @@ def carry_out(plans: Sequence[Plan], complete: Callable[[Plan], None]) -> bool:
     incomplete = list(plans)
 
     def write_complete_ones(to_come: Collection[Path] | None = None) -> None:
-        """``to_come``: the folders in which work goes on; None before it begins. What fails in it is not tried twice."""
+        """``to_come``: the folders that are worked on; None before work begins. What fails in it is not tried twice."""
         for one in list(incomplete):
             at_work = to_come is not None and any(job.run.path in to_come for job in one.jobs())
             if not at_work and not one.missing(again=to_come is None):

@@ -321,8 +321,8 @@ def _work_on_run(run: RunFolder, pending: Sequence[EvaluationFolder], order: Ord
             except Diverged as error:
                 found |= {"outcome": "diverged", "reason": str(error)}
             except Exception as error:
-                # What lies in the evaluation is an outcome of it, and the others go on. What lies in the machine, or was
-                # not told to all processes, ends this attempt.
+                # What lies in the evaluation is its outcome, and the others go on. What lies in the machine, or was not
+                # told to all processes, ends this attempt.
                 if of_the_machine(error) or (group.size > 1 and not isinstance(error, DrawingFailed)):
                     raise
                 mistake = isinstance(error, UserError)
