@@ -93,9 +93,10 @@ def by_key(measurements: Iterable[Measurement]) -> dict[tuple[Any, ...], Measure
     """The measurements of one evaluation by `Measurement.key`. Raises `UserError` where two share one."""
     known: dict[tuple[Any, ...], Measurement] = {}
     for measurement in measurements:
-        if known.setdefault(measurement.key, measurement) is not measurement:
+        if measurement.key in known:
             about = " ".join(str(part) for part in measurement.key if part not in (None, ""))
             raise UserError(f"two numbers of one evaluation are called '{about}'; give what they are about other names")
+        known[measurement.key] = measurement
     return known
 
 
