@@ -177,6 +177,8 @@ def _line(row: Row, number: int, settings: Settings) -> Line | None:
     run, protocol = evaluation.run, evaluation.settings["metrics"]
     training, result, failure = run.status(), evaluation.folder.result(), run.failure()
     score = math.nan
+    if result is not None and result.mistake:
+        raise UserError(result.reason)
     if result is not None and result.outcome != "done":
         status = f"{result.outcome}: {result.reason}"
     elif result is not None:
