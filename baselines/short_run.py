@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from cdrl import cost
+from cdrl.bounds import clamped
 from cdrl.conditions import Condition
 from cdrl.errors import UserError
 from cdrl.fast import EAGER, Engine
@@ -135,7 +136,7 @@ class ShortRun(Method):
             index = index.to(self.device)
             start = self._start(Draws(seed, "sample", (), index, self.shape, self.dtype))
             walked = self._chain(energy, start, Draws(seed, "sample", (0,), index, self.shape, self.dtype))
-            yield walked.y.clamp(-1.0, 1.0)
+            yield clamped(walked.y)
 
     def _start(self, draws: Draws) -> Tensor:
         return 2.0 * draws.uniform("start", self.shape) - 1.0

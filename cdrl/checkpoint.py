@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -19,7 +20,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cdrl.errors import UserError
@@ -83,11 +85,12 @@ def load(folder: Path, stem: str = _CHECKPOINT) -> tuple[dict[str, Tensor], Fact
         raise _corrupt(path, "it is missing")
     if path.stat().st_size != size:
         raise _corrupt(path, f"it has {path.stat().st_size:,} of {size:,} bytes")
-    if sha256(path) != digest:
-        raise _corrupt(path, "its content does not match its checksum")
     try:
-        return load_file(path), index["facts"]
-    except SafetensorError as error:
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise _corrupt(path, "its content does not match its checksum")
+        return load_tensors(content), index["facts"]
+    except (OSError, SafetensorError) as error:
         raise _corrupt(path, f"it holds no tensors ({error!s:.80})") from None
 
 
@@ -131,7 +134,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
         UserError: no model there, or a truncated or corrupt one, or no such device.
     """
     device = _device(device)
-    if os.path.lexists(folder) and not os.path.isdir(folder):
+    if os.path.lexists(folder) and not os.path.isdir(folder):  # which no name is too odd for
         raise UserError(f"no {_MODEL} in {folder}: it is no folder; pass the one that holds {_MODEL}.json")
     tensors, facts = load(folder, _MODEL)
     try:
@@ -188,6 +191,8 @@ def _check(index: Mapping[str, Any]) -> str:
 
 def _read_index(folder: Path, stem: str) -> dict[str, Any]:
     path = _index(folder, stem)
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise _corrupt(path, "it is no file")
     try:
         index = json.loads(path.read_bytes())
     except FileNotFoundError:

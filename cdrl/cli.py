@@ -37,6 +37,8 @@ Command = Callable[[Sequence[str]], int]
 """From a command's arguments to its exit code."""
 UNFINISHED = 75
 """The exit code of a command that stopped as it was asked to, with something left; repeated, it goes on."""
+DIVERGED = 4
+"""The exit code of a command that did everything, where every seed of a row diverged, so that it has no number."""
 COMMANDS = {
     "Experiments": {
         "run": "train, sample, score and tabulate a table or figure; goes on where an earlier call stopped",
@@ -80,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: None for the process's own.
 
     Returns:
-        The exit code: 0 done, 1 a mistake that can be mended, `UNFINISHED`, 130 interrupted.
+        The exit code: 0 done, 1 a mistake that can be mended, `DIVERGED`, `UNFINISHED`, 130 interrupted.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -352,7 +354,7 @@ def inpaint(arguments: Sequence[str]) -> int:
 def draw(
     sampler: Sampler, n: int, seed: int = 0, condition: Condition | None = None, batch_size: int = 100
 ) -> Iterator[NDArray[np.uint8] | None]:
-    """Images 0 … n − 1 as pixels ``(H, W, C)``, with progress; None in place of one that is not finite."""
+    """Images 0 … n − 1 as pixels ``(H, W, C)``, with progress; None in place of one that is not finite or ran away."""
     from cdrl.pictures import to_uint8
     from cdrl.sampler import index_batches
 
@@ -362,9 +364,9 @@ def draw(
             images = sampler(
                 index, seed, condition, lambda stage, level, x: advance(len(x) if stage == "refined" else 0)
             )
-            finite = images.isfinite().flatten(1).all(dim=1).tolist()
-            for pixels, usable in zip(to_uint8(images).cpu().numpy(), finite, strict=True):
-                yield pixels if usable else None
+            finite = images.isfinite().flatten(1).all(dim=1)
+            pixels = iter(to_uint8(images[finite]).cpu().numpy())
+            yield from (next(pixels) if usable else None for usable in finite.tolist())
 
 
 def _label_condition(classes: int, label: int | None, guidance: float) -> Condition | None:
@@ -425,6 +427,6 @@ def _prepare_folder(folder: Path, n: int) -> None:
 def _check_finite(lost: int, n: int) -> None:
     if lost:
         raise UserError(
-            f"{lost:,} of {n:,} images are not finite and were left out; the model diverged: use another run or an "
-            "earlier checkpoint"
+            f"{lost:,} of {n:,} images are not finite or ran away, and were left out; the model diverged: use another "
+            "run or an earlier checkpoint"
         )

@@ -45,12 +45,17 @@ def to_float(images: Tensor | NDArray[np.uint8]) -> Tensor:
 
 
 def unscale(images: Tensor) -> Tensor:
-    """float of any shape -> float32 in 0 … 255, not rounded; values outside [−1, 1] are clamped."""
+    """float of any shape -> float32 in 0 … 255, not rounded; values outside [−1, 1] are clamped.
+
+    Raises `UserError` where a value is not finite: clamping keeps NaN, and 8 bits would make it black.
+    """
+    if not bool(images.isfinite().all()):
+        raise UserError("images are not finite, so the model diverged: use another run or an earlier checkpoint")
     return images.float().clamp(-1.0, 1.0).add(1.0).mul(127.5)
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """float NCHW -> uint8 NHWC, contiguous, on the same device; values outside [−1, 1] are clamped."""
+    """float NCHW -> uint8 NHWC, contiguous, on the same device; clamped, and refused, as by `unscale`."""
     return unscale(images).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from cdrl import conditions
+from cdrl.bounds import clamped
 from cdrl.conditions import Condition
 from cdrl.cost import forward_share
 from cdrl.errors import UserError
@@ -108,7 +109,7 @@ class Sampler:
         first: int = 0,
         every: int = 1,
     ) -> Iterator[Tensor]:
-        """Samples in batches ``(B, C, H, W)``, clamped to [−1, 1], of `index_batches`; raises as calls do."""
+        """Samples in batches ``(B, C, H, W)``, clamped to [−1, 1], of `index_batches`; NaN, and errors, as of calls."""
         if condition is not None:
             condition.check_rows(n)
         for index in index_batches(n, batch_size, first, every):
@@ -131,7 +132,8 @@ class Sampler:
             observe: called at every stage.
 
         Returns:
-            ``(B, C, H, W)`` in [−1, 1], on the device and in the type of the energy network.
+            ``(B, C, H, W)`` in [−1, 1], on the device and in the type of the energy network; NaN as a whole where an
+            image's chain ran away, see `cdrl.bounds`.
 
         Raises:
             UserError: the condition names a class that the network does not know, has too few rows, or known pixels
@@ -167,7 +169,7 @@ class _Batch:
             x = self._transition(x, t, 0)
             for repeat in range(1, self.condition.repeats + 1):
                 x = self._transition(self._forward(x, t, repeat), t, repeat)
-        x = self._with_known(self._last_denoise(x), lambda image: image).clamp(-1.0, 1.0)
+        x = clamped(self._with_known(self._last_denoise(x), lambda image: image))
         self.observe("sample", 0, x)
         return x
 

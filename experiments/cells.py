@@ -22,7 +22,7 @@ from cdrl.errors import UserError
 from experiments import checksums, published
 from experiments.data import DataSettings
 from experiments.files import csv_text, json_text, sha256
-from experiments.measurement import COLUMNS, Measurement, interval
+from experiments.measurement import COLUMNS, Measurement, by_key, interval
 from experiments.metrics import metric
 from experiments.published import Number
 from experiments.runs.machine import commit, device_name, resolve_device, versions
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 FILES = ("cells.csv", "experiment.json", "provenance.json")
 """What is written here."""
+_NO_NUMBERS = ("diverged", "failed")
+"""Outcomes of evaluations of which nothing was measured."""
 _TOLERANCE = 0.05
 """A number within this share of the published one reproduces it; so does an interval no wider that holds it."""
 
@@ -171,6 +173,13 @@ def derived(record: Mapping[str, Any], origin: Mapping[str, Any]) -> list[dict[s
     return [cell for row in record["rows"] for cell in _row_cells(record, row, origin.get("data", {}))]
 
 
+def rows_without_survivors(folder: Path) -> list[str]:
+    """The rows of a results folder of which every seed diverged, but where that is the published outcome."""
+    with (folder / "cells.csv").open(newline="") as file:
+        lost = [line["row"] for line in csv.DictReader(file) if line["verdict"] == "diverged" and line["seeds"] == "0"]
+    return list(dict.fromkeys(lost))
+
+
 def as_csv(cells: Sequence[Mapping[str, Any]]) -> str:
     """cells.csv."""
     text = io.StringIO()
@@ -203,6 +212,26 @@ def diverged_verdict(number: Number | None, about: Circumstances) -> str:
     return "reproduced" if number is not None and number.value is None and about.same(number) else "diverged"
 
 
+def outcome(evaluation: Mapping[str, Any]) -> str:
+    """How an evaluation on record ended, its run included: "done", "diverged" or "failed"; "trained" before it was
+    made, "" before anything was."""
+    status, result = evaluation["status"], evaluation["result"]
+    if status and status["status"] == "diverged":
+        return "diverged"
+    if result:
+        return str(result.get("outcome", "done"))
+    return "trained" if status else ""
+
+
+def _note(evaluation: Mapping[str, Any]) -> str:
+    """Why a run has no number."""
+    seed, status, result = (evaluation[name] for name in ("seed", "status", "result"))
+    if status and status["status"] == "diverged":
+        return f"seed {seed} diverged at iteration {status['iterations']}"
+    how = "diverged" if result["outcome"] == "diverged" else "failed"
+    return f"seed {seed}: evaluation {how}: {result['reason']}"
+
+
 def _row_cells(
     record: Mapping[str, Any], row: Mapping[str, Any], images: Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:
@@ -212,30 +241,28 @@ def _row_cells(
     results = [evaluation["result"] for evaluation in evaluations]
     groups: dict[tuple[Any, ...], list[Measurement | None]] = {}
     for place, result in enumerate(results):
-        for measurement in map(Measurement.from_json, result["measurements"] if result else ()):
-            key = (measurement.dataset, measurement.metric, measurement.protocol, *measurement.about().values())
+        own = by_key(map(Measurement.from_json, result["measurements"] if result else ()))
+        for key, measurement in own.items():
             groups.setdefault(key, [None] * len(evaluations))[place] = measurement
 
-    # How training ended. What it took is the mean of the runs that the numbers are of.
+    # How training and evaluations ended. What training took is the mean of the runs that the numbers are of.
+    outcomes = list(map(outcome, evaluations))
     ended = [status for status in statuses if status]
-    finished = [status for status in ended if status["status"] == "finished"] or ended
-    notes = [
-        f"seed {evaluation['seed']} diverged at iteration {status['iterations']}"
+    sound = [status for status, how in zip(statuses, outcomes, strict=True) if status and how not in _NO_NUMBERS]
+    sound = sound or ended
+    diverged = outcomes.count("diverged")
+    notes = [_note(evaluation) for evaluation, how in zip(evaluations, outcomes, strict=True) if how in _NO_NUMBERS]
+    survivors = sum(how not in ("", *_NO_NUMBERS) for how in outcomes)
+    rolled_back = [
+        f"seed {evaluation['seed']} went back {status['rollbacks']}x, which took {status['lost']} iterations"
         for evaluation, status in zip(evaluations, statuses, strict=True)
-        if status and status["status"] == "diverged"
+        if status and status.get("rollbacks")
     ]
-    survivors = len(ended) - len(notes)
-    rollbacks = [status.get("rollbacks", 0) if status else 0 for status in statuses]
-    notes += [
-        f"seed {evaluation['seed']} was rolled back {count}x, {status['lost']} iterations were lost"
-        for evaluation, status, count in zip(evaluations, statuses, rollbacks, strict=True)
-        if count
-    ]
-    if 0 < survivors < len(ended):
+    if notes and survivors:
         notes.insert(0, f"mean of the {survivors} that finished" if survivors > 1 else "of the one that finished")
 
     def mean_of(name: str) -> float:
-        return float(np.mean([status[name] for status in finished])) if finished else 0.0
+        return float(np.mean([status[name] for status in sound])) if sound else 0.0
 
     # What all cells share. A run and its evaluation may be of different commits and devices.
     sources = [source for source in (*statuses, *results) if source]
@@ -244,8 +271,8 @@ def _row_cells(
         **{name: row[name] for name in ("row", "label", "method")},
         "seeds": 0,
         "values": " ".join(["nan"] * len(evaluations)),
-        "diverged": f"{len(ended) - survivors} of {len(ended)}" if ended else "",
-        "rollbacks": " ".join(map(str, rollbacks)) if ended else "",
+        "diverged": f"{diverged} of {len(ended) or len(evaluations)}" if ended or diverged else "",
+        "rollbacks": " ".join(str(status.get("rollbacks", 0) if status else 0) for status in statuses) if ended else "",
         "updates": round(mean_of("iterations")),
         "train_cost": round(mean_of("grad_evals")),
         "train_seconds": round(mean_of("seconds"), 1),
@@ -255,11 +282,11 @@ def _row_cells(
         "device": ", ".join(sorted({source["device"] for source in sources})) or record["device"],
         "commit": " ".join(sorted({source["commit"] for source in sources})) or record["commit"],
         "runs": " ".join(evaluation["run"] for evaluation in evaluations),
-        "note": "; ".join(notes),
+        "note": "; ".join([*notes, *rolled_back]),
     }
 
     def beside_published(about: Measurement, measured: tuple[float, float, float] | None) -> dict[str, Any]:
-        """A cell but for its number; ``measured`` is None where every run diverged."""
+        """A cell but for its number; ``measured`` is None where there is none."""
         dataset = about.dataset or row["data"]["name"]
         number = published.find(row["published"], dataset, about) if row["published"] else None
         circumstances = Circumstances(
@@ -267,12 +294,18 @@ def _row_cells(
             model=(row["published"] or {}).get("reproduces") or "",
             images=images.get("source", "") if images.get("name") == dataset else "",
         )  # fmt: skip
-        outcome = verdict(measured, number, circumstances) if measured else diverged_verdict(number, circumstances)
+        # A mean of survivors agrees with nothing.
+        if diverged == len(outcomes):
+            judged = diverged_verdict(number, circumstances)
+        elif notes or measured is None:
+            judged = "diverged" if diverged else "not-run"
+        else:
+            judged = verdict(measured, number, circumstances)
         return {
             **shared, **about.about(), "dataset": dataset, "metric": about.metric, "protocol": about.protocol,
             "image_size": about.image_size or row["data"]["image_size"],
             "published": number.text if number else "", "published_status": number.status if number else "",
-            "verdict": outcome,
+            "verdict": judged,
         }  # fmt: skip
 
     # One cell for each.
@@ -301,4 +334,4 @@ def _row_cells(
             steps=asked.get("steps"), weight=asked.get("guidance", asked.get("weight")),
         )  # fmt: skip
         cell = {**beside_published(nothing, None), **dict.fromkeys(("value", "low", "high"), math.nan)}
-        yield cell if notes else {**cell, "published": "", "published_status": "", "verdict": "not-run"}
+        yield cell if diverged else {**cell, "published": "", "published_status": ""}

@@ -99,6 +99,7 @@ def work(arguments: Sequence[str]) -> int:
     if size > 1 and len(options.folders) > 1:
         raise UserError("torchrun's processes work on one folder together; name one, and call it for each")
 
+    from experiments.runs.folder import RunFolder
     from experiments.runs.progress import shown
     from experiments.runs.work import Order
     from experiments.runs.work import work as work_on
@@ -116,6 +117,10 @@ def work(arguments: Sequence[str]) -> int:
             print(f"{folder}: stopped after {options.seconds:g} s with something left; the same command goes on")
             return cli.UNFINISHED
         print(f"{folder}: {outcome}")
+        for evaluation in RunFolder(folder).evaluations():
+            result = evaluation.result()
+            if result is not None and result.outcome == "failed":
+                raise UserError(f"{evaluation.path}: {result.reason}")
     return 0
 
 

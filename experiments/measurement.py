@@ -7,12 +7,14 @@ difference, without which none is claimed.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from cdrl.errors import UserError
 
 ABOUT = ("level", "steps", "weight", "against", "mask", "image_size", "variant", "trained")
 """Columns that tell apart the numbers of one row and metric."""
@@ -68,6 +70,11 @@ class Measurement:
     grad_evals: float | None = None
     seconds: float | None = None
 
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What it is a number of: two of one evaluation never share it."""
+        return (self.dataset, self.metric, self.protocol, *self.about().values())
+
     def about(self) -> dict[str, Any]:
         """The columns `ABOUT`."""
         return {name: getattr(self, name) for name in ABOUT}
@@ -81,6 +88,17 @@ class Measurement:
         """Only the fields that say something."""
         defaults = {field.name: field.default for field in fields(self)}
         return {name: value for name, value in asdict(self).items() if value != defaults[name]}
+
+
+def by_key(measurements: Iterable[Measurement]) -> dict[tuple[Any, ...], Measurement]:
+    """The measurements of one evaluation by `Measurement.key`. Raises `UserError` where two share one."""
+    known: dict[tuple[Any, ...], Measurement] = {}
+    for measurement in measurements:
+        if measurement.key in known:
+            about = " ".join(str(part) for part in measurement.key if part not in (None, ""))
+            raise UserError(f"two numbers of one evaluation are called '{about}'; give what they are about other names")
+        known[measurement.key] = measurement
+    return known
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,13 +20,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from cdrl import precision
 from cdrl.errors import UserError
-from experiments import checks
+from experiments import checks, evaluate
 from experiments.configuration import digest, merged, plain, resolve
 from experiments.data import DataSettings, at_hand
 from experiments.evaluate import scores_samples
 from experiments.metrics import Protocol, Statistics
 from experiments.runs import loggers
 from experiments.runs.folder import EvaluationFolder, RunFolder, RunSettings
+from experiments.runs.machine import commit
 from experiments.runs.trained import planned_iterations, training_cost
 
 
@@ -107,17 +108,21 @@ class Plan:
             for evaluation in row.evaluations[position : position + 1]
         )
 
-    def missing(self, retry: bool = False) -> list[Job]:
+    def missing(self, again: bool = True) -> list[Job]:
         """The jobs that are not done; a run that diverged stays as it is, and nothing is measured on it.
 
         Args:
-            retry: such a run is missing too.
+            again: what went wrong is not done either, where it is worth another try: an evaluation that failed
+                (`Result.stands`), and with ``retry=true`` a run that diverged.
         """
-        pending = []
+        pending, code = [], commit()
         for job in self.jobs():
             state = job.run.state if job.settings.recipe.trains else "finished"
-            evaluations = tuple(one for one in job.evaluations if not one.folder.done)
-            if (retry or state != "diverged") and (state != "finished" or evaluations):
+            evaluations = tuple(
+                one for one in job.evaluations if not (one.folder.stands(code) if again else one.folder.done)
+            )
+            given_up = state == "diverged" and not (again and self.config["retry"])
+            if not given_up and (state != "finished" or evaluations):
                 pending.append(Job(job.run, job.settings, evaluations))
         return pending
 
@@ -268,6 +273,7 @@ def _row(config: DictConfig, everything: Mapping[str, Any], name: str, row: dict
 
     # How it is evaluated, once per seed.
     evaluation = _evaluation(everything, row["evaluate"])
+    evaluate.check(evaluation)
     seeds = everything["scale"]["seeds"]
     if (own_seeds := row.get("seeds")) is not None:
         checks.seeds(f"row '{name}': seeds", own_seeds)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
 from cdrl import parallel
-from cdrl.cli import UNFINISHED, note
+from cdrl.cli import DIVERGED, UNFINISHED, note
 from cdrl.errors import UserError
 from experiments import configuration
-from experiments.cells import check_writable, write_results
+from experiments.cells import check_writable, rows_without_survivors, write_results
 from experiments.estimate import print_plan
 from experiments.plan import Job, Plan, make_plan, one_per_run
 from experiments.report import build_experiment
@@ -36,10 +36,11 @@ def run(overrides: Sequence[str], *, show_config: bool = False, detach: bool = F
         detach: hand the work to a queue and leave.
 
     Returns:
-        The exit code: 0 done (or submitted), `UNFINISHED` when time was over, 1 where a figure could not be drawn.
+        The exit code: 0 done (or submitted), `DIVERGED` where every seed of a row did, `UNFINISHED` when time was over,
+        1 where a figure could not be drawn.
 
     Raises:
-        UserError: a mistake in the command line, or a run that failed.
+        UserError: a mistake in the command line, or a run or an evaluation that failed.
     """
     if detach and "launcher=slurm" not in overrides:
         raise UserError("--detach leaves the work to a queue; add launcher=slurm")
@@ -60,11 +61,13 @@ def run(overrides: Sequence[str], *, show_config: bool = False, detach: bool = F
         check_writable(one)
     written: list[str] = []
     undrawn: list[str] = []
+    lost: list[str] = []
 
     def write(one: Plan) -> None:  # numbers, then tables, then figures
         command = ["cdrl", "run", *commands[plans.index(one)]]
         folder = write_results(one, command)
         written.append(f"{build_experiment(folder, undrawn.append)}\nwritten to {folder}")
+        lost.extend(rows_without_survivors(folder))
 
     try:
         finished = carry_out(plans, write)
@@ -73,9 +76,27 @@ def run(overrides: Sequence[str], *, show_config: bool = False, detach: bool = F
             Console().print(text, markup=False, highlight=False, soft_wrap=True)
         for line in undrawn:
             note(line)
-    if not finished and not plans[0].config["launcher"].get("detach"):
-        return UNFINISHED
-    return 1 if undrawn else 0
+    if not finished:
+        return 0 if plans[0].config["launcher"].get("detach") else UNFINISHED
+
+    # Everything is tried and in tables. What has no number is said, and in the exit code.
+    if lost:
+        note(
+            f"diverged in every seed: {', '.join(lost)}; retry=true trains once more what diverged in training, and "
+            "other settings are another run"
+        )
+    failures = [
+        (f"{job.run.name}, {evaluation.settings['kind']}: {result.reason}", evaluation.folder.path, result.mistake)
+        for job in one_per_run(job for one in plans for job in one.jobs())
+        for evaluation in job.evaluations
+        if (result := evaluation.folder.result()) is not None and result.outcome == "failed"
+    ]
+    if failures:
+        what, where, mistake = failures[0]
+        more = f" ({len(failures)} evaluations failed)" if len(failures) > 1 else ""
+        remedy = "mend that" if mistake else f"details in {where / 'error.log'}; change its settings or the code"
+        raise UserError(f"{what}{more}; {remedy}, and the same command tries again")
+    return 1 if undrawn else DIVERGED if lost else 0
 
 
 def plan(overrides: Sequence[str]) -> int:
@@ -104,20 +125,22 @@ def carry_out(plans: Sequence[Plan], complete: Callable[[Plan], None]) -> bool:
         )
     incomplete = list(plans)
     config = plans[0].config
-    retry = config["retry"]
 
-    def write_complete_ones(retry: bool = False) -> None:
-        for one in [one for one in incomplete if not one.missing(retry)]:
-            incomplete.remove(one)
-            complete(one)
+    def write_complete_ones(to_come: Collection[Path] | None = None) -> None:
+        """``to_come``: the folders that are worked on; None before work begins. What fails in it is not tried twice."""
+        for one in list(incomplete):
+            at_work = to_come is not None and any(job.run.path in to_come for job in one.jobs())
+            if not at_work and not one.missing(again=to_come is None):
+                incomplete.remove(one)
+                complete(one)
 
-    write_complete_ones(retry)
+    write_complete_ones()
     if not incomplete:
         return True
 
     # What is wanted goes into the folders; reference statistics come first, for all runs need them.
     launcher = config["launcher"]
-    jobs = one_per_run(job for one in incomplete for job in one.missing(retry))
+    jobs = one_per_run(job for one in incomplete for job in one.missing())
     statistics = {made.folder.path: made for one in incomplete for made in one.statistics()}
     for made in statistics.values():
         made.want()
@@ -134,7 +157,7 @@ def carry_out(plans: Sequence[Plan], complete: Callable[[Plan], None]) -> bool:
         deadline=deadline,
         logger=config["logger"],
         exact=launcher["exact"],
-        retry=retry,
+        retry=config["retry"],
     )
     orders = [replace(common, folder=path) for path in statistics]
     for job in jobs:
@@ -167,10 +190,10 @@ def carry_out(plans: Sequence[Plan], complete: Callable[[Plan], None]) -> bool:
                     pending.remove((handle, item))
                     ended = handle.result()
                     board.end(item)
-                    for note in item.folder.notes()[noted[item.name] :]:
-                        board.say(f"{item.name}: {note}", style="yellow")
+                    for text in item.folder.notes()[noted[item.name] :]:
+                        board.say(f"{item.name}: {text}", style="yellow")
                     if ended.outcome == "done":
-                        write_complete_ones()
+                        write_complete_ones({item.folder.path for _, item in pending})
                     elif ended.outcome == "mistake":
                         mistakes.append(ended.message)
                     elif ended.outcome == "crash":
@@ -198,7 +221,7 @@ def carry_out(plans: Sequence[Plan], complete: Callable[[Plan], None]) -> bool:
 
     if failed := mistakes + crashes:
         raise UserError(failed[0] + (f" ({len(failed)} runs failed)" if len(failed) > 1 else ""))
-    write_complete_ones()
+    write_complete_ones(())
     if incomplete and deadline == math.inf:
         raise UserError(
             f"{incomplete[0].name} is not complete: something took its results away; the same command goes on"

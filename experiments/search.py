@@ -177,7 +177,11 @@ def _line(row: Row, number: int, settings: Settings) -> Line | None:
     run, protocol = evaluation.run, evaluation.settings["metrics"]
     training, result, failure = run.status(), evaluation.folder.result(), run.failure()
     score = math.nan
-    if result is not None:
+    if result is not None and result.mistake:
+        raise UserError(result.reason)
+    if result is not None and result.outcome != "done":
+        status = f"{result.outcome}: {result.reason}"
+    elif result is not None:
         score = next(one.value for one in result.measurements if one.metric == protocol["metrics"][0])
         status = "finished"
     elif training is not None and training.status == "diverged":

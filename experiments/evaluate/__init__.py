@@ -2,6 +2,11 @@
 
     evaluate(run, settings, out, progress) -> measurements
 
+It raises `Diverged` where there is nothing to measure, because samples or energies are not finite: an outcome, and
+never a number. Every image that is scored or shown is looked at before it becomes pixels (`TrainedRun.healthy`,
+`experiments.evaluate.samples.drawn`). A module may have ``check(settings)``, called by the plan: what cannot work is
+said before training.
+
 Here is what they share. Measurements are `experiments.measurement.Measurement`; arrays for figures are written to the
 folder ``out``. A module that scores samples under the protocol says so by ``SCORES = True``: then the protocol's
 reference statistics are made before it is needed. One that lets all processes of a run take part says so by
@@ -14,8 +19,8 @@ from __future__ import annotations
 import copy
 import importlib
 import pkgutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cdrl import checkpoint
+from cdrl.bounds import Range, watched
 from cdrl.conditions import Condition
 from cdrl.cooperative import Cooperative
 from cdrl.errors import UserError
@@ -43,6 +49,54 @@ if TYPE_CHECKING:
 Evaluator = Callable[["TrainedRun", dict[str, Any], Path, OnProgress], list[Measurement]]
 
 
+class Diverged(Exception):
+    """Samples or energies are not finite: the evaluation's outcome, in words."""
+
+
+class DrawingFailed(Exception):
+    """Drawing failed in one of several processes, and all of them raise this."""
+
+
+def of_the_machine(error: BaseException | None) -> bool:
+    """Whether memory, a disk or a device is at fault, or a file that others can bring: nothing that the evaluation is,
+    so that the same one may succeed later or elsewhere."""
+    device: tuple[type[BaseException], ...] = (getattr(torch, "AcceleratorError", torch.OutOfMemoryError),)
+    while error is not None:
+        if isinstance(error, (OSError, MemoryError, torch.OutOfMemoryError, *device)):
+            return True
+        error = error.__cause__
+    return False
+
+
+@dataclass
+class Health:
+    """Images that an evaluation drew.
+
+    Attributes:
+        images: how many.
+        lost: of them, those that are not finite, as those are that ran away (`cdrl.bounds`).
+        outside: those with a pixel beyond `cdrl.bounds.OUTSIDE` before they were clamped.
+    """
+
+    images: int = 0
+    lost: int = 0
+    outside: int = 0
+
+    @classmethod
+    def of(cls, images: Tensor, seen: Range) -> Health:
+        """Of a batch of which ``seen`` was counted while it was drawn."""
+        lost = int((~images.isfinite()).flatten(1).any(dim=1).sum())
+        return cls(len(images), lost, seen.outside)
+
+    def add(self, other: Health) -> None:
+        """Counts more images. Raises `Diverged` where any was lost."""
+        self.images += other.images
+        self.lost += other.lost
+        self.outside += other.outside
+        if self.lost:
+            raise Diverged(f"{self.lost:,} of the first {self.images:,} samples are not finite or ran away")
+
+
 @dataclass
 class TrainedRun:
     """A run as an evaluation sees it.
@@ -58,6 +112,7 @@ class TrainedRun:
         protocol: of the evaluation.
         cache: folder of weights and statistics.
         group: the processes that evaluate it together.
+        health: of all that is drawn.
     """
 
     recipe: Recipe
@@ -71,6 +126,7 @@ class TrainedRun:
     protocol: Protocol
     cache: Path
     group: Group = ALONE
+    health: Health = field(default_factory=Health)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -89,10 +145,21 @@ class TrainedRun:
     ) -> NDArray[np.uint8]:
         """``n`` samples of the series of energies, uint8 ``(n, H, W, C)``; ``progress`` is told the share done."""
         drawn: list[NDArray[np.uint8]] = []
-        for images in self.sampler().batches(n, self.seed, condition, batch):
+        for images in self.healthy(self.sampler().batches(n, self.seed, condition, batch)):
             drawn.append(to_uint8(images).cpu().numpy())
             progress(sum(map(len, drawn)) / n)
         return np.concatenate(drawn)
+
+    def healthy(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+        """The same images ``(B, C, H, W)``, counted as they are drawn. Raises `Diverged` where some are not finite."""
+        remaining = iter(batches)
+        while True:
+            with watched(seen := Range()):
+                images = next(remaining, None)
+            if images is None:
+                return
+            self.health.add(Health.of(images, seen))
+            yield images
 
 
 def at_milestone(method: Method, folder: Path) -> tuple[int, Method]:
@@ -136,6 +203,11 @@ def scores_samples(kind: str) -> bool:
 def shared(kind: str) -> bool:
     """Whether all processes of a run take part in this kind of evaluation."""
     return getattr(_module(kind), "SHARED", False)
+
+
+def check(settings: dict[str, Any]) -> None:
+    """Raises `UserError` where an evaluation's settings cannot work, as far as they say so themselves."""
+    getattr(_module(settings["kind"]), "check", lambda _: None)(settings)
 
 
 def _module(kind: str) -> Any:

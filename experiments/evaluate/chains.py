@@ -40,7 +40,7 @@ from cdrl.noise import marginal
 from cdrl.randomness import Draws
 from cdrl.sampler import Sampler
 from experiments import data
-from experiments.evaluate import OnProgress, TrainedRun, chain_start, samples
+from experiments.evaluate import Diverged, OnProgress, TrainedRun, chain_start, samples
 from experiments.measurement import Measurement
 from experiments.metrics import to_pixels
 from experiments.metrics.mixing import effective_sample_size, split_rhat
@@ -95,6 +95,8 @@ def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: OnP
     level = torch.arange(1, levels + 1, device=run.device).repeat_interleave(images * chains)
     target, start = conditional(sampler, x0, level, run.seed, same=chains)
     walked = walk(target, start, settings["steps"], settings["pixels"], run.seed, progress)
+    if not all(np.isfinite(values).all() for values in vars(walked).values()):
+        raise Diverged("long chains are not finite")
     by_level = {
         name: np.moveaxis(values.reshape(len(values), levels, images, chains, *values.shape[2:]), 1, 0)
         for name, values in vars(walked).items()
@@ -120,7 +122,8 @@ def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: OnP
         for number, steps in enumerate(lengths):
             share = _CHAINS_SHARE + (_PICTURES_SHARE - _CHAINS_SHARE) * number / len(lengths)
             progress(share, f"pictures with {steps} steps per level")
-            drawn = longer(steps)(torch.arange(settings["pictures"]), run.seed)
+            few = settings["pictures"]
+            (drawn,) = run.healthy(longer(steps).batches(few, run.seed, batch_size=few))
             pictures[str(steps)] = data.to_uint8(drawn).cpu().numpy()
         np.savez_compressed(out / "long.npz", **pictures)
 
@@ -129,7 +132,7 @@ def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: OnP
     for number, steps in enumerate(scored):
         share = _PICTURES_SHARE + (1 - _PICTURES_SHARE) * number / len(scored)
         progress(share, f"scoring samples with {steps} steps per level")
-        batches = longer(steps).batches(settings["samples"], run.seed, None, settings["batch"])
+        batches = run.healthy(longer(steps).batches(settings["samples"], run.seed, None, settings["batch"]))
         value = samples.headline(run, (to_pixels(batch, run.protocol.rounding) for batch in batches))
         measurement = Measurement(
             metric=run.protocol.metrics[0], protocol=run.protocol.name, value=value, samples=settings["samples"],

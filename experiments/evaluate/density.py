@@ -106,7 +106,7 @@ def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: OnP
         progress((level + 1) / (schedule.levels + 1), f"level {level}")
 
     # Samples under the truth.
-    batches = sampler.batches(settings["samples"], run.seed, None, settings["batch"])
+    batches = run.healthy(sampler.batches(settings["samples"], run.seed, None, settings["batch"]))
     samples = torch.cat(list(batches)).flatten(1).cpu().numpy().astype(np.float64)
     np.savez_compressed(out / "density.npz", samples=samples, data=points, **arrays)
     unsmoothed["sample_log_density"] = float(np.maximum(known.log_density(samples), _FLOOR).mean())

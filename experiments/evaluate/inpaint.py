@@ -65,6 +65,11 @@ def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: OnP
     return measurements
 
 
+def check(settings: dict[str, Any]) -> None:
+    """Raises `UserError` for masks that cannot be told apart."""
+    mask_names(settings["masks"])
+
+
 def mask_names(masks: Sequence[str]) -> dict[str, str]:
     """A name of its own for each mask, for files and tables; see the module's docstring.
 

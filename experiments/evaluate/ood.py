@@ -28,7 +28,7 @@ from cdrl.errors import UserError
 from cdrl.noise import marginal
 from cdrl.sampler import Sampler
 from experiments import data
-from experiments.evaluate import OnProgress, TrainedRun
+from experiments.evaluate import Diverged, OnProgress, TrainedRun
 from experiments.measurement import Measurement
 from experiments.metrics import auroc
 
@@ -44,6 +44,8 @@ def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: OnP
     examples: dict[str, Any] = {}
     for number, (name, images) in enumerate({"inside": inside, **sets}.items(), start=1):
         scores[name] = log_densities(sampler, images, run.seed, settings["draws"], settings["batch"])
+        if not np.isfinite(scores[name]).all():
+            raise Diverged(f"log-densities of {name} images are not finite")
         examples[name] = images[:_EXAMPLES]
         progress(number / (len(sets) + 1), f"scored {name}")
     np.savez(out / "examples.npz", **examples)

@@ -24,12 +24,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cdrl.bounds import Range, watched
 from cdrl.conditions import Condition
 from cdrl.cooperative import Cooperative
 from cdrl.errors import UserError
 from cdrl.sampler import Sampler, index_batches
 from experiments import methods
-from experiments.evaluate import OnProgress, TrainedRun, at_milestone
+from experiments.evaluate import DrawingFailed, Health, OnProgress, TrainedRun, at_milestone, of_the_machine
 from experiments.measurement import Measurement
 from experiments.metrics import Extracted, Scorer, to_pixels
 
@@ -112,7 +113,7 @@ class Drawn:
         start, stop: of its image indices.
         extracted: what the protocol's extractor says of them.
         pictures: uint8 ``(≤ B, H, W, C)``, those of them that are among the first `GRID`.
-        finite: whether no chain ran away.
+        health: of the images; nothing is extracted where any was lost.
         seconds: that drawing took.
     """
 
@@ -120,7 +121,7 @@ class Drawn:
     stop: int
     extracted: list[Extracted]
     pictures: NDArray[np.uint8]
-    finite: bool
+    health: Health
     seconds: float
 
 
@@ -131,30 +132,53 @@ def drawn(
 
     All processes of the run's group call this together, and get all batches, in order. In the last round there may be
     fewer batches than processes, and the last batch may be smaller.
+
+    Raises:
+        Diverged: images are not finite or ran away, whichever process drew them.
+        DrawingFailed: there are several processes, and one of them could not draw.
     """
     size, group = settings["batch"], run.group
     own_batches = _own_batches(run, n, settings, condition)
-    for first in range(0, n, size * group.size):
-        own = None
-        begin, start = time.monotonic(), first + size * group.rank
-        if (images := next(own_batches, None)) is not None:
-            # Draw.
-            if _real(run):
-                pixels = images if run.protocol.rounding else images.float()
-            else:
-                pixels = to_pixels(images, run.protocol.rounding)
-            seconds = time.monotonic() - begin
 
-            # What is kept of it.
-            own = Drawn(
-                start=start,
-                stop=start + len(pixels),
-                extracted=scorer.extract(pixels),
-                pictures=pixels[: max(0, GRID - start)].numpy().round().astype(np.uint8),
-                finite=bool(images.isfinite().all()),
-                seconds=seconds,
-            )
-        yield [batch for batch in group.gathered(own) if batch is not None]
+    def draw(start: int) -> Drawn | None:
+        begin = time.monotonic()
+        with watched(seen := Range()):
+            images = next(own_batches, None)
+        if images is None:
+            return None
+        health = Health.of(images, seen)
+        if health.lost:
+            return Drawn(start, start + len(images), [], np.empty(0, np.uint8), health, time.monotonic() - begin)
+        if _real(run):
+            pixels = images if run.protocol.rounding else images.float()
+        else:
+            pixels = to_pixels(images, run.protocol.rounding)
+        seconds = time.monotonic() - begin
+        return Drawn(
+            start=start,
+            stop=start + len(pixels),
+            extracted=scorer.extract(pixels),
+            pictures=pixels[: max(0, GRID - start)].numpy().round().astype(np.uint8),
+            health=health,
+            seconds=seconds,
+        )
+
+    for first in range(0, n, size * group.size):
+        # A process that fails says so where the others wait for its batch, so that all of them stop in step.
+        try:
+            own: Drawn | str | None = draw(first + size * group.rank)
+        except Exception as error:
+            if group.size == 1 or of_the_machine(error):
+                raise
+            own = f"{type(error).__name__}: {error}"
+        everybodys = group.gathered(own)
+        for failure in everybodys:
+            if isinstance(failure, str):
+                raise DrawingFailed(failure)
+        batches = [batch for batch in everybodys if batch is not None]
+        for batch in batches:
+            run.health.add(batch.health)
+        yield batches
 
 
 def _own_batches(run: TrainedRun, n: int, settings: dict[str, Any], condition: Condition | None) -> Iterator[Tensor]:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from cdrl import randomness
-from experiments.evaluate import OnProgress, TrainedRun, samples
+from experiments.evaluate import Diverged, Health, OnProgress, TrainedRun, samples
 from experiments.measurement import Measurement
 from experiments.metrics import Scorer
 
@@ -53,16 +53,14 @@ def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: OnP
 
 
 def score(run: TrainedRun, settings: dict[str, Any]) -> float:
-    """The protocol's first metric, lower is better, on the search's own samples; infinite where a chain ran away.
-
-    Running away ends in NaN, which 8 bits cannot hold: it is looked for before the images are rounded.
-    """
-    apart = replace(run, seed=randomness.key(run.seed, "search"))
+    """The protocol's first metric, lower is better, on the search's own samples; infinite where a chain ran away."""
+    apart = replace(run, seed=randomness.key(run.seed, "search"), health=Health())
     scorer = Scorer(run.protocol.headline, run.train, run.cache, run.device)
-    for batches in samples.drawn(apart, settings["search_samples"], settings, scorer):
-        if not all(batch.finite for batch in batches):
-            return np.inf
-        for batch in batches:
-            scorer.add(batch.extracted)
+    try:
+        for batches in samples.drawn(apart, settings["search_samples"], settings, scorer):
+            for batch in batches:
+                scorer.add(batch.extracted)
+    except Diverged:
+        return np.inf
     value = scorer.result()[run.protocol.metrics[0]]
     return value if np.isfinite(value) else np.inf

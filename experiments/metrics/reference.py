@@ -187,7 +187,8 @@ class Statistics:
         path = self.folder.path / "statistics.json"
         record = json.loads(json.dumps({"protocol": asdict(self.protocol), "data": asdict(self.data)}))
         if not path.exists() or read_json(path) != record:
-            write_json(path, record)
+            with weights.cache_errors(path):
+                write_json(path, record)
 
     @property
     def done(self) -> bool:
@@ -216,7 +217,9 @@ class Statistics:
             protocol.check_fits(images.channels, images.image_size)
             extractor = build(protocol.extractor, self.cache, device, protocol.weights, protocol.weights_sha256)
             made = reference(protocol, extractor, images, self.cache, device)
-        write_json(self.folder.path / "done.json", {"file": str(made.path.relative_to(self.cache))})
+        path = self.folder.path / "done.json"
+        with weights.cache_errors(path):
+            write_json(path, {"file": str(made.path.relative_to(self.cache))})
 
 
 def batches(extractor: Extractor, pixels: Pixels, device: torch.device) -> Iterator[Extracted]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +16,12 @@ import safetensors.torch
 import torch.hub
 from torch import Tensor
 
+from cdrl import files
 from cdrl.errors import UserError
-from experiments.files import sha256, write_whole
+from experiments.files import sha256
 from experiments.progress import announce, exclusive
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 VARIABLE = "CDRL_WEIGHTS"
 """Environment variable that may name a folder of weight files, for machines without a network."""
 
@@ -64,6 +67,9 @@ class WeightFile:
                     try:
                         torch.hub.download_url_to_file(self.url, str(path), hash_prefix=self.sha256)
                     except (OSError, RuntimeError) as error:
+                        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+                            with cache_errors(path):
+                                raise
                         raise UserError(
                             f"cannot download {self.name} ({error}); get {self.url} elsewhere, then set {VARIABLE} to "
                             "its folder or metrics.weights to the file"
@@ -75,20 +81,27 @@ class WeightFile:
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] = {}, durable: bool = True) -> None:
-    """Keep tensors, and facts about them, in a file with a checksum. Raises `UserError` as `write_whole`."""
+    """Keep tensors, and facts about them, in a file with a checksum. Raises `UserError` if it cannot be written."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    record = json.dumps({**about, "sha256": _digest(tensors, about)}, sort_keys=True)
-    metadata = {"record": record}  # one entry, because safetensors writes several in any order
-    write_whole(path, lambda unfinished: safetensors.torch.save_file(tensors, unfinished, metadata), durable)
+    about = {**about, "file": path.name}  # so that one file does not pass for another
+    record = json.dumps({**about, "sha256": digest(tensors, about)}, sort_keys=True)
+    # One entry, because safetensors writes several in any order; bytes, because its own writing leaves files behind.
+    content = safetensors.torch.save(tensors, {"record": record})
+    with cache_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_whole(path, lambda unfinished: unfinished.write_bytes(content), durable)
 
 
 def load(path: Path, warn: bool = True) -> dict[str, Tensor] | None:
-    """What `save` kept; None where nothing is, or where it is damaged, which is said unless ``warn`` is off."""
-    with suppress(OSError, ValueError, KeyError, safetensors.SafetensorError):
+    """What `save` kept under this name; None where nothing is, or something else, which is said unless ``warn`` is off.
+
+    Nothing is believed: names, types, shapes, bytes and facts must have the checksum that was written with them.
+    """
+    with suppress(OSError, ValueError, TypeError, KeyError, AttributeError, safetensors.SafetensorError):
         with safetensors.safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {})["record"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
-        if about.pop("sha256", None) == _digest(tensors, about):
+        if about.pop("sha256") == digest(tensors, about) and about["file"] == path.name:
             return tensors
     if warn and path.exists():
         announce(f"{path} is damaged; it is made again")
@@ -112,10 +125,23 @@ def load_or_make(
     return tensors
 
 
-def _digest(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
+@contextmanager
+def cache_errors(path: Path) -> Iterator[None]:
+    """What keeps a file of the cache from being written becomes a `UserError` that says what to do."""
+    try:
+        yield
+    except (OSError, UserError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if not isinstance(cause, OSError):
+            raise
+        remedy = "make room there, or choose another folder with cache=FOLDER"
+        raise UserError(f"cannot write {path} ({cause.strerror}); {remedy}") from cause
+
+
+def digest(tensors: Mapping[str, Tensor], about: Mapping[str, str] = {}) -> str:
     """SHA-256 of names, types, shapes, bytes and facts."""
     shapes = {name: [str(tensor.dtype), *tensor.shape] for name, tensor in tensors.items()}
-    digest = hashlib.sha256(json.dumps([shapes, dict(about)], sort_keys=True).encode())
+    found = hashlib.sha256(json.dumps([shapes, dict(about)], sort_keys=True).encode())
     for name in sorted(tensors):
-        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+        found.update(tensors[name].reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()

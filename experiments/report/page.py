@@ -32,7 +32,7 @@ VERDICTS = {
     "off": "measured at the published scale and protocol, and different",
     "different-scale": "measured at another scale, by another protocol or with changed settings",
     "other-model": "measured, and the published number beside it is of another model",
-    "diverged": "a run or all of them diverged: a number beside it is the mean of the others",
+    "diverged": "runs diverged: every one, or the number beside it is the mean of the others",
     "not-run": "ready to launch, not measured here",
 }
 

@@ -18,7 +18,7 @@
         lock, stop       held by whoever works here; asks whoever works here to stop
         eval/<kind>-<hash>/
             settings.json    what is wanted of the evaluation, written by the plan
-            result.json      what came out: `Result`; arrays for figures lie beside it
+            result.json      what came out: `Result`; arrays for figures lie beside it, and error.log where it failed
 
 A run is a pure function of its settings, and so is its folder's name: the same command finds its own work, on this
 machine or across a shared file system.
@@ -34,7 +34,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,7 +47,7 @@ from experiments import methods
 from experiments.configuration import digest
 from experiments.data import DataSettings, ImageSet
 from experiments.files import read_json, write_json, write_text
-from experiments.measurement import Measurement
+from experiments.measurement import Measurement, by_key
 from experiments.progress import exclusive
 
 T = TypeVar("T")
@@ -154,12 +154,32 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What an evaluation measured, how long it took, and where."""
+    """What came of an evaluation, how long it took, and where.
+
+    Attributes:
+        measurements: finite numbers; none unless it is done.
+        seconds: that it took.
+        commit, device: of the code; the processor's or GPU's name.
+        outcome: "done"; "diverged", where samples or energies are not finite; or "failed", where something went wrong
+            that lies in the evaluation.
+        reason: in a line; empty where it is done.
+        mistake: whether what went wrong is something that the user can mend.
+        outside: the share of samples with a pixel beyond `cdrl.bounds.OUTSIDE`, before they were clamped.
+    """
 
     measurements: tuple[Measurement, ...]
     seconds: float
     commit: str
     device: str
+    outcome: str = "done"
+    reason: str = ""
+    mistake: bool = False
+    outside: float = 0.0
+
+    def stands(self, commit: str) -> bool:
+        """False where it failed and code of this commit may do better, or the user may have mended what was wrong."""
+        same_code = self.commit == commit and not commit.endswith("-modified")
+        return self.outcome != "failed" or (same_code and not self.mistake)
 
 
 @dataclass(frozen=True)
@@ -414,10 +434,19 @@ class EvaluationFolder(WorkFolder):
     def settings(self) -> dict[str, Any]:
         return read_json(self.path / "settings.json")
 
-    def keep(self, result: Result) -> None:
-        """Keeps what came out."""
-        measurements = [measurement.to_json() for measurement in result.measurements]
-        write_json(self.path / "result.json", {**vars(result), "measurements": measurements})
+    def stands(self, commit: str) -> bool:
+        """Whether there is a result that code of this commit has nothing to add to; see `Result.stands`."""
+        return (result := self.result()) is not None and result.stands(commit)
+
+    def keep(self, result: Result, traceback: str = "") -> None:
+        """Keeps what came out, and in error.log where it failed."""
+        measurements = [measurement.to_json() for measurement in by_key(result.measurements).values()]
+        unusual = {field.name for field in fields(result) if getattr(result, field.name) != field.default}
+        facts = {name: value for name, value in vars(result).items() if name in unusual}
+        (self.path / "error.log").unlink(missing_ok=True)
+        if traceback:
+            write_text(self.path / "error.log", traceback)
+        write_json(self.path / "result.json", {**facts, "measurements": measurements})
 
     def result(self) -> Result | None:
         """What came out; None where nothing has yet. Raises `UserError` where it is damaged."""

@@ -37,7 +37,16 @@ from cdrl.trainer import ANCHOR, train
 from experiments import metrics
 from experiments.configuration import digest
 from experiments.data import ImageSet
-from experiments.evaluate import TrainedRun, evaluator, scores_samples, shared
+from experiments.evaluate import (
+    Diverged,
+    DrawingFailed,
+    TrainedRun,
+    evaluator,
+    of_the_machine,
+    scores_samples,
+    shared,
+)
+from experiments.measurement import by_key
 from experiments.methods import Reference
 from experiments.metrics import Protocol, Statistics
 from experiments.progress import OnProgress, announce, listening
@@ -155,7 +164,7 @@ def work(order: Order, stop: Stop = lambda: False) -> str:
             run = RunFolder.open(folder.path)
             known = {evaluation.name: evaluation for evaluation in run.evaluations()}
             names = known if order.evaluations is None else order.evaluations  # in the order that the plan wants them
-            pending = [known[name] for name in names if name in known and not known[name].done]
+            pending = [known[name] for name in names if name in known and not known[name].stands(str(order.commit))]
             with precision.products(run.settings.recipe.precision):
                 return _work_on_run(run, pending, order, should_stop)
         except KeyboardInterrupt:
@@ -304,13 +313,34 @@ def _work_on_run(run: RunFolder, pending: Sequence[EvaluationFolder], order: Ord
                 cache=cache,
                 group=group,
             )
-            begin = time.monotonic()
-            with listening(report if group.size == 1 else _silence):
-                measured = evaluator(kind)(trained, evaluation.settings, evaluation.path, _in_step(report, group))
-            seconds, where = time.monotonic() - begin, device_name(order.device)
+            begin, details = time.monotonic(), ""
+            found: dict[str, Any] = {"measurements": ()}
+            try:
+                with listening(report if group.size == 1 else _silence):
+                    measured = evaluator(kind)(trained, evaluation.settings, evaluation.path, _in_step(report, group))
+                if unclear := [one.metric for one in by_key(measured).values() if not math.isfinite(one.value)]:
+                    raise Diverged(f"{', '.join(dict.fromkeys(unclear))} is not finite")
+                found = {"measurements": tuple(measured)}
+            except Diverged as error:
+                found |= {"outcome": "diverged", "reason": str(error)}
+            except Exception as error:
+                # What lies in the evaluation is its outcome, and the others go on. What lies in the machine, or was not
+                # told to all processes, ends this attempt.
+                if of_the_machine(error) or (group.size > 1 and not isinstance(error, DrawingFailed)):
+                    raise
+                mistake = isinstance(error, UserError)
+                reason = (str(error) if mistake else f"{type(error).__name__}: {error}").splitlines()[0]
+                found |= {"outcome": "failed", "reason": reason, "mistake": mistake}
+                details = "" if mistake else traceback.format_exc()
             if group.first:
-                result = Result(measurements=tuple(measured), seconds=seconds, commit=str(order.commit), device=where)
-                evaluation.keep(result)
+                result = Result(
+                    **found,
+                    seconds=time.monotonic() - begin,
+                    commit=str(order.commit),
+                    device=device_name(order.device),
+                    outside=trained.health.outside / max(1, trained.health.images),
+                )
+                evaluation.keep(result, details)
     return "done"
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -251,7 +252,7 @@ def test_what_is_not_finite_is_counted_and_left_out(
     whole = np.asarray(Image.open(out))
     monkeypatch.setattr(Sampler, "__call__", ill)
     assert cli.main(arguments) == 1
-    assert "error: 1 of 4 images are not finite and were left out" in capsys.readouterr().err
+    assert "error: 1 of 4 images are not finite or ran away, and were left out" in capsys.readouterr().err
     assert sorted(path.name for path in folder.iterdir()) == ["000000.png", "000002.png", "000003.png"]
     np.testing.assert_array_equal(np.asarray(Image.open(out))[:10, :10], whole[:10, :10])
 
@@ -268,6 +269,25 @@ def test_a_model_of_nothing_but_nan_writes_nothing(
     assert "3 of 3 images are not finite" in printed.err
     assert "written" not in printed.out
     assert not out.exists()
+
+
+@pytest.mark.parametrize("noise_scale", [1e5, 1e30])
+def test_a_model_whose_chains_run_away_is_no_picture(
+    model: Callable[[int], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], noise_scale: float
+) -> None:
+    """Far outside the range, clamped, it would be a picture of black and white."""
+    loaded = cdrl.load(model(0))
+    loaded.sampler.chain = replace(loaded.sampler.chain, noise_scale=noise_scale)
+    checkpoint.save_model(tmp_path / "ill", loaded)
+    for name, drawn in (("photo.png", np.arange(64)), ("mask.png", np.repeat([0, 255], 32))):
+        Image.fromarray(drawn.reshape(8, 8).astype(np.uint8)).save(tmp_path / name)
+    out = tmp_path / "out.png"
+    ill, pictures = str(tmp_path / "ill"), [str(tmp_path / name) for name in ("photo.png", "mask.png")]
+    for arguments in (["sample", ill, "--images", "3"], ["inpaint", ill, *pictures, "--completions", "3"]):
+        assert cli.main([*arguments, "--out", str(out)]) == 1
+        error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+        assert len(error) == 1
+        assert "3 of 3 images are not finite or ran away" in error[0]
 
 
 # inpaint

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from cdrl.errors import UserError
 from experiments import cells, checksums, configuration, published
-from experiments.cells import Circumstances, diverged_verdict, verdict, write_results
+from experiments.cells import Circumstances, diverged_verdict, rows_without_survivors, verdict, write_results
 from experiments.data import DataSettings
 from experiments.measurement import COLUMNS, Measurement
 from experiments.plan import Evaluation, Plan, Row
@@ -207,6 +208,66 @@ def test_survivors_are_counted_and_named(tmp_path: Path, written: Any) -> None:
     assert cell["train_cost"] == "90", "what the numbers took, not what was lost"
     study = Study.load(tmp_path / "results" / "table1" / "nano")
     assert study.by_seed(study.cells.iloc[0]) == {0: 2.9, 2: 63.7}
+
+
+@pytest.mark.parametrize(
+    ("outcome", "verdict", "count"), [("diverged", "diverged", "1 of 2"), ("failed", "not-run", "0 of 2")]
+)
+@pytest.mark.parametrize("survivors", [1, 0])
+def test_an_evaluation_without_numbers_is_no_mean_of_survivors(
+    tmp_path: Path, written: Any, outcome: str, verdict: str, count: str, survivors: int
+) -> None:
+    row = make_row(tmp_path, "cdrl", published={"model": "CDRL", "reproduces": "cdrl"})
+    for number, evaluation in enumerate(row.evaluations):
+        evaluation.run.path.mkdir(parents=True)
+        evaluation.run.finish(replace(STATUS, seconds=1.0 + number))
+        facts: dict[str, Any] = {"measurements": (), "outcome": outcome, "reason": "a reason"}
+        if number < survivors:
+            facts = {"measurements": (FD,)}
+        evaluation.folder.keep(Result(**facts, seconds=1.0, commit="a", device="b"))
+    (cell,) = written(make_plan(tmp_path, [row]))
+    reasons = [f"seed {seed}: evaluation {outcome}: a reason" for seed in range(survivors, 2)]
+    if survivors:
+        assert (cell["value"], cell["values"], cell["seeds"], cell["train_seconds"]) == ("3.0", "3.0 nan", "1", "1.0")
+        assert (cell["verdict"], cell["diverged"]) == (verdict, count)
+        reasons.insert(0, "of the one that finished")
+    else:
+        assert (cell["value"], cell["values"], cell["seeds"]) == ("nan", "nan nan", "0")
+        assert (cell["verdict"], cell["diverged"]) == (verdict, count.replace("1", "2"))
+    assert cell["note"] == "; ".join(reasons)
+    assert rows_without_survivors(tmp_path / "results" / "table1" / "nano") == (
+        ["cdrl"] if outcome == "diverged" and not survivors else []
+    )
+    study = Study.load(tmp_path / "results" / "table1" / "nano")
+    assert study.by_seed(study.cells.iloc[0]) == ({0: 3.0} if survivors else {})
+    assert f"| {verdict} |" in tables.markdown(tables.build(study))
+
+
+def test_survivors_reproduce_nothing(tmp_path: Path, written: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the paper's scale a row with all its seeds reproduces the number; with one of them lost it does not."""
+    monkeypatch.setattr(Circumstances, "same", lambda self, number: True)
+    monkeypatch.setattr(Circumstances, "same_model", lambda self, number: True)
+    monkeypatch.setattr(published, "find", lambda *arguments: replace(NUMBER, value=3.0))
+    row = make_row(tmp_path, "cdrl", published={"model": "CDRL", "reproduces": "cdrl"})
+    finish(row, FD)
+    assert written(make_plan(tmp_path, [row]))[0]["verdict"] == "reproduced"
+    row.evaluations[1].run.finish(replace(STATUS, status="diverged"))
+    (row.evaluations[1].folder.path / "result.json").unlink()
+    assert written(make_plan(tmp_path, [row]))[0]["verdict"] == "diverged"
+    monkeypatch.setattr(published, "find", lambda *arguments: WORDS)
+    assert written(make_plan(tmp_path, [row]))[0]["verdict"] == "diverged", "one of two is not what was published"
+
+
+def test_two_numbers_of_one_evaluation_never_share_a_cell(tmp_path: Path) -> None:
+    row = make_row(tmp_path, "cdrl", seeds=(0,))
+    twice = (replace(FD, mask="half"), replace(FD, mask="half", value=4.0))
+    with pytest.raises(UserError, match="two numbers of one evaluation are called 'fd fd-digits half'"):
+        finish(row, *twice)
+    record = cells.recorded(make_plan(tmp_path, [row]))
+    facts = {"measurements": [one.to_json() for one in twice], "seconds": 1.0, "commit": "a", "device": "b"}
+    record["rows"][0]["evaluations"][0]["result"] = facts
+    with pytest.raises(UserError, match="two numbers"):
+        cells.derived(record, {})
 
 
 def test_chains_are_told_with_what_sampling_does_differently(tmp_path: Path, written: Any) -> None:

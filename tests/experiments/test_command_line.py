@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from cdrl.cli import DIVERGED
 from cdrl.errors import UserError
 from experiments import configuration
 from experiments.__main__ import main
@@ -385,6 +386,39 @@ def test_a_crash_stops_one_run_and_no_other(tmp_path: Path, capsys: pytest.Captu
     assert [evaluation.folder.done for evaluation in others] == [True] * len(others)
     obstacle.rmdir()
     assert main(arguments) == 0
+
+
+ALONE = [f"experiment.rows.{row}=null" for row in ("drl", "drl_as_released", "short_run", "noise")]
+
+
+def test_samples_that_run_away_are_no_score_and_the_command_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the table, in the verdict and in the exit code; the other rows have their numbers."""
+    arguments = [*TINY, *folders(tmp_path), *ALONE, "methods.cdrl.sampling.noise_scale=1e30"]
+    for _ in range(2):  # nothing is left to do, and it is said again
+        assert main(arguments) == DIVERGED
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("diverged in every seed: cdrl; retry=true")
+        by_row = {cell["row"]: cell for cell in cells(tmp_path) if cell["metric"] == "fd"}
+        assert (by_row["cdrl"]["value"], by_row["cdrl"]["verdict"]) == ("nan", "diverged")
+        assert "32 of the first 32 samples are not finite or ran away" in by_row["cdrl"]["note"]
+        assert float(by_row["real"]["value"]) >= 0
+    assert "diverged" in (tmp_path / "results" / "table1" / "nano" / "table.md").read_text()
+
+
+def test_an_evaluation_that_fails_blocks_no_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [*TINY, *folders(tmp_path), *ALONE, "methods.cdrl.sampling.step_multiplier=1e20"]
+    assert main(arguments) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: cdrl seed 0, samples: RuntimeError")
+    (log,) = (tmp_path / "runs" / "digits" / "cdrl").glob("*/seed0/eval/samples-*/error.log")
+    assert str(log) in error
+    assert "Traceback" in log.read_text()
+    by_row = {cell["row"]: cell for cell in cells(tmp_path) if cell["metric"] == "fd"}
+    assert by_row["cdrl"]["verdict"] == "not-run"
+    assert "seed 0: evaluation failed: RuntimeError" in by_row["cdrl"]["note"]
+    assert float(by_row["real"]["value"]) >= 0
 
 
 def test_a_misspelt_override_is_an_error_in_the_library_too() -> None:

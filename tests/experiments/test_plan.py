@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -149,6 +150,31 @@ def test_what_is_done_is_not_missing(tmp_path: Path) -> None:
         evaluation.folder.keep(Result(measurements=(), seconds=0.0, commit="", device=""))
     assert cdrl.run not in {job.run for job in one.missing()}
     assert cdrl.run.settings == cdrl.settings  # what was wanted is read again
+
+
+def test_an_evaluation_that_failed_is_missing_where_it_is_worth_another_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = planned(f"runs={tmp_path}", "scale.seeds=[0]", "experiment.rows.drl=null", "experiment.rows.short_run=null")
+    facts: dict[str, Any] = {"measurements": (), "seconds": 0.0, "commit": "a", "device": ""}
+    for job in one.jobs():
+        job.run.finish(Status(status="finished", iterations=1, seconds=1.0, grad_evals=1, commit="", device=""))
+        for evaluation in job.evaluations:
+            evaluation.folder.keep(Result(**facts))
+    failing = one.jobs()[0]
+    failing.evaluations[0].folder.keep(Result(**facts, outcome="failed", reason="why"))
+    for code, missing in (("a", []), ("b", [failing.run]), ("a-modified", [failing.run])):
+        monkeypatch.setattr("experiments.plan.commit", lambda code=code: code)
+        assert [job.run for job in one.missing()] == missing
+        assert one.missing(again=False) == []
+    monkeypatch.setattr("experiments.plan.commit", lambda: "b")
+    failing.evaluations[0].folder.keep(Result(**facts, outcome="diverged", reason="why"))
+    assert one.missing() == []
+
+
+def test_masks_of_one_name_are_refused_before_training() -> None:
+    with pytest.raises(UserError, match="same name; rename one"):
+        planned("experiment=inpaint", "experiment.rows.cdrl.evaluate.masks=[half,half.png]")
 
 
 def test_seeds_of_the_command_line_come_before_a_rows_own() -> None:

@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.data import ImageSet, load
-from experiments.files import sha256
 from experiments.metrics import weights
 from experiments.metrics.extractors import Extracted, Pixels, extract, to_nchw
 from experiments.progress import announce
@@ -69,7 +68,7 @@ class DigitsExtractor:
         images = load("digits", "train")
         path = weight_path(cache, recipe, images.checksum)
         state = weights.load_or_make(path, "the digits classifier", lambda: train(images, recipe).state_dict())
-        self.sha256 = sha256(path)
+        self.sha256 = weights.digest(state)
         network = Classifier(recipe.width)
         network.load_state_dict(state)
         self._device, self._network = device, network.to(device).eval()

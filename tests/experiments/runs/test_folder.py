@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,6 +73,27 @@ def test_a_result_survives(job: MakeJob) -> None:
     (evaluation.path / "result.json").write_text('{"measurements": [{"metric": "fd"}]}')
     with pytest.raises(UserError, match=r"damaged.*delete it"):
         evaluation.result()
+
+
+def test_an_outcome_that_is_no_number_survives(job: MakeJob) -> None:
+    folder = job().run.evaluation({"kind": "samples"})
+    facts: dict[str, Any] = {"measurements": (), "seconds": 1.0, "commit": "abc", "device": "b", "reason": "why"}
+    diverged = Result(**facts, outcome="diverged", outside=0.5)
+    folder.keep(diverged)
+    assert folder.result() == diverged
+    assert folder.stands("def"), "an outcome of the same weights"
+    failed = Result(**facts, outcome="failed")
+    folder.keep(failed, traceback="Traceback")
+    assert (folder.result(), (folder.path / "error.log").read_text()) == (failed, "Traceback")
+    assert folder.done
+    assert [folder.stands(code) for code in ("abc", "def", "abc-modified")] == [True, False, False]
+    folder.keep(Result(**facts, outcome="failed", mistake=True))
+    assert not folder.stands("abc"), "the user may have mended it"
+    assert not (folder.path / "error.log").exists()
+    folder.keep(Result(**{**facts, "commit": "abc-modified"}, outcome="failed"))
+    assert not folder.stands("abc-modified")
+    (folder.path / "result.json").unlink()
+    assert not folder.stands("abc")
 
 
 def test_the_log_is_cut_back_to_an_iteration(tmp_path: Path) -> None:

@@ -5,20 +5,26 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from cdrl.errors import UserError
+from experiments.evaluate import Diverged
+from experiments.files import write_text
+from experiments.measurement import Measurement
 from experiments.plan import Job
 from experiments.runs import work as work_module
-from experiments.runs.folder import RunFolder
+from experiments.runs.folder import Result, RunFolder
 from experiments.runs.trained import training_cost
 from experiments.runs.work import Ended, Order, attempt, work
 
 MakeJob = Callable[..., Job]
+NUMBER = Measurement(metric="fd", protocol="m", value=3.0, samples=2)
 
 
 def patience(times: int) -> Callable[[], bool]:
@@ -196,6 +202,74 @@ def test_a_killed_run_that_diverges_does_the_same(job: MakeJob, fingerprint: Cal
         path.read_bytes() for path in sorted((whole.path / "trips").iterdir())
     ]
     assert parts.notes() == [note.replace("/whole/", "/parts/") for note in whole.notes()]
+
+
+@pytest.fixture
+def looked_at(job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Ended, list[Result | None]]]:
+    """Works on a run with two evaluations, the first of which does as it is told; how that ended, and both results."""
+    run = job().run
+    settings = [{"kind": "ood", "number": number, "metrics": {"name": "m", "extractor": "digits", "samples": 2}}
+                for number in range(2)]  # fmt: skip
+    folders = [run.evaluation(one) for one in settings]
+    for folder, one in zip(folders, settings, strict=True):
+        folder.want(one)
+
+    def look(act: Callable[[], list[Measurement]], **changes: Any) -> tuple[Ended, list[Result | None]]:
+        def evaluate(trained: object, settings: dict[str, Any], out: Path, progress: object) -> list[Measurement]:
+            return act() if settings["number"] == 0 else [NUMBER]
+
+        monkeypatch.setattr("experiments.runs.work.evaluator", lambda kind: evaluate)
+        ended = attempt(on(run, evaluations=tuple(folder.name for folder in folders), **changes))
+        return ended, [folder.result() for folder in folders]
+
+    return look
+
+
+def _raise(error: BaseException) -> Callable[[], list[Measurement]]:
+    def act() -> list[Measurement]:
+        raise error
+
+    return act
+
+
+def test_an_evaluation_that_fails_or_diverges_is_an_outcome_and_the_others_go_on(looked_at: Any) -> None:
+    ended, (first, second) = looked_at(_raise(RuntimeError("overflow\nand more")))
+    assert ended == Ended("done")
+    assert (first.outcome, first.reason, first.mistake) == ("failed", "RuntimeError: overflow", False)
+    assert (second.outcome, second.measurements) == ("done", (NUMBER,))
+    ended, (again, _) = looked_at(lambda: [NUMBER])
+    assert again == first, "the same code fails in the same way"
+    ended, (again, _) = looked_at(_raise(UserError("no such mask; name another")), commit="def")
+    assert (again.outcome, again.reason, again.mistake) == ("failed", "no such mask; name another", True)
+    ended, (again, _) = looked_at(lambda: [NUMBER, NUMBER], commit="def")
+    assert "two numbers of one evaluation" in again.reason
+    ended, (again, _) = looked_at(lambda: [replace(NUMBER, value=float("nan"))], commit="def")
+    assert (again.outcome, again.reason, again.measurements) == ("diverged", "fd is not finite", ())
+
+
+def test_a_diverged_evaluation_stays_so(looked_at: Any) -> None:
+    _, (first, _) = looked_at(_raise(Diverged("3 of the first 4 samples are not finite")))
+    assert (first.outcome, first.reason) == ("diverged", "3 of the first 4 samples are not finite")
+    assert looked_at(lambda: [NUMBER], commit="def")[1][0] == first
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), MemoryError(), torch.OutOfMemoryError()])
+def test_what_lies_in_the_machine_is_no_outcome_of_an_evaluation(looked_at: Any, error: Exception) -> None:
+    ended, results = looked_at(_raise(error))
+    assert (ended.outcome, results) == ("crash", [None, None])
+    ended, (first, second) = looked_at(lambda: [NUMBER])
+    assert (ended, first.outcome, second.outcome) == (Ended("done"), "done", "done")
+
+
+def test_a_full_disk_is_no_outcome_of_an_evaluation(looked_at: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    def act() -> list[Measurement]:
+        write_text(tmp_path / "file" / "array", "text")
+        return [NUMBER]
+
+    ended, results = looked_at(act)
+    assert (ended.outcome, results) == ("mistake", [None, None])
 
 
 def test_other_images_are_refused(job: MakeJob, tmp_path: Path) -> None:
