@@ -36,7 +36,7 @@ def run(overrides: Sequence[str], *, show_config: bool = False, detach: bool = F
         detach: hand the work to a queue and leave.
 
     Returns:
-        The exit code: 0 done (or submitted), `UNFINISHED` when time was over.
+        The exit code: 0 done (or submitted), `UNFINISHED` when time was over or a run was asked to stop.
 
     Raises:
         UserError: a mistake in the command line, or a run that failed.
@@ -85,7 +85,7 @@ def carry_out(plans: Sequence[Plan], complete: Callable[[Plan], None]) -> bool:
         complete: called for each plan as soon as it is complete.
 
     Returns:
-        Whether all is done; else time was over, or the work was left to a queue.
+        Whether all is done; else time was over, a run was asked to stop, or the work was left to a queue.
 
     Raises:
         UserError: torchrun started this several times, or a job failed. After a mistake that the user can mend no other
@@ -151,6 +151,7 @@ def carry_out(plans: Sequence[Plan], complete: Callable[[Plan], None]) -> bool:
         return False
     mistakes: list[str] = []
     crashes: list[str] = []
+    stopped: list[str] = []
     looked_at = -math.inf
     try:
         with board:
@@ -170,6 +171,9 @@ def carry_out(plans: Sequence[Plan], complete: Callable[[Plan], None]) -> bool:
                             f"{item.name} stopped unexpectedly ({ended.message}); {details}the same command tries again"
                         )
                         board.say(crashes[-1], style="red")
+                    elif time.time() <= deadline and not mistakes:
+                        kept = "its checkpoint is kept; the same command goes on"
+                        stopped.append(f"{item.name} was {ended.message or 'asked to stop'}; {kept}")
                 if mistakes or time.time() > deadline:
                     pending = [(handle, item) for handle, item in pending if not handle.cancel()]
                     if place.stays and time.time() > deadline:
@@ -189,6 +193,10 @@ def carry_out(plans: Sequence[Plan], complete: Callable[[Plan], None]) -> bool:
     if failed := mistakes + crashes:
         raise UserError(failed[0] + (f" ({len(failed)} runs failed)" if len(failed) > 1 else ""))
     write_complete_ones()
+    for text in stopped:
+        board.say(text)
+    if stopped:
+        return False
     if incomplete and deadline == math.inf:
         raise UserError(
             f"{incomplete[0].name} is not complete: something took its results away; the same command goes on"
