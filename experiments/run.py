@@ -193,9 +193,8 @@ def carry_out(plans: Sequence[Plan], complete: Callable[[Plan], None]) -> bool:
     if failed := mistakes + crashes:
         raise UserError(failed[0] + (f" ({len(failed)} runs failed)" if len(failed) > 1 else ""))
     write_complete_ones()
-    for text in stopped:
-        board.say(text)
-    if stopped:
+    if incomplete and stopped:
+        board.say("\n".join(stopped))
         return False
     if incomplete and deadline == math.inf:
         raise UserError(
