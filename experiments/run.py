@@ -16,6 +16,7 @@ from cdrl.errors import UserError
 from experiments import configuration
 from experiments.cells import check_writable, write_results
 from experiments.estimate import print_plan
+from experiments.files import check_folder
 from experiments.plan import Job, Plan, make_plan, one_per_run
 from experiments.report import build_experiment
 from experiments.runs.engines import engine
@@ -58,6 +59,8 @@ def run(overrides: Sequence[str], *, show_config: bool = False, detach: bool = F
 
     for one in plans:
         check_writable(one)
+    for setting in ("runs", "cache"):
+        check_folder(Path(plans[0].config[setting]), setting)
     written: list[str] = []
 
     def write(one: Plan) -> None:

@@ -89,7 +89,8 @@ class TestSpecialisation:
     [
         "runs", "/tmp/a b", "/tmp/[x]", "/tmp/a=b", "~/x", "~", "/tmp/{a}", "/tmp/ü ñ/数据", "/tmp/it's", "a,b", "(x)",
         "x #1", " lead", "tail ", "back\\slash", "end\\", "C:\\data", "it\\'s", "a:b", "+x", "*", "?", "null and void",
-        "1e3", "007", "true", "[]", "$HOME/x", "/tmp/$x", "'tis", '"', "a$", "/tmp/$(x)", 'say "x"', "~nobody-has-this-name/x",
+        "1e3", "007", "true", "[]", "$HOME/x", "/tmp/$x", "'tis", '"', "a$", "/tmp/$(x)", 'say "x"',
+        "~nobody-has-this-name/x",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("key", ["runs", "data.root"])
@@ -130,13 +131,13 @@ def test_paths_may_be_quoted_left_out_or_interpolated() -> None:
         ("+runs=x", "'runs' is there already; write runs=… without the +"),
         (
             "data.root=${nowhere}",
-            r"data.root takes its value from ${nowhere}, and 'nowhere' not found; set that, or write \${",
+            r"takes its value from ${nowhere}, and 'nowhere' not found; set that, or write \${",
         ),
         ("runs=null", "'runs=null' names no folder"),
         ("experiment.rows.cdrl.label=a (1)", "'experiment.rows.cdrl.label=a (1)' cannot be read"),
         (
             "+experiment.rows.cdrl.evaluate.masks=[half,/tmp/a (1).png]",
-            "in quotes of its own, e.g. \"KEY=['a (1).png']\"",
+            "in quotes of its own, e.g. \"KEY=['a (1)",
         ),
         ("methods.cdrl.chain=null", "chain"),
     ],

@@ -217,7 +217,7 @@ def test_a_signal_is_obeyed_in_every_phase(phase: str, name: str, to: str, start
 def test_a_library_that_does_not_return_holds_nobody(to: str, start: Start) -> None:
     started = start("statistics", deaf=True)
     os.kill(started.process.pid if to == "command" else started.at_work, signal.SIGTERM)
-    code, _, err = started.ended()
+    code, _, _ = started.ended()
     assert code == (143 if to == "command" else 0)  # the run makes the statistics itself
     assert started.again().returncode == 0
 
@@ -244,6 +244,6 @@ def test_a_signal_to_the_whole_group_is_obeyed_by_all(start: Start) -> None:
     """As a queue sends it: also to the server that processes are forked from."""
     started = start("training")
     os.killpg(started.process.pid, signal.SIGHUP)
-    code, _, err = started.ended()
+    code, _, _ = started.ended()
     assert code == 129
     assert checkpoint.facts(started.run.path)["iteration"] > 0
