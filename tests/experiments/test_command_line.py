@@ -367,11 +367,8 @@ def test_a_crash_stops_one_run_and_no_other(tmp_path: Path, capsys: pytest.Captu
 @pytest.mark.slow
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(tmp_path: Path) -> None:
     """A limit of a file's size stands in for it: settings fit, checkpoints do not."""
-    line = [
-        *TINY,
-        *folders(tmp_path),
-        *(f"experiment.rows.{row}=null" for row in ("drl", "drl_as_released", "short_run")),
-    ]
+    others = [f"experiment.rows.{row}=null" for row in ("drl", "drl_as_released", "short_run", "noise")]
+    line = [*TINY, *folders(tmp_path), *others]
     script = (
         "import resource, sys; from experiments.__main__ import main; "
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); sys.exit(main(sys.argv[1:]))"
