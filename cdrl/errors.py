@@ -30,7 +30,7 @@ def storage_trouble(error: BaseException | None) -> str | None:
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         number, file = (error.errno, error.filename) if isinstance(error, OSError) else (None, None)
-        if type(error).__name__ == "SafetensorError" and (code := re.search(r"\bcode: (\d+)", str(error))):
+        if type(error).__name__ == "SafetensorError" and (code := re.search(r"(?:os error|code:) (\d+)", str(error))):
             number = int(code[1])
         if number in _REMEDIES:
             what = os.fsdecode(file) if isinstance(file, str | bytes) else "a file"
