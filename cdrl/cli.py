@@ -10,6 +10,7 @@ import argparse
 import difflib
 import importlib.util
 import inspect
+import io
 import math
 import os
 import select
@@ -24,7 +25,7 @@ from types import FrameType, ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import cdrl
-from cdrl.errors import UserError
+from cdrl.errors import UserError, storage_trouble
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,21 +83,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: None for the process's own.
 
     Returns:
-        The exit code: 0 done, 1 a mistake that can be mended, `DIVERGED`, `UNFINISHED`, 130 interrupted.
+        The exit code: 0 done, 1 a mistake that can be mended, `DIVERGED`, `UNFINISHED`, 141 nobody reads on, and 128
+        plus the signal's number where one stopped it: 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP, 138 SIGUSR1.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):  # a terminal that has no "…" shows a question mark
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
-        with _terminated_like_interrupted():
+        with _stopped_like_interrupted():
             try:
                 code = _command(arguments)
-            except SystemExit as leaving:  # argparse, after --help
-                code = int(leaving.code or 0)
+            except SystemExit as leaving:  # argparse, after --help; rich, when nobody reads on
+                code = _BROKEN_PIPE if isinstance(leaving.__context__, BrokenPipeError) else int(leaving.code or 0)
             except UserError as error:
-                print(f"error: {error}", file=sys.stderr)
+                last_word(f"error: {error}")
                 code = 1
-            except KeyboardInterrupt:
-                print("interrupted; the same command continues where this one stopped", file=sys.stderr)
-                code = 130
+            except OSError as error:
+                if (words := storage_trouble(error)) is None:
+                    raise
+                last_word(f"error: {words}")
+                code = 1
+            except KeyboardInterrupt as stopped:
+                number = stopped.args[0] if stopped.args else signal.SIGINT
+                last_word(stopped_by(number))
+                code = 128 + number
             sys.stdout.flush()
             return code
     except BrokenPipeError:
@@ -164,21 +175,51 @@ def _suite() -> ModuleType | None:
     return importlib.import_module("experiments.cli")
 
 
+def stop_signals() -> list[int]:
+    """The signals that ask to stop, besides Ctrl-C: what a person, a terminal that is closed, and a queue send.
+
+    One that was ignored from the start, as by nohup, stays ignored; SIGTERM never is.
+    """
+    names = [name for name in ("SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]  # Windows has but one
+    numbers = [int(getattr(signal, name)) for name in names]
+    return [one for one in numbers if one == signal.SIGTERM or signal.getsignal(one) is not signal.SIG_IGN]
+
+
 @contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM does what Ctrl-C does."""
-
-    def interrupt(signum: int, frame: FrameType | None) -> NoReturn:
-        raise KeyboardInterrupt
-
+def _stopped_like_interrupted() -> Iterator[None]:
+    """`stop_signals` do what Ctrl-C does, once: further ones come while the work is being stopped, and are ignored."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, interrupt)
+    numbers = stop_signals()
+
+    def interrupt(signum: int, frame: FrameType | None) -> NoReturn:
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt(signum)
+
+    before = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def stopped_by(number: int) -> str:
+    """What a command says that a signal stopped."""
+    how = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
+    return f"{how}; the same command continues where this one stopped"
+
+
+def last_word(text: str) -> None:
+    """On stderr, unless that is gone with its terminal."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError:
+        pass
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -208,10 +249,17 @@ class CommandParser(argparse.ArgumentParser):
             settings["type"] = Path if isinstance(default, Path) else type(default)
             shown = default if isinstance(default, str | Path) else f"{default:,}".removesuffix(".0")
             settings["help"] = f"{settings.get('help', '')} (default: {shown})".lstrip()
+        if settings.get("type") is Path:
+            settings["type"] = _path
         (among or self).add_argument(name, **settings)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; {self.prog} --help shows what there is")
+
+
+def _path(text: str) -> Path:
+    """A path as it was written; the shell leaves the ``~`` of ``--root=~/images`` to us."""
+    return Path(os.path.expanduser(text))
 
 
 def note(text: str) -> None:

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import math
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -48,8 +47,6 @@ examples:
   cdrl run experiment=table1 scale=nano --cfg job
 """
 _WEIGHTS = Path(__file__).parents[1] / "results" / "demo"
-_SECONDS_WITHOUT_FIRST = 20
-"""That a process of torchrun which was terminated waits for the first one's word."""
 _SCALES = ("mini", "micro", "nano")
 """Of the weights that come with the repository, in order of preference."""
 
@@ -99,21 +96,27 @@ def work(arguments: Sequence[str]) -> int:
     if size > 1 and len(options.folders) > 1:
         raise UserError("torchrun's processes work on one folder together; name one, and call it for each")
 
-    from experiments.runs.folder import RunFolder
+    from experiments.runs.folder import RunFolder, WorkFolder
     from experiments.runs.progress import shown
+    from experiments.runs.stopping import Wish, heeded
     from experiments.runs.work import Order
     from experiments.runs.work import work as work_on
 
     how = {"device": options.device, "engine": options.engine, "threads": options.threads, "cache": str(options.cache)}
     how |= {"logger": options.logger, "retry": options.retry}
+    also = [signal.SIGINT] if size > 1 else []  # reaches every process of torchrun: the first one decides for all
     for folder in options.folders:
-        with shown(folder) if rank == 0 else nullcontext(), _deferred(size > 1, rank) as stop:
-            outcome = work_on(Order(folder, deadline=deadline, **how), stop)
+        wish = Wish()
+        at_first = WorkFolder(folder).ask_to_stop if rank > 0 else lambda: None
+        with shown(folder) if rank == 0 else nullcontext(), suppress(KeyboardInterrupt):
+            outcome = "interrupted"
+            with heeded(wish, at_first, lambda number: cli.last_word(cli.stopped_by(number)), also):
+                outcome = work_on(Order(folder, deadline=deadline, **how), wish)
         if rank > 0:
             continue  # what there is to say, the first process says
         if outcome == "interrupted":
-            if time.time() < deadline:
-                raise KeyboardInterrupt
+            if wish() or time.time() < deadline:
+                raise KeyboardInterrupt(wish.number or signal.SIGINT)
             print(f"{folder}: stopped after {options.seconds:g} s with something left; the same command goes on")
             return cli.UNFINISHED
         print(f"{folder}: {outcome}")
@@ -316,31 +319,6 @@ def doctor(arguments: Sequence[str]) -> int:
     from experiments import doctor as inventory
 
     return inventory.main([])
-
-
-@contextmanager
-def _deferred(together: bool, rank: int) -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C or SIGTERM has come, which reach every process of torchrun: the first one decides for all.
-
-    The others go on until it has, and end by themselves a while later where it is gone.
-    """
-    asked = threading.Event()
-    if not together:
-        yield asked.is_set
-        return
-
-    def remember(signum: int, frame: object) -> None:
-        asked.set()
-        if rank > 0 and signum == signal.SIGTERM:
-            signal.alarm(_SECONDS_WITHOUT_FIRST)
-
-    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked.is_set
-    finally:
-        signal.alarm(0)
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _overrides(command: Command, arguments: Sequence[str]) -> tuple[list[str], bool, bool]:

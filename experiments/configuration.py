@@ -11,24 +11,28 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from hydra.errors import ConfigCompositionException, HydraException
+from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from cdrl.errors import UserError
 
 CONF = Path(__file__).parent / "conf"
 _GROUPS = ("experiment", "scale", "data", "metrics", "launcher")
 """The groups whose choice decides which settings there are."""
-_PATHS = frozenset({"runs", "results", "cache", "checkpoint", "data.root", "data.data_cache", "metrics.weights"})
-"""Settings that hold a path, which need not be spelt as Hydra's grammar wants it."""
+_PATHS = frozenset(
+    {"runs", "results", "cache", "checkpoint", "data.root", "data.data_cache", "metrics.weights", "launcher.logs"}
+)
+"""Settings that hold a path, which need not be spelt as Hydra's grammar wants it, and may begin with ``~``."""
 
 
 def resolve(overrides: Sequence[str]) -> DictConfig:
@@ -52,6 +56,11 @@ def resolve(overrides: Sequence[str]) -> DictConfig:
         for node in (config.experiment, *config.methods.values()):
             node.pop("scales", None)
             node.pop("choose", None)
+    for key in _PATHS:
+        with suppress(OmegaConfBaseException):  # an interpolation of nothing, which `plain` tells
+            path = OmegaConf.select(config, key)
+            if isinstance(path, str) and path.startswith("~"):
+                OmegaConf.update(config, key, os.path.expanduser(path))
     return config
 
 
@@ -143,10 +152,12 @@ def _literal(value: Any) -> str:
 
 
 def _spelt(override: str) -> str:
-    """An override as Hydra's grammar wants it: a path in quotes, unless it is quoted or interpolated already."""
+    """An override as Hydra's grammar wants it: a path in quotes, unless it is already; ``${…}`` in it is a setting."""
     key, _, value = override.partition("=")
-    quoted = key.lstrip("+") in _PATHS and value not in ("", "null") and value[0] not in "'\"$"
-    return f"{key}={_literal(value)}" if quoted else override
+    if key.lstrip("+") not in _PATHS or value in ("", "null"):
+        return override
+    quoted = len(value) > 1 and value[0] in "'\"" and value[-1] == value[0]
+    return override if quoted else f"{key}={_literal(value)}"
 
 
 def _assignments(overrides: Sequence[str]) -> dict[str, str]:
@@ -161,7 +172,7 @@ def _check_choices(overrides: Sequence[str]) -> None:
             raise UserError(f"'{override}' cannot be taken away; write {name.lstrip('~')}=null to leave it out")
         if not equals or not name:
             raise UserError(f"'{override}' is not an override; write key=value, e.g. experiment=table1 scale=nano")
-        if not value and name in ("runs", "cache"):
+        if value in ("", "null") and name in ("runs", "cache"):
             raise UserError(f"'{override}' names no folder; write {name}=FOLDER, or leave it out")
         if {"scales", "choose"} & set(name.split(".")):
             raise UserError(f"'{name}' is how a file says what a scale changes; set the changed setting itself")
@@ -175,6 +186,13 @@ def _check_choices(overrides: Sequence[str]) -> None:
 
 def _one_line(error: Exception, overrides: Sequence[str]) -> str:
     cause = error.__cause__ or error
+    if isinstance(error, OverrideParseException):
+        special = "a value with spaces or any of ()[]{}:=,'\" in it belongs in quotes of its own"
+        return f"'{error.override}' cannot be read; {special}, e.g. \"KEY=['a (1).png']\""
+    if isinstance(cause, InterpolationKeyError) and (named := re.search("key '(.*?)' not found", str(cause))):
+        key = f"{cause.full_key} takes its value from" if cause.full_key else "a setting takes its value from"
+        text = f"{key} ${{{named[1]}}}, and '{named[1]}' not found; set that"
+        return f"{text}, or write \\${{…}} where these characters are meant" if cause.full_key in _PATHS else text
     for key in _assignments(overrides):
         if f"'{key}'" in str(error) or str(getattr(cause, "full_key", "")) == key:
             known = _all_keys(overrides)

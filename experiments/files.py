@@ -132,3 +132,17 @@ def read_json(path: Path) -> Any:
         raise UserError(f"cannot read {path} ({error.strerror}); mend that, and the same command goes on") from error
     except ValueError as error:
         raise UserError(f"{path} is damaged; delete it; the same command makes it again") from error
+
+
+def check_folder(path: Path, setting: str) -> None:
+    """Makes a folder where it is missing. Raises `UserError` unless it takes a file: asked before hours are spent."""
+    probe = path / f".writable.{os.getpid()}"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        try:
+            probe.write_bytes(bytes(4096))  # a name alone fits a full disk
+        finally:
+            probe.unlink(missing_ok=True)
+    except OSError as error:
+        reason = f"cannot write to {path} ({error.strerror})"
+        raise UserError(f"{reason}; free some space there, or choose another folder: {setting}=…") from error

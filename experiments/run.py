@@ -16,6 +16,7 @@ from cdrl.errors import UserError
 from experiments import configuration
 from experiments.cells import check_writable, rows_without_survivors, write_results
 from experiments.estimate import print_plan
+from experiments.files import check_folder
 from experiments.plan import Job, Plan, make_plan, one_per_run
 from experiments.report import build_experiment
 from experiments.runs.engines import engine
@@ -36,8 +37,8 @@ def run(overrides: Sequence[str], *, show_config: bool = False, detach: bool = F
         detach: hand the work to a queue and leave.
 
     Returns:
-        The exit code: 0 done (or submitted), `DIVERGED` where every seed of a row did, `UNFINISHED` when time was over,
-        1 where a figure could not be drawn.
+        The exit code: 0 done (or submitted), `DIVERGED` where every seed of a row did, `UNFINISHED` when time was over
+        or a run was asked to stop, 1 where a figure could not be drawn.
 
     Raises:
         UserError: a mistake in the command line, or a run or an evaluation that failed.
@@ -59,6 +60,8 @@ def run(overrides: Sequence[str], *, show_config: bool = False, detach: bool = F
 
     for one in plans:
         check_writable(one)
+    for setting in ("runs", "cache"):
+        check_folder(Path(plans[0].config[setting]), setting)
     written: list[str] = []
     undrawn: list[str] = []
     lost: list[str] = []
@@ -111,7 +114,7 @@ def carry_out(plans: Sequence[Plan], complete: Callable[[Plan], None]) -> bool:
         complete: called for each plan as soon as it is complete.
 
     Returns:
-        Whether all is done; else time was over, or the work was left to a queue.
+        Whether all is done; else time was over, a run was asked to stop, or the work was left to a queue.
 
     Raises:
         UserError: torchrun started this several times, or a job failed. After a mistake that the user can mend no other
@@ -182,6 +185,7 @@ def carry_out(plans: Sequence[Plan], complete: Callable[[Plan], None]) -> bool:
         return False
     mistakes: list[str] = []
     crashes: list[str] = []
+    stopped: list[str] = []
     looked_at = -math.inf
     try:
         with board:
@@ -203,6 +207,9 @@ def carry_out(plans: Sequence[Plan], complete: Callable[[Plan], None]) -> bool:
                             f"{item.name} stopped unexpectedly ({ended.message}); {details}the same command tries again"
                         )
                         board.say(crashes[-1], style="red")
+                    elif time.time() <= deadline and not mistakes:
+                        kept = "its checkpoint is kept; the same command goes on"
+                        stopped.append(f"{item.name} was {ended.message or 'asked to stop'}; {kept}")
                 if mistakes or time.time() > deadline:
                     pending = [(handle, item) for handle, item in pending if not handle.cancel()]
                     if place.stays and time.time() > deadline:
@@ -222,6 +229,9 @@ def carry_out(plans: Sequence[Plan], complete: Callable[[Plan], None]) -> bool:
     if failed := mistakes + crashes:
         raise UserError(failed[0] + (f" ({len(failed)} runs failed)" if len(failed) > 1 else ""))
     write_complete_ones(())
+    if incomplete and stopped:
+        board.say("\n".join(stopped))
+        return False
     if incomplete and deadline == math.inf:
         raise UserError(
             f"{incomplete[0].name} is not complete: something took its results away; the same command goes on"

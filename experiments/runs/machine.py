@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -54,14 +57,38 @@ def visible_gpus() -> list[str]:
     return [str(number) for number in range(torch.cuda.device_count())]
 
 
-def cpu_cores() -> int:
-    """CPU cores that this process may use: by its affinity, and by the quota of its control group."""
+def cpu_cores(root: Path = Path("/")) -> int:
+    """CPU cores that this process may use: by its affinity, and by the quotas of its control groups, rounded up.
+
+    Args:
+        root: of the file system, whose ``proc`` and ``sys/fs/cgroup`` say what those are.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([cores, *(math.ceil(share) for share in _cpu_quotas(root))]))
+
+
+def _cpu_quotas(root: Path) -> Iterator[float]:
+    """Cores that the process's control group, and each above it, may use, where one is bounded.
+
+    In a container the own group may be named as it is outside and lie at the top inside, so the top is always asked.
+    """
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, min(cores, round(int(quota) / int(period))))
-    except (OSError, ValueError):  # no such file, or "max"
-        return cores
+        groups = [line.split(":", 2) for line in (root / "proc/self/cgroup").read_text().splitlines()]
+    except OSError:
+        groups = []
+    mounted = root / "sys" / "fs" / "cgroup"
+    places = [(mounted, "/"), (mounted / "cpu", "/"), (mounted / "cpu,cpuacct", "/")]
+    for _, controllers, name in (group for group in groups if len(group) == 3):
+        if not controllers or "cpu" in controllers.split(","):  # the second version has one hierarchy without a name
+            places.append((mounted / controllers, name))
+    for top, name in places:
+        inside = PurePosixPath(name.lstrip("/"))
+        for group in (top / part for part in (inside, *inside.parents)):
+            for files in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+                with suppress(OSError, ValueError, ZeroDivisionError):  # no such file, or "max"
+                    quota, period = " ".join((group / file).read_text() for file in files).split()
+                    if int(quota) > 0:  # the first version's -1 is no bound
+                        yield int(quota) / int(period)
 
 
 def memory_bytes(device: str) -> int:

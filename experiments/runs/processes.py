@@ -15,13 +15,15 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from typing import Any
 from unittest import mock
 
+from cdrl.cli import stop_signals
 from experiments.runs.folder import WorkFolder
 from experiments.runs.machine import visible_gpus
+from experiments.runs.stopping import Wish, heeded
 from experiments.runs.work import Ended, Order, attempt, in_words
 
 _NOTICE = 5.0
@@ -39,8 +41,13 @@ def server(threads: int) -> Any:
     context = multiprocessing.get_context("forkserver")
     late = ["sklearn.datasets", "torch._dynamo", "experiments.evaluate.samples"]  # seconds each, else in every run
     context.set_forkserver_preload([__name__, *late])
-    with mock.patch.dict(os.environ, OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads)):
-        forkserver.ensure_running()
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals())  # the server outlives one to the whole group
+    try:
+        with mock.patch.dict(os.environ, OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads)):
+            forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 
@@ -55,6 +62,7 @@ class Processes:
 
     def __init__(self, context: Any, order: Order, gpus: Sequence[str]) -> None:
         self._order, self._members = order, []
+        self._asked = False
         place = {"WORLD_SIZE": str(order.processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
         for rank, gpu in zip(range(order.processes), gpus, strict=False):
             environment = {"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}
@@ -77,6 +85,7 @@ class Processes:
 
     def terminate(self) -> None:
         """Ask to stop: the first process keeps a checkpoint, and all leave."""
+        self._asked = True
         for process, _, _ in self._members:
             process.terminate()  # which it takes for the wish to stop
 
@@ -95,6 +104,7 @@ class Processes:
         """
         waiting: dict[Any, int] = {receiver: rank for rank, (_, receiver, _) in enumerate(self._members)}
         answers: dict[int, Ended] = {}
+        told: Ended | None = None
         death: str | None = None
         kill_at = math.inf
         while waiting:
@@ -103,7 +113,9 @@ class Processes:
             for receiver in ready:
                 rank = waiting.pop(receiver)
                 try:
-                    answers[rank] = receiver.recv()
+                    answers[rank] = answer = receiver.recv()
+                    if answer.outcome == "interrupted" and answer.message and not self._asked:
+                        told = answer  # by a signal that was not ours; what the others say follows from it
                 except EOFError:
                     process = self._members[rank][0]
                     process.join()
@@ -120,6 +132,8 @@ class Processes:
                 for process, _, _ in self._members:
                     process.kill()
         self.end(0.0 if death is not None else _NOTICE)
+        if told is not None:
+            return told
 
         # The cause stands in the folder: whoever failed first put it there, the others only noticed.
         folder = WorkFolder(self._order.folder)
@@ -147,23 +161,31 @@ def attempt_together(order: Order) -> Ended:
 
 
 def _body(order: Order, sender: Any, environment: Mapping[str, str]) -> None:
-    """What a process does; it keeps a checkpoint and leaves when it is terminated or its command dies."""
+    """What a process does; it keeps a checkpoint and leaves when a signal asks it to, or its command dies."""
     os.environ.update(environment)  # before anything asks for a GPU or for the others
-    stop = threading.Event()
-    for name in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):  # for the command, which then stops its work in order
+    for name in (signal.SIGINT, signal.SIGUSR2):  # for the command, which then stops its work in order
         signal.signal(name, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    parent = multiprocessing.parent_process()
+    parent, wish = multiprocessing.parent_process(), Wish()
 
     def notice_the_command_dying() -> None:
         if parent is not None:
             wait([parent.sentinel])
-            stop.set()
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    threading.Thread(target=notice_the_command_dying, daemon=True).start()
-    ended = attempt(order, stop.is_set)
-    with suppress(BrokenPipeError):
-        sender.send(ended)
+    def tell_the_first() -> None:
+        if os.environ.get("RANK", "0") != "0":
+            WorkFolder(order.folder).ask_to_stop()
+
+    def answer(ended: Ended) -> None:
+        if ended.outcome == "interrupted" and wish.number is not None:
+            ended = Ended("interrupted", f"asked to stop by {signal.Signals(wish.number).name}")
+        with suppress(BrokenPipeError):
+            sender.send(ended)
+
+    with heeded(wish, tell_the_first, at_end=lambda _: answer(Ended("interrupted"))):
+        threading.Thread(target=notice_the_command_dying, daemon=True).start()
+        ended = attempt(order, wish)
+    answer(ended)
 
 
 def _death(code: int | None) -> str:

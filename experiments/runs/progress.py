@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -92,10 +92,13 @@ class Board:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bars.stop()
+        with suppress(OSError):
+            self._bars.stop()
 
     def say(self, text: str, style: str | None = None) -> None:
-        self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+        """A line of its own. Work goes on where nobody can be told any more: a terminal that is closed, a full log."""
+        with suppress(OSError):
+            self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
     def refresh(self) -> None:
         """Read every folder that somebody works in, and show it."""

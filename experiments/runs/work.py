@@ -18,7 +18,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ import torch
 
 import cdrl
 from cdrl import checkpoint, fast, precision
-from cdrl.errors import UserError
+from cdrl.errors import UserError, storage_trouble
 from cdrl.fast import Engine
 from cdrl.guard import STANDARD
 from cdrl.method import Batch, Method
@@ -104,7 +104,7 @@ class Ended:
 
     Attributes:
         outcome: "done", "interrupted" (there is something left), "mistake" (that the user can mend), or "crash".
-        message: what went wrong.
+        message: what went wrong; of an interrupted one "asked to stop by SIGTERM", where a signal asked that process.
     """
 
     outcome: str
@@ -113,9 +113,11 @@ class Ended:
 
 def attempt(order: Order, stop: Stop = lambda: False) -> Ended:
     """`work` for engines: whatever happens becomes an answer that can travel between processes."""
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(order.cache).absolute() / "inductor"))
+    _keep_compiled_code_in(Path(order.cache).absolute() / "inductor")
     try:
         return Ended(work(order, stop))
+    except KeyboardInterrupt:
+        return Ended("interrupted")
     except UserError as error:
         return Ended("mistake", str(error))
     except Exception as error:
@@ -169,14 +171,22 @@ def work(order: Order, stop: Stop = lambda: False) -> str:
                 return _work_on_run(run, pending, order, should_stop)
         except KeyboardInterrupt:
             return "interrupted"
-        except UserError as error:
-            if folder.failure() is None:
-                folder.fail(str(error), mistake=True)
-            raise
         except Exception as error:
+            words = str(error) if isinstance(error, UserError) else storage_trouble(error)
             if folder.failure() is None:  # else another process failed, and this one noticed
-                folder.fail(_in_words(error), mistake=False, traceback=traceback.format_exc())
-            raise
+                details = traceback.format_exc() if words is None else ""
+                folder.fail(_in_words(error) if words is None else words, mistake=words is not None, traceback=details)
+            if words is None or isinstance(error, UserError):
+                raise
+            raise UserError(words) from error
+
+
+def _keep_compiled_code_in(folder: Path) -> None:
+    """Where PyTorch keeps what it compiles, unless somebody has chosen; elsewhere where that cannot be written."""
+    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
 
 
 def in_words(message: str, rank: int, size: int) -> str:

@@ -233,9 +233,10 @@ def test_an_interrupted_command_keeps_checkpoints_and_says_so(sent: signal.Signa
     process = started(tmp_path, "scale.budget=3000000", "scale.reports=3000")
     process.send_signal(sent)
     _, printed = process.communicate(timeout=90)
-    assert process.returncode == 130
+    assert process.returncode == 128 + sent
     assert "stopping: the running jobs keep a checkpoint" in printed
-    assert printed.splitlines()[-1] == "interrupted; the same command continues where this one stopped"
+    how = "interrupted" if sent == signal.SIGINT else "stopped by SIGTERM"
+    assert printed.splitlines()[-1] == f"{how}; the same command continues where this one stopped"
     assert list(tmp_path.rglob("checkpoint.json"))
     assert not list(tmp_path.rglob("lock"))  # nobody works there any more
 
@@ -335,6 +336,7 @@ def test_the_table_is_the_same_through_every_engine(
         (["metrics.samples=many"], ["metrics.samples", "not many"]),
         (["results=/dev/null/here"], ["results=", "cannot write"]),
         (["runs=/dev/null/here"], ["runs=", "cannot write"]),
+        (["cache=/dev/null/here"], ["cache=", "cannot write"]),
     ],
 )
 def test_a_mistake_gets_one_clear_line(
@@ -419,6 +421,41 @@ def test_an_evaluation_that_fails_blocks_no_table(tmp_path: Path, capsys: pytest
     assert by_row["cdrl"]["verdict"] == "not-run"
     assert "seed 0: evaluation failed: RuntimeError" in by_row["cdrl"]["note"]
     assert float(by_row["real"]["value"]) >= 0
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    """A limit of a file's size stands in for it: settings fit, checkpoints do not."""
+    others = [f"experiment.rows.{row}=null" for row in ("drl", "drl_as_released", "short_run", "noise")]
+    line = [*TINY, *folders(tmp_path), *others]
+    script = (
+        "import resource, sys; from experiments.__main__ import main; "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); sys.exit(main(sys.argv[1:]))"
+    )
+    full = subprocess.run(
+        [sys.executable, "-c", script, *line], cwd=ROOT, capture_output=True, text=True, timeout=300,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert full.returncode == 1, full.stderr
+    assert full.stderr.splitlines()[-1].startswith("error: cannot write ")
+    assert "Traceback" not in full.stderr
+    assert "unexpectedly" not in full.stderr
+    again = command(*line)
+    assert again.returncode == 0, again.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["plan"], ["--cfg", "job"]])
+def test_output_that_nobody_reads_or_that_is_not_utf8(arguments: list[str]) -> None:
+    program = [sys.executable, "-m", "cdrl" if arguments[0] != "--cfg" else "experiments", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(program, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    assert process.wait() == 141
+    plain = subprocess.run(program, cwd=ROOT, env={**environment, "PYTHONIOENCODING": "ascii"}, capture_output=True)
+    assert (plain.returncode, plain.stderr) == (0, b"")
 
 
 def test_a_misspelt_override_is_an_error_in_the_library_too() -> None:

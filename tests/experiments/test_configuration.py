@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -88,12 +89,19 @@ class TestSpecialisation:
     [
         "runs", "/tmp/a b", "/tmp/[x]", "/tmp/a=b", "~/x", "~", "/tmp/{a}", "/tmp/ü ñ/数据", "/tmp/it's", "a,b", "(x)",
         "x #1", " lead", "tail ", "back\\slash", "end\\", "C:\\data", "it\\'s", "a:b", "+x", "*", "?", "null and void",
-        "1e3", "007", "true", "[]",
+        "1e3", "007", "true", "[]", "$HOME/x", "/tmp/$x", "'tis", '"', "a$", "/tmp/$(x)", 'say "x"',
+        "~nobody-has-this-name/x",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("key", ["runs", "data.root"])
 def test_paths_need_no_quoting(key: str, path: str) -> None:
-    assert value(resolve([f"{key}={path}"]), key) == path
+    assert value(resolve([f"{key}={path}"]), key) == os.path.expanduser(path)
+
+
+@pytest.mark.parametrize("key", sorted(configuration._PATHS))
+def test_every_path_may_begin_in_ones_home_and_hold_anything(key: str) -> None:
+    config = resolve(["launcher=slurm", "metrics=fid-clean", f"{key}=~/ü [1] (a), b=$c 'd'"])
+    assert value(config, key) == str(Path.home() / "ü [1] (a), b=$c 'd'")
 
 
 def test_paths_may_be_quoted_left_out_or_interpolated() -> None:
@@ -101,6 +109,7 @@ def test_paths_may_be_quoted_left_out_or_interpolated() -> None:
     assert resolve(["results=null"]).results is None
     assert resolve(["runs=x", "results=${runs}/y"]).results == "x/y"
     assert resolve(["++data.root=/tmp/a b"]).data.root == "/tmp/a b"
+    assert resolve([r"runs=/tmp/\${x}"]).runs == "/tmp/${x}"
 
 
 @pytest.mark.parametrize(
@@ -120,12 +129,26 @@ def test_paths_may_be_quoted_left_out_or_interpolated() -> None:
         ("experiment=table2", "unknown experiment 'table2' (did you mean 'table1'?)"),
         ("launcher=null", "unknown launcher 'null'; there are local, ray, slurm"),
         ("+runs=x", "'runs' is there already; write runs=… without the +"),
-        ("data.root=${nowhere}", "'nowhere' not found"),
+        (
+            "data.root=${nowhere}",
+            r"takes its value from ${nowhere}, and 'nowhere' not found; set that, or write \${",
+        ),
+        ("runs=null", "'runs=null' names no folder"),
+        ("experiment.rows.cdrl.label=a (1)", "'experiment.rows.cdrl.label=a (1)' cannot be read"),
+        (
+            "+experiment.rows.cdrl.evaluate.masks=[half,/tmp/a (1).png]",
+            "in quotes of its own, e.g. \"KEY=['a (1)",
+        ),
         ("methods.cdrl.chain=null", "chain"),
     ],
 )
 def test_mistakes_say_what_to_do(override: str, hint: str) -> None:
     assert hint in mistake(override)
+
+
+def test_what_takes_its_value_from_an_empty_list_is_named() -> None:
+    line = ["experiment=chains", "scale.seeds=[]"]
+    assert "evaluate.pictured takes its value from ${scale.seeds.0}" in mistake(*line)
 
 
 def test_a_row_is_left_out() -> None:
