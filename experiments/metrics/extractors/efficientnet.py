@@ -21,9 +21,10 @@ SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 SIZES = {"efficientnet-lite0": 224, "efficientnet-lite0-96": 96}
 """Side of the network's input in pixels."""
 _CPU_BATCH = {224: 1, 96: 16}
-"""CPU ms per CIFAR-10 image at 224 pixels for 1, 2, 4, 6, 8, 16, 32, 64 at once, one thread: 26, 27, 31, 34, 36, 55, 75,
-106. Computing takes 23 to 31 of them; the rest is the system's, for the page faults of large buffers. At 96 pixels for
-1, 2, 4, 8, 16: 17, 13, 11, 12, 7.
+"""CPU ms per CIFAR-10 image for 1, 2, 4, 6, 8, 16, 32, 64 at once, one thread: 26, 27, 31, 34, 36, 55, 75, 106.
+
+Computing takes 23 to 31 of them; the rest is the system's, for the page faults of large buffers. At 96 pixels for 1, 2,
+4, 8, 16: 17, 13, 11, 12, 7.
 """
 
 
