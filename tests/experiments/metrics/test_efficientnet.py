@@ -80,7 +80,7 @@ def test_the_protocol_equals_an_independent_computation(extractor: Extractor, tm
 
 
 def test_a_smaller_input_is_a_protocol_of_its_own(small: Extractor, tmp_path: Path) -> None:
-    """Its features do not depend on the batch, its first metric is the kernel distance, and its statistics are its own."""
+    """Features do not depend on the batch, the kernel distance comes first, and statistics are its own."""
     protocol = replace(protocols.load("fd-efficientnet-lite0-96"), reference_samples=None)
     images, samples = _photos(20, 1), _photos(18, 2) // 2
     assert torch.equal(small(samples).features, torch.cat([small(samples[:1]).features, small(samples[1:]).features]))
