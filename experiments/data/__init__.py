@@ -6,8 +6,8 @@ decoder and no downloader: each data set brings its own when it is asked for.
 
 from cdrl.pictures import to_float, to_uint8
 from experiments.data.batches import DeviceBatches, PointBatches
-from experiments.data.images import ImageSet, PointSet
+from experiments.data.images import ImageSet, PointSet, box_average
 from experiments.data.registry import Availability, DataSettings, at_hand, load, names
 
 __all__ = ["Availability", "DataSettings", "DeviceBatches", "ImageSet", "PointBatches", "PointSet"]
-__all__ += ["at_hand", "load", "names", "to_float", "to_uint8"]
+__all__ += ["at_hand", "box_average", "load", "names", "to_float", "to_uint8"]

@@ -121,6 +121,29 @@ class PointSet(ImageSet):
         return np.asarray(self.images, np.float32).reshape(-1, 2)
 
 
+def box_average(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Smaller images: each pixel is the mean of a square of pixels, rounded to the nearest, halves to the even number.
+
+    Args:
+        images: uint8 ``(n, H, H, C)``.
+        size: H over a whole number.
+
+    Returns:
+        uint8 ``(n, size, size, C)``.
+    """
+    count, height, _, channels = images.shape
+    factor = height // size
+    out = np.empty((count, size, size, channels), dtype=np.uint8)
+    for start in range(0, count, _CHUNK):
+        chunk = np.asarray(images[start : start + _CHUNK])
+        corners = [chunk[:, row::factor, column::factor] for row in range(factor) for column in range(factor)]
+        sums = np.zeros(corners[0].shape, dtype=np.uint32)
+        for corner in corners:
+            sums += corner
+        out[start : start + len(chunk)] = np.rint(sums / factor**2)  # exact where a square has 4, 16, 64 … pixels
+    return out
+
+
 def pixel_checksum(images: NDArray[np.uint8]) -> str:
     """SHA-256 (hex) of uint8 pixels in C order."""
     digest = hashlib.sha256()

@@ -14,8 +14,8 @@ from typing import Any
 
 from cdrl.errors import UserError
 from experiments import checks
-from experiments.data.images import ImageSet
-from experiments.data.store import Recipe, entry_folder, materialise, open_entry, verify
+from experiments.data.images import ImageSet, box_average
+from experiments.data.store import Allocate, Decoded, Recipe, entry_folder, materialise, open_entry, verify
 
 CACHE_VARIABLE = "CDRL_DATA_CACHE"
 _REPOSITORY = Path(__file__).resolve().parents[2]
@@ -51,7 +51,8 @@ class DataSet:
         layout: what the folder must hold, in words (shown when it does not).
         needed_for: what cannot be computed without it.
         variable: the environment variable that may name the folder; ``CDRL_DATA_<NAME>`` unless said.
-        checksums: split -> SHA-256 of the decoded pixels, where the one right value is known.
+        checksums: split -> SHA-256 of the decoded pixels, where the one right value is known; "train/16" -> of the
+            same images at 16 pixels, see `load`.
     """
 
     name: str
@@ -150,7 +151,7 @@ class DataSettings:
     Attributes:
         name: one of `names()`.
         root: the folder that holds the files; None for the environment variable, then ``<data_cache>/<name>``.
-        image_size: height and width in pixels.
+        image_size: height and width in pixels; see `load` for what is smaller than the data set's own.
         channels: of an image.
         classes: number of classes; None where they are counted.
         flip: whether training mirrors every other image.
@@ -176,7 +177,7 @@ class DataSettings:
 
         Raises `UserError` as `load`, or when size, channels or classes differ from the settings.
         """
-        images = load(self.name, split, self.root, data_cache=self.data_cache, **self.options)
+        images = load(self.name, split, self.root, data_cache=self.data_cache, size=self.image_size, **self.options)
         actual = {"image_size": images.image_size, "channels": images.channels}
         if not self.label_from and self.classes:
             actual["classes"] = images.classes
@@ -222,13 +223,17 @@ class DataSettings:
 
 
 def load(
-    name: str, split: str, root: str | Path | None = None, *, data_cache: str | Path | None = None, **options: Any
-) -> ImageSet:
+    name: str, split: str, root: str | Path | None = None, *, data_cache: str | Path | None = None,
+    size: int | None = None, **options: Any,
+) -> ImageSet:  # fmt: skip
     """One split of a data set, verified; decoded arrays are kept and mapped from disk the second time.
+
+    Smaller images are made of the verified ones, by `box_average`, and kept and verified like them.
 
     Args:
         name, root, data_cache: as in `DataSettings`.
         split: "train" or "test"; see `DataSet.splits`.
+        size: side of the images in pixels, where it is the data set's own over a whole number; else as they are.
         options: the data set's own options (see ``conf/data/<name>.yaml``).
 
     Raises:
@@ -239,9 +244,20 @@ def load(
     place, expected = known.place(root, data_cache), known.checksums.get(split)
     recipe = known.look(place, split, options)
     if isinstance(recipe, Recipe):
-        return materialise(recipe, place.cache, name, split, expected)
-    verify(recipe.checksum, expected, f"data set {name} ({split})")
-    return recipe
+        images = materialise(recipe, place.cache, name, split, expected)
+    else:
+        images = recipe
+        verify(images.checksum, expected, f"data set {name} ({split})")
+    if size is None or not 0 < size < images.image_size or images.image_size % size:
+        return images
+
+    def shrink(allocate: Allocate) -> Decoded:
+        allocate(len(images), size, images.channels)[:] = box_average(images.images, size)
+        return Decoded(images.labels, images.class_names, images.attributes, images.attribute_names)
+
+    made_of = {"images": images.checksum, "labels": images.labels_checksum, "size": size}
+    smaller = Recipe(shrink, f"{images.source}, averaged", options=made_of, comparable=images.comparable)
+    return materialise(smaller, place.cache, name, split, known.checksums.get(f"{split}/{size}"))
 
 
 def at_hand(candidates: Sequence[str], data_cache: str | None = None) -> list[str]:

@@ -103,7 +103,4 @@ def _of_size(images: Images, shape: tuple[int, ...], name: str) -> Images:
     factor, rest = divmod(images.shape[1], shape[0])
     if rest or images.shape[3] != shape[2]:
         raise UserError(f"images of {name} are {images.shape[1:]}, which cannot be made {tuple(shape)}; leave it out")
-    if factor == 1:
-        return np.asarray(images)
-    squares = images.reshape(len(images), shape[0], factor, shape[1], factor, shape[2])
-    return np.rint(squares.mean(axis=(2, 4))).astype(np.uint8)
+    return np.asarray(images) if factor == 1 else data.box_average(images, shape[0])

