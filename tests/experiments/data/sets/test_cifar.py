@@ -168,7 +168,7 @@ def test_labels_that_are_none_are_one_line(
     planes = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
     path = tmp_path / "cifar-10-batches-py" / "test_batch"
     path.write_bytes(pickle.dumps({"data": planes, "labels": labels}, protocol=2))
-    with pytest.raises(UserError, match="test_batch: its labels are no list of whole numbers") as caught:
+    with pytest.raises(UserError, match="test_batch: labels are no list of whole numbers") as caught:
         load("cifar10", "test", tmp_path)
     assert "\n" not in str(caught.value)
 
@@ -182,7 +182,7 @@ def test_labels_of_the_sheets_are_checked(
     monkeypatch.undo()
     monkeypatch.setattr(cifar, "check_sha256", lambda path, expected: None)
     monkeypatch.setattr(cifar, "_SHEET_ROWS", 2)
-    with pytest.raises(UserError, match=r"tgz: its labels are no list of whole numbers"):
+    with pytest.raises(UserError, match=r"tgz: labels are no list of whole numbers"):
         load("cifar10", "test", tmp_path)
 
 
