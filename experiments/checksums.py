@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from experiments.files import sha256, write_text
+from cdrl.errors import UserError
+from experiments.files import read_text, sha256, write_text
 
 NAME = "SHA256SUMS"
+_REMEDY = "make what is in the folder again, by the command that made it"
 
 
 def begin(folder: Path, names: Iterable[str]) -> None:
@@ -22,9 +25,12 @@ def add(folder: Path, names: Iterable[str]) -> None:
 
 
 def read(folder: Path) -> dict[str, str]:
-    """File → sum. Raises `ValueError` where a line is none."""
-    lines = (folder / NAME).read_text().splitlines()
-    return {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+    """File → sum. Raises `UserError` where a line is none."""
+    lines = read_text(folder / NAME, _REMEDY).split("\n")[:-1]
+    sums = {line[66:]: line[:64] for line in lines if re.fullmatch(r"[0-9a-f]{64}  [^/\x00-\x1f]{1,255}", line)}
+    if len(sums) < len(lines) or not sums:
+        raise UserError(f"{folder / NAME} is damaged (it is no list of sums); {_REMEDY}")
+    return sums
 
 
 def differences(folder: Path) -> list[str]:

@@ -10,17 +10,25 @@ measured on, where there are several.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
+from experiments.files import COUNT, NUMBER, WORDS, read_csv
 from experiments.measurement import Measurement
 from experiments.metrics.registry import METRICS, metric
 
 PUBLISHED = Path(__file__).parents[1] / "results" / "published" / "published.csv"
+Worth = Literal["confirmed", "unconfirmed", "conflicting"]
+"""How well a number is confirmed."""
+_COLUMNS = {
+    **dict.fromkeys(("dataset", "metric", "model"), rf"(?!$){WORDS}"),
+    "status": "|".join(("", *get_args(Worth))),
+    **dict.fromkeys(("level", "steps"), rf"\s*({COUNT})?\s*"),
+    "weight": rf"\s*({NUMBER})?\s*",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,11 +77,14 @@ class Number:
 
 @lru_cache
 def load(path: Path = PUBLISHED) -> tuple[Number, ...]:
-    """Every published number, in the file's order; a line's missing last fields are empty, no file is no numbers."""
+    """Every published number, in the file's order; a line's missing last fields are empty, no file is no numbers.
+
+    Raises `UserError` where it is damaged.
+    """
     if not path.exists():
         return ()
-    with path.open(newline="") as file:
-        return tuple(_number(line) for line in csv.DictReader(file, restval=""))
+    optional = tuple(one.name for one in fields(Number) if one.name != "comparable")
+    return tuple(map(_number, read_csv(path, _COLUMNS, optional, "bring it back: git checkout results/published")))
 
 
 def find(spec: Mapping[str, Any], dataset: str, measurement: Measurement) -> Number | None:
