@@ -15,10 +15,10 @@ import os
 import re
 import stat
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Annotated, Any, TypeVar
+from typing import IO, Annotated, Any, TypeVar, cast
 
 import numpy as np
 from numpy.lib import format as npy
@@ -40,7 +40,6 @@ AGAIN = "delete it; the same command makes it again"
 """What to do about a damaged file that a command makes by itself."""
 _MOST_BYTES, _MOST_ARRAY_BYTES = 256 * 2**20, 4 * 2**30
 """A larger file is none of ours: of text, and of arrays when unpacked."""
-
 
 
 def _place(path: str) -> str:
@@ -256,7 +255,7 @@ def _validated(where: str, text: str, kind: type[T], remedy: str) -> T:
             raise ValueError("a key stands twice")
 
     try:
-        value = _schema(kind).validate_json(text, strict=True, extra="forbid")
+        value: T = _schema(cast(Hashable, kind)).validate_json(text, strict=True, extra="forbid")
         json.loads(text, object_pairs_hook=unique)
         return value
     except ValidationError as error:
@@ -268,7 +267,7 @@ def _validated(where: str, text: str, kind: type[T], remedy: str) -> T:
 
 
 @lru_cache
-def _schema(kind: Any) -> TypeAdapter[Any]:
+def _schema(kind: Hashable) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 

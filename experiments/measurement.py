@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import AfterValidator
 
-from experiments.files import AtLeastOne, Amount, Count, Line, Name, Number, Share, checked
+from experiments.files import Amount, AtLeastOne, Count, Line, Name, Number, Share, checked
 
 ABOUT = ("level", "steps", "weight", "against", "mask", "image_size", "variant", "trained")
 """Columns that tell apart the numbers of one row and metric."""
@@ -79,7 +79,7 @@ class Measurement:
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Measurement:
         """The inverse of `to_json`. Raises `UserError` for a record of other fields, or of a number that cannot be."""
-        return checked(record, Possible, "a recorded measurement", "run the experiment again")  # type: ignore[arg-type]
+        return checked(record, Possible, "a recorded measurement", "run the experiment again")
 
     def to_json(self) -> dict[str, Any]:
         """Only the fields that say something."""

@@ -10,6 +10,7 @@ measured on, where there are several.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
@@ -29,6 +30,9 @@ _COLUMNS = {
     **dict.fromkeys(("level", "steps"), rf"\s*({COUNT})?\s*"),
     "weight": rf"\s*({NUMBER})?\s*",
 }
+_OPTIONAL = (
+    "value", "family", "status", "source", "note", "data", "against", "level", "steps", "weight", "identity", "images",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +87,8 @@ def load(path: Path = PUBLISHED) -> tuple[Number, ...]:
     """
     if not path.exists():
         return ()
-    optional = tuple(one.name for one in fields(Number) if one.name != "comparable")
-    return tuple(map(_number, read_csv(path, _COLUMNS, optional, "bring it back: git checkout results/published")))
+    lines = read_csv(path, _COLUMNS, _OPTIONAL, "bring it back: git checkout results/published")
+    return tuple(map(_number, lines))
 
 
 def find(spec: Mapping[str, Any], dataset: str, measurement: Measurement) -> Number | None:
@@ -116,8 +120,5 @@ def _number(line: Mapping[str, str]) -> Number:
     for name, kind in (("level", int), ("steps", int), ("weight", float)):
         facts[name] = kind(facts[name]) if facts.get(name) else None
     text, status = facts.pop("value", ""), facts.pop("status", "")
-    try:
-        value = float(text)
-    except ValueError:
-        value = None
+    value = float(text) if re.fullmatch(NUMBER, text) else None
     return Number(**facts, value=value, text=text, status=status or "unconfirmed")

@@ -19,10 +19,10 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from cdrl import langevin
+from cdrl.errors import UserError
 from cdrl.langevin import Coefficients, Refined
 from cdrl.networks import FrozenEnergy
 from cdrl.pictures import tile
-from cdrl.errors import UserError
 from cdrl.sampler import Sampler
 from experiments import checksums, data
 from experiments.files import read_arrays

@@ -13,7 +13,7 @@ import jinja2
 import pandas as pd
 from PIL import Image
 
-from experiments.files import write_text
+from experiments.files import NUMBER, WORDS, read_csv, write_text
 from experiments.metrics import metric
 from experiments.report import tables
 from experiments.report.study import Study, studies
@@ -129,7 +129,10 @@ def _speed(folder: Path) -> dict[str, Any] | None:
     """The benchmarks' table of ratios and their figure."""
     if not (folder / "ratios.csv").exists():
         return None
-    lines = pd.read_csv(folder / "ratios.csv")[["case", "variant", "images", "ms_per_image", "fast_is"]]
+    columns = ["case", "variant", "images", "ms_per_image", "fast_is"]
+    patterns = {**dict.fromkeys(columns, NUMBER), "case": WORDS, "variant": WORDS}
+    lines = pd.DataFrame(read_csv(folder / "ratios.csv", patterns, remedy="measure again: make bench"), columns=columns)
+    lines[columns[2:]] = lines[columns[2:]].astype(float)
     body = [
         (str(case), str(variant), f"{images:,.0f}", *(tables.significant(number, 3) for number in numbers))
         for case, variant, images, *numbers in lines.itertuples(index=False)

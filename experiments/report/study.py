@@ -10,14 +10,27 @@ from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import pandas as pd
-
 from pydantic import Field
 from typing_extensions import NotRequired, TypedDict
 
 from cdrl.errors import UserError
 from experiments.files import (
-    COUNT, NUMBER, WORDS, Amount, AtLeastOne, Commit, Count, Line, Name, Number, Place, Sha256, read_arrays, read_csv,
-    read_json, read_text,
+    COUNT,
+    NUMBER,
+    WORDS,
+    Amount,
+    AtLeastOne,
+    Commit,
+    Count,
+    Line,
+    Name,
+    Number,
+    Place,
+    Sha256,
+    read_arrays,
+    read_csv,
+    read_json,
+    read_text,
 )  # fmt: skip
 from experiments.measurement import COLUMNS, Difference, difference, within
 from experiments.metrics import metric
@@ -50,7 +63,9 @@ _MAYBE = rf"({NUMBER}|nan)?"
 _PATTERNS = {
     **dict.fromkeys(COLUMNS, _MAYBE),
     **dict.fromkeys(_TEXTS, WORDS),
-    **dict.fromkeys(("level", "steps", "image_size", "chain_steps", "sampling_steps", "seeds", "samples"), rf"({COUNT})?"),
+    **dict.fromkeys(
+        ("level", "steps", "image_size", "chain_steps", "sampling_steps", "seeds", "samples"), rf"({COUNT})?"
+    ),
     **dict.fromkeys(("low", "high"), rf"({NUMBER}|nan|-?inf)?"),
     **dict.fromkeys(("updates", "train_cost"), rf"({COUNT})?"),
     **dict.fromkeys(("experiment", "scale", "row", "metric", "protocol"), r"[^\x00-\x1f\x7f]+"),
@@ -331,8 +346,8 @@ def _cells(path: Path) -> pd.DataFrame:
         value, low, high = (float(line[name] or "nan") for name in ("value", "low", "high"))
         if value < low or value > high or not within(line["metric"], value):
             raise UserError(f"{path} is damaged (line {number}: {line['metric']} cannot be {value:g}); {_AGAIN}")
-    text = io.StringIO(read_text(path, _AGAIN))
-    cells = pd.read_csv(text, dtype=dict.fromkeys(_TEXTS, str), keep_default_na=False, na_values=["", "nan"])
+    table = io.StringIO(read_text(path, _AGAIN))
+    cells = pd.read_csv(table, dtype=dict.fromkeys(_TEXTS, str), keep_default_na=False, na_values=["", "nan"])
     cells = cells.reindex(columns=list(COLUMNS)).fillna(dict.fromkeys(_TEXTS, ""))
     names = cells["label"]
     for column, text in _WORDS.items():

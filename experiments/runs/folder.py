@@ -34,7 +34,7 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field
 from typing_extensions import TypedDict
@@ -46,17 +46,29 @@ from experiments import methods
 from experiments.configuration import digest
 from experiments.data import DataSettings, ImageSet
 from experiments.files import (
-    AGAIN, Amount, AtLeastOne, Commit, Count, Line, Name, Sha256, Share, checked, read_json, read_record, write_json,
+    AGAIN,
+    Amount,
+    AtLeastOne,
+    Commit,
+    Count,
+    Line,
+    Name,
+    Sha256,
+    Share,
+    checked,
+    read_json,
+    read_record,
+    write_json,
     write_text,
 )  # fmt: skip
-from experiments.measurement import Measurement, Possible
+from experiments.measurement import Possible
 from experiments.progress import exclusive
 
 T = TypeVar("T")
 Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 _HASHED = re.compile(r"(^|-)[0-9a-f]{12}$")
 """A folder's name that says, by `digest`, what it is for."""
-Seconds = Mapping[Literal["seconds"], Annotated[Amount, Field(gt=0)]]
+Seconds = Mapping[Annotated[str, Field(pattern="^seconds$")], Annotated[Amount, Field(gt=0)]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +86,7 @@ class RunSettings:
 
     data: DataSettings
     method: Mapping[str, Any]
-    budget: AtLeastOne | Seconds
+    budget: AtLeastOne | Annotated[Seconds, Field(min_length=1)]
     reports: AtLeastOne
     milestones: tuple[Share, ...]
     seed: Seed
@@ -112,7 +124,7 @@ class Status:
         reason: what diverged, in words.
     """
 
-    status: Literal["finished", "diverged"]
+    status: Annotated[str, Field(pattern="^(finished|diverged)$")]
     iterations: Count
     seconds: Amount
     grad_evals: Count
