@@ -6,6 +6,7 @@ A parser is one entry of `PARSERS`: a real file, who reads it, what else may be 
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,8 +37,8 @@ MEASURED = (
     Measurement(metric="precision", protocol="fd-digits", value=0.5, samples=9, seconds=1.0, trained=0.5),
     Measurement(metric="kl", protocol="grid", value=math.nan, samples=9, level=0, weight=-1.0, image_size=8),
 )
+IMAGES = dict.fromkeys(("name", "pixels", "labels"), "0123456789abcdef" * 4)
 RESULT = Result(measurements=MEASURED, seconds=2.0, commit="abc", device="a CPU")
-HASH = "0123456789abcdef" * 4
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,8 @@ def _page(root: Path) -> Path:
 
 PARSERS = {
     "status.json": Parser(
-        _written("status.json", lambda run: run.finish(STATUS)), lambda path: RunFolder(path.parent).status(), _possible_status,
+        _written("status.json", lambda run: run.finish(STATUS)),
+        lambda path: RunFolder(path.parent).status(), _possible_status,
     ),
     "config.json": Parser(
         lambda root: _run(root).path / "config.json",
@@ -204,7 +206,7 @@ PARSERS = {
     ),
     "wandb.json": Parser(_written("wandb.json", RunFolder.wandb_id), lambda path: RunFolder(path.parent).wandb_id()),
     "data.json": Parser(
-        _written("data.json", lambda run: write_json(run.path / "data.json", dict.fromkeys(("name", "pixels", "labels"), HASH))),
+        _written("data.json", lambda run: write_json(run.path / "data.json", IMAGES)),
         lambda path: read_json(path, BeganOn),
     ),
     "statistics.json": Parser(_statistics("statistics.json"), lambda path: Statistics.open(path.parent)),
