@@ -3,6 +3,7 @@ SCALE ?= nano
 PYTHON ?= python3
 EXTRAS ?= dev
 OVERRIDES ?=
+CASES ?= 10000
 VENV := .venv
 BIN := $(VENV)/bin
 CDRL := $(BIN)/cdrl
@@ -71,6 +72,9 @@ test: $(READY)  ## The tests, in minutes, and verify-results
 test-all: $(READY)  ## The tests with those that take long; EXTRAS=dev,ray,slurm for those of the other engines
 	$(TEST)
 
+fuzz: $(READY)  ## 10,000 damaged files for each reader, and as many hostile command lines; CASES=n for others
+	CDRL_FUZZ=fuzz CDRL_FUZZ_CASES=$(CASES) $(TEST) tests/fuzz
+
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -82,4 +86,4 @@ doctor: $(READY)  ## Which data, weights and statistics are here, and what is mi
 clean:  ## Remove runs and caches (results stay)
 	rm -rf runs .cache
 
-.PHONY: help setup $(EXPERIMENTS) reproduce-all report verify-results demo bench test test-all lint doctor clean
+.PHONY: help setup $(EXPERIMENTS) reproduce-all report verify-results demo bench test test-all fuzz lint doctor clean

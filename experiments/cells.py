@@ -25,6 +25,7 @@ from experiments.files import csv_text, json_text, sha256
 from experiments.measurement import COLUMNS, Measurement, by_key, interval
 from experiments.metrics import metric
 from experiments.published import Number
+from experiments.runs.folder import Result, Status
 from experiments.runs.machine import commit, device_name, resolve_device, versions
 
 if TYPE_CHECKING:
@@ -99,8 +100,8 @@ def recorded(plan: Plan) -> dict[str, Any]:
                     "seed": one.seed,
                     "folder": str(one.folder.path),
                     "run": str(one.run.path),
-                    "status": one.run.record("status.json", dict),
-                    "result": one.folder.record("result.json", dict),
+                    "status": one.run.content("status.json", Status),
+                    "result": one.folder.content("result.json", Result),
                 }
                 for one in row.evaluations
             ],

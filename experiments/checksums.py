@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from cdrl.errors import UserError
-from experiments.files import sha256, write_text, write_together
+from experiments.files import read_text, sha256, write_text, write_together
 
 NAME = "SHA256SUMS"
+_REMEDY = "make what is in the folder again, by the command that made it"
 
 
 def begin(folder: Path, names: Iterable[str]) -> None:
@@ -38,12 +40,11 @@ def write(folder: Path, texts: Mapping[str, str], *, anew: bool = False) -> None
 
 def read(folder: Path) -> dict[str, str]:
     """File → sum. Raises `UserError` where a line is none."""
-    try:
-        lines = (folder / NAME).read_text().splitlines()
-        return {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
-    except ValueError as error:
-        remedy = "delete it; the command that made the folder's files writes it again"
-        raise UserError(f"{folder / NAME} is damaged; {remedy}") from error
+    lines = read_text(folder / NAME, _REMEDY).split("\n")[:-1]
+    sums = {line[66:]: line[:64] for line in lines if re.fullmatch(r"[0-9a-f]{64}  [^/\x00-\x1f]{1,255}", line)}
+    if len(sums) < len(lines) or not sums:
+        raise UserError(f"{folder / NAME} is damaged (it is no list of sums); {_REMEDY}")
+    return sums
 
 
 def differences(folder: Path) -> list[str]:

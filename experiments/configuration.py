@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from cdrl.errors import UserError
+from experiments import checks
 
 CONF = Path(__file__).parent / "conf"
 _GROUPS = ("experiment", "scale", "data", "metrics", "launcher")
@@ -41,6 +42,8 @@ def resolve(overrides: Sequence[str]) -> DictConfig:
     Raises:
         UserError: an unknown group, choice or key, named with its nearest neighbours.
     """
+    for override in overrides:
+        checks.lines("", override)
     _check_choices(overrides)
     chosen = _assignments(overrides)
     try:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from pydantic import AfterValidator
 
 from cdrl.errors import UserError
+from experiments.files import Amount, AtLeastOne, Count, Line, Name, Number, Share, checked
 
 ABOUT = ("level", "steps", "weight", "against", "mask", "image_size", "variant", "trained")
 """Columns that tell apart the numbers of one row and metric."""
@@ -28,6 +30,8 @@ COLUMNS = (
 that diverged."""
 LEVEL = 0.05
 """Of every test; intervals hold 1 − `LEVEL`."""
+_SLACK = {"rhat": 0.3}
+"""How far out of its bounds a value may be other than by rounding: split R̂ of short chains, by chance."""
 _ROUNDING = 1e-12
 """Of numbers this close to each other, relative to their size, none is larger."""
 
@@ -54,21 +58,21 @@ class Measurement:
         seconds: that sampling took.
     """
 
-    metric: str
-    protocol: str
+    metric: Name
+    protocol: Name
     value: float
-    samples: int
-    dataset: str = ""
-    level: int | None = None
-    steps: int | None = None
-    weight: float | None = None
-    against: str = ""
-    mask: str = ""
-    image_size: int | None = None
-    variant: str = ""
-    trained: float | None = None
-    grad_evals: float | None = None
-    seconds: float | None = None
+    samples: Count
+    dataset: Line = ""
+    level: Count | None = None
+    steps: Count | None = None
+    weight: Number | None = None
+    against: Line = ""
+    mask: Line = ""
+    image_size: AtLeastOne | None = None
+    variant: Line = ""
+    trained: Share | None = None
+    grad_evals: Amount | None = None
+    seconds: Amount | None = None
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -81,8 +85,8 @@ class Measurement:
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Measurement:
-        """The inverse of `to_json`. Raises `TypeError` for a record with other fields."""
-        return cls(**record)
+        """The inverse of `to_json`. Raises `UserError` for a record of other fields, or of a number that cannot be."""
+        return checked(record, Possible, "a recorded measurement", "run the experiment again")
 
     def to_json(self) -> dict[str, Any]:
         """Only the fields that say something."""
@@ -99,6 +103,26 @@ def by_key(measurements: Iterable[Measurement]) -> dict[tuple[Any, ...], Measure
             raise UserError(f"two numbers of one evaluation are called '{about}'; give what they are about other names")
         known[measurement.key] = measurement
     return known
+
+
+def within(name: str, value: float) -> bool:
+    """Whether a metric can have this value: NaN, where it is undefined, or finite and within its bounds, but for
+    rounding."""
+    from experiments.metrics import metric  # metrics read folders, which read measurements
+
+    low, high = metric(name).bounds
+    slack = _SLACK.get(name, 0.01)
+    return math.isnan(value) or (math.isfinite(value) and low - slack <= value <= high + slack)
+
+
+def _possible(measured: Measurement) -> Measurement:
+    if not within(measured.metric, measured.value):
+        raise ValueError(f"{measured.metric} cannot be {measured.value:g}")
+    return measured
+
+
+Possible = Annotated[Measurement, AfterValidator(_possible)]
+"""A `Measurement` as files have it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -163,6 +163,9 @@ def make_plan(config: DictConfig) -> Plan:
     if not isinstance(everything["retry"], bool):
         raise UserError(f"retry must be true or false, not {everything['retry']}")
     experiment = everything["experiment"]
+    for group in ("experiment", "scale", "data", "metrics"):
+        checks.word(f"{group}.name", everything[group]["name"])
+    checks.lines("", everything)
     own = _own(experiment["name"], everything["scale"]["name"])
     for group in ("experiment", "data", "metrics"):
         checks.like(group, everything[group], own[group])
@@ -259,7 +262,9 @@ def _row(config: DictConfig, everything: Mapping[str, Any], name: str, row: dict
     method = merged(config.methods[row["method"]], row.get("train") or {}, f"row '{name}'")
     checks.like(f"methods.{row['method']}", method, own.get(row["method"]))
     checks.count(f"row '{name}': batch_size", method.get("batch_size", 1))
-    data = DataSettings(**merged(config.data, row.get("data") or {}, f"row '{name}'"))
+    data_settings = merged(config.data, row.get("data") or {}, f"row '{name}'")
+    checks.data(f"row '{name}': ", data_settings)
+    data = DataSettings(**data_settings)
     method_settings = {"data": data, "method": method}
     budget = _budget(config, everything, f"row '{name}'", row.get("budget", 1.0), method_settings)
 

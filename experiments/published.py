@@ -10,18 +10,30 @@ measured on, where there are several.
 
 from __future__ import annotations
 
-import csv
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from cdrl.cli import note
+from experiments.files import COUNT, NUMBER, WORDS, read_csv
 from experiments.measurement import Measurement
 from experiments.metrics.registry import METRICS, metric
 
 PUBLISHED = Path(__file__).parents[1] / "results" / "published" / "published.csv"
+Worth = Literal["confirmed", "unconfirmed", "conflicting"]
+"""How well a number is confirmed."""
+_COLUMNS = {
+    **dict.fromkeys(("dataset", "metric", "model"), rf"(?!$){WORDS}"),
+    "status": "|".join(("", *get_args(Worth))),
+    **dict.fromkeys(("level", "steps"), rf"\s*({COUNT})?\s*"),
+    "weight": rf"\s*({NUMBER})?\s*",
+}
+_OPTIONAL = (
+    "value", "family", "status", "source", "note", "data", "against", "level", "steps", "weight", "identity", "images",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +84,7 @@ class Number:
 def load(path: Path = PUBLISHED) -> tuple[Number, ...]:
     """Every published number, in the file's order; a line's missing last fields are empty.
 
-    No file is no numbers, which is said on stderr.
+    No file is no numbers, which is said on stderr. Raises `UserError` where it is damaged.
     """
     if not path.exists():
         note(
@@ -80,8 +92,8 @@ def load(path: Path = PUBLISHED) -> tuple[Number, ...]:
             "a checkout of the repository has it"
         )
         return ()
-    with path.open(newline="") as file:
-        return tuple(_number(line) for line in csv.DictReader(file, restval=""))
+    lines = read_csv(path, _COLUMNS, _OPTIONAL, "bring it back: git checkout results/published")
+    return tuple(map(_number, lines))
 
 
 def find(spec: Mapping[str, Any], dataset: str, measurement: Measurement) -> Number | None:
@@ -113,8 +125,5 @@ def _number(line: Mapping[str, str]) -> Number:
     for name, kind in (("level", int), ("steps", int), ("weight", float)):
         facts[name] = kind(facts[name]) if facts.get(name) else None
     text, status = facts.pop("value", ""), facts.pop("status", "")
-    try:
-        value = float(text)
-    except ValueError:
-        value = None
+    value = float(text) if re.fullmatch(NUMBER, text) else None
     return Number(**facts, value=value, text=text, status=status or "unconfirmed")

@@ -11,7 +11,6 @@ memory, and what has a line is not tried again.
 from __future__ import annotations
 
 import copy
-import csv
 import itertools
 import json
 import math
@@ -27,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from cdrl.errors import UserError
 from experiments import checks, configuration
-from experiments.files import write_text
+from experiments.files import COUNT, NUMBER, WORDS, read_csv, write_text
 from experiments.metrics import metric
 from experiments.plan import Plan, Row, make_plan
 from experiments.run import carry_out
@@ -40,6 +39,13 @@ SEED = 1_000_003
 """Of every trial; no table uses it."""
 KEPT = 3
 """One trial in so many goes on to the next round."""
+_COLUMNS = {
+    **dict.fromkeys(("settings", "budget", "status", "protocol"), WORDS),
+    **dict.fromkeys(("round", "samples"), COUNT),
+    **dict.fromkeys(("iterations", "grad_evals"), rf"({COUNT})?"),
+    **{"score": rf"{NUMBER}|nan|-?inf", "metric": r"\w+", "seconds": rf"({NUMBER})?", "trial": r"[\w./-]+"},
+}
+"""What the values of a search's record look like."""
 
 
 def search(
@@ -204,5 +210,4 @@ def read_log(path: Path) -> dict[str, Line]:
     """The lines of a search by trial, values as text."""
     if not path.exists():
         return {}
-    with path.open(newline="") as file:
-        return {line["trial"]: line for line in csv.DictReader(file)}
+    return {line["trial"]: line for line in read_csv(path, _COLUMNS)}

@@ -20,17 +20,19 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from cdrl.errors import UserError
 from experiments.configuration import digest
 from experiments.data import DataSettings, ImageSet
-from experiments.files import read_json, write_json
+from experiments.files import AGAIN, Place, read_json, read_record, write_json
 from experiments.metrics import weights
 from experiments.metrics.distances import Moments
 from experiments.metrics.extractors import Extracted, Extractor, Pixels, build
@@ -42,6 +44,19 @@ from experiments.runs.folder import WorkFolder
 _BATCH = {"cpu": 16, "cuda": 256}
 _PART = 1000  # images
 _SECONDS_BETWEEN_SAVES = 5.0
+
+
+class Wanted(TypedDict):
+    """statistics.json."""
+
+    protocol: Protocol
+    data: DataSettings
+
+
+class Made(TypedDict):
+    """done.json."""
+
+    file: Place
 
 
 @dataclass(frozen=True)
@@ -160,11 +175,11 @@ class Statistics:
     @classmethod
     def open(cls, path: Path) -> Statistics:
         """What is wanted in a folder. Raises `UserError` where that is missing or damaged."""
-        record = read_json(path / "statistics.json")
-        try:
-            return cls(Protocol.from_config(record["protocol"]), DataSettings(**record["data"]), path.parents[1])
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{path}/statistics.json is damaged ({error}); delete {path}, the plan makes it") from None
+        record = read_record(path / "statistics.json", Wanted)
+        made = cls(record["protocol"], record["data"], path.parents[1])
+        if made.folder.path.name != path.name:
+            raise UserError(f"{path}/statistics.json is damaged (it is not what {path.name} stands for); {AGAIN}")
+        return made
 
     @property
     def name(self) -> str:
@@ -186,7 +201,10 @@ class Statistics:
         """Writes what is wanted. Raises `UserError` where the cache cannot be written."""
         path = self.folder.path / "statistics.json"
         record = json.loads(json.dumps({"protocol": asdict(self.protocol), "data": asdict(self.data)}))
-        if not path.exists() or read_json(path) != record:
+        there = None
+        with suppress(UserError):  # a damaged wish is written anew
+            there = read_json(path) if path.exists() else None
+        if there != record:
             with weights.cache_errors(path):
                 write_json(path, record)
 
@@ -194,8 +212,8 @@ class Statistics:
     def done(self) -> bool:
         """Whether they are there; nothing is loaded. A damaged file is found, and made again, when it is used."""
         try:
-            return (self.cache / read_json(self.folder.path / "done.json")["file"]).exists()
-        except (UserError, KeyError, TypeError):
+            return (self.cache / read_record(self.folder.path / "done.json", Made)["file"]).exists()
+        except UserError:
             return False
 
     def make(self, device: torch.device | str = "cpu", on_progress: OnProgress | None = None) -> None:

@@ -25,7 +25,7 @@ from cdrl.networks import FrozenEnergy
 from cdrl.pictures import tile
 from cdrl.sampler import Sampler
 from experiments import checksums, data
-from experiments.files import sha256, write_bytes
+from experiments.files import read_arrays, sha256, write_bytes
 from experiments.report import style
 from experiments.report.figures.common import show
 
@@ -53,8 +53,12 @@ class Trace:
 
     @classmethod
     def load(cls, path: Path) -> Trace:
-        with np.load(path, allow_pickle=False) as arrays:
-            return cls(**{name: arrays[name] for name in ("frames", "stages", "levels", "rise")})
+        """Raises `UserError` where the file is damaged."""
+        layouts = {"frames": "u1 t n h w 1,3", "stages": "U t", "levels": "i t", "rise": "f t n"}
+        arrays = read_arrays(path, layouts, remedy := "make it again: cdrl report --animate MODEL")
+        if unknown := sorted(set(arrays["stages"].tolist()) - _MILLISECONDS.keys()):
+            raise UserError(f"{path} is damaged (there is no stage {unknown[0]!r}); {remedy}")
+        return cls(**{name: arrays[name] for name in layouts})
 
     def save(self, path: Path) -> None:  # compressed: pixels repeat from step to step
         buffer = io.BytesIO()

@@ -20,7 +20,7 @@ from PIL import Image
 from cdrl.cli import note
 from cdrl.errors import UserError
 from experiments import checksums
-from experiments.files import one_line, write_text
+from experiments.files import NUMBER, WORDS, one_line, read_csv, write_text
 from experiments.metrics import metric
 from experiments.report import tables
 from experiments.report.study import Study, studies
@@ -176,14 +176,14 @@ def _speed(folder: Path) -> dict[str, Any] | None:
     """The benchmarks' table of ratios and their figure."""
     if not (folder / "ratios.csv").exists():
         return None
-    try:
-        lines = pd.read_csv(folder / "ratios.csv")[["case", "variant", "images", "ms_per_image", "fast_is"]]
-        body = [
-            (str(case), str(variant), f"{images:,.0f}", *(tables.significant(number, 3) for number in numbers))
-            for case, variant, images, *numbers in lines.itertuples(index=False)
-        ]
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{folder / 'ratios.csv'} is damaged; make bench writes it again") from error
+    columns = ["case", "variant", "images", "ms_per_image", "fast_is"]
+    patterns = {**dict.fromkeys(columns, NUMBER), "case": WORDS, "variant": WORDS}
+    lines = pd.DataFrame(read_csv(folder / "ratios.csv", patterns, remedy="measure again: make bench"), columns=columns)
+    lines[columns[2:]] = lines[columns[2:]].astype(float)
+    body = [
+        (str(case), str(variant), f"{images:,.0f}", *(tables.significant(number, 3) for number in numbers))
+        for case, variant, images, *numbers in lines.itertuples(index=False)
+    ]
     alt = "Milliseconds per image for the plain, the fast and the released form of each hot loop"
     at_hand = {"bench": (folder / "bench.png", alt, "Time per image")} if (folder / "bench.png").exists() else {}
     shown, damaged = _whole(at_hand)

@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
+import io
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args
 
-import numpy as np
 import pandas as pd
+from pydantic import Field
+from typing_extensions import NotRequired, TypedDict
 
 from cdrl.errors import UserError
-from experiments.files import csv_read, read_json
-from experiments.measurement import COLUMNS, Difference, difference
+from experiments.files import (
+    COUNT,
+    NUMBER,
+    WORDS,
+    Amount,
+    AtLeastOne,
+    Commit,
+    Count,
+    Line,
+    Name,
+    Number,
+    Place,
+    Sha256,
+    csv_read,
+    read_arrays,
+    read_csv,
+    read_json,
+    read_text,
+)  # fmt: skip
+from experiments.measurement import COLUMNS, Difference, difference, within
 from experiments.metrics import metric
-from experiments.runs.folder import EvaluationFolder, RunFolder
+from experiments.published import Worth
+from experiments.runs.folder import EvaluationFolder, Result, RunFolder, Seed, Status
 
 REFERENCES = ("real", "noise")
 """Methods that no training stands behind: the floor and the ceiling of a table."""
@@ -36,8 +58,152 @@ _TEXTS = (
 """Columns of words; the others hold numbers."""
 _RECENT = ("values", "diverged", "updates", "train_cost", "chain_steps", "sampling_steps", "step_variance")
 """Columns that cells of before this one lack: such results are shown, and `experiments.verify` refuses them."""
+_OPTIONAL = (*_RECENT, "rollbacks")
+_VERDICTS = ("reproduced", "off", "different-scale", "other-model", "diverged", "not-run")
+_MAYBE = rf"({NUMBER}|nan)?"
+_PATTERNS = {
+    **dict.fromkeys(COLUMNS, _MAYBE),
+    **dict.fromkeys(_TEXTS, WORDS),
+    **dict.fromkeys(
+        ("level", "steps", "image_size", "chain_steps", "sampling_steps", "seeds", "samples"), rf"({COUNT})?"
+    ),
+    **dict.fromkeys(("low", "high"), rf"({NUMBER}|nan|-?inf)?"),
+    **dict.fromkeys(("updates", "train_cost"), rf"({COUNT})?"),
+    **dict.fromkeys(("experiment", "scale", "row", "metric", "protocol"), r"[^\x00-\x1f\x7f]+"),
+    "values": rf"(({NUMBER}|nan)( ({NUMBER}|nan))*)?",
+    "diverged": r"(\d{1,6} of \d{1,6})?",
+    "verdict": "|".join(_VERDICTS),
+    "published_status": "|".join(("", *get_args(Worth))),
+}
+"""What the values of cells.csv look like."""
+_LAYOUTS = {
+    "grid.npy": {"": "u1 n h w 1,3"},
+    "curve.npz": {"grad_evals": "n n", "value": "f n"},
+    "density.npz": {
+        "half": "n t", "learned": "f t g g", "truth": "f t g g", "samples": "f s 2", "data": "f p 2",
+    },
+    "ood.npz": {"*": "f t n*"},
+    "examples.npz": {"*": "u1 n* h w 1,3"},
+    "compose.npz": {
+        "combinations": "i c k", "names": "U c k", "share": "f c", "images": "u1 c m h w 1,3", "success": "f c k",
+        "joint": "f c",
+    },
+    "inpaint": {"truth": "u1 n h w 1,3", "mask": "b n h w 1", "completions": "u1 n m h w 1,3"},
+    "chains.npz": {"acceptance": "f t s", "log_density": "f t s n m"},
+    "long.npz": {"*": "u1 n h w 1,3"},
+    "gradients.npz": {"*": "n *"},
+    "search.npz": {"*": "n *"},
+}  # fmt: skip
+"""What figures need of evaluations' arrays, by file; see `experiments.files.read_arrays`."""
+_AGAIN = "run the experiment again"
+_EVALUATE = "delete its folder, and the experiment's command evaluates that run again"
+
+
+class Chain(TypedDict):
+    """K and b² of a row's training, and K of its sampling."""
+
+    steps: Count | None
+    sampling_steps: Count | None
+    step_variance: Amount | None
+
+
+class Asked(TypedDict, total=False):
+    """What a row's evaluation was asked for."""
+
+    steps: Count | None
+    weight: Number | None
+    guidance: Number | None
+
+
+class Published(TypedDict):
+    """The published numbers that stand beside a row's."""
+
+    model: Name
+    dataset: NotRequired[Line]
+    reproduces: NotRequired[Line | None]
+
+
+class Evaluated(TypedDict):
+    """One seed of a row."""
+
+    seed: Seed
+    folder: Place
+    run: Place
+    status: NotRequired[Status | None]
+    result: NotRequired[Result | None]
+
+
+class Data(TypedDict):
+    """A row's data set."""
+
+    name: Name
+    image_size: AtLeastOne
+
+
+class RowRecord(TypedDict):
+    """A row of experiment.json; results of before this format lack some of it."""
+
+    row: Name
+    label: Line
+    method: Name
+    method_label: Line
+    evaluations: list[Evaluated]
+    published: NotRequired[Published | None]
+    data: NotRequired[Data]
+    chain: NotRequired[Chain]
+    asked: NotRequired[Asked]
+
+
+class Protocol(TypedDict):
+    """The protocol's name and metrics, the first of which is the headline."""
+
+    name: Name
+    metrics: Annotated[list[Name], Field(min_length=1)]
+
+
+class Recorded(TypedDict):
+    """experiment.json, which has all that cells are derived from."""
+
+    name: Name
+    title: Line
+    question: Line
+    figures: list[Annotated[str, Field(pattern=r"^[A-Za-z_]\w{0,99}$")]]
+    order: Annotated[int, Field(ge=-(10**9), le=10**9)]
+    rows: list[RowRecord]
+    scale: NotRequired[Name]
+    changed: NotRequired[list[str]]
+    protocol: NotRequired[Protocol]
+    device: NotRequired[Name]
+    commit: NotRequired[Commit]
+
+
+class Images(TypedDict):
+    """The images that a run was trained on."""
+
+    name: Name
+    source: str
+    sha256: Sha256
+
+
+class Provenance(TypedDict, total=False):
+    """provenance.json: where numbers come from."""
+
+    command: str
+    commit: Commit
+    changed: list[str]
+    device: Name
+    python: Line
+    packages: dict[str, Line | None]
+    cores: AtLeastOne
+    system: Line
+    data: Images
+    protocol: dict[str, Any]
+    configs: dict[Place, dict[str, Any]]
+    inputs: dict[Place, Sha256]
+
+
 _FACTS = ("name", "title", "question", "figures", "order", "rows")
-"""Of experiment.json, which also has what cells are derived from."""
+"""Of experiment.json, what the report shows."""
 
 
 class MissingArray(Exception):
@@ -79,9 +245,12 @@ class Study:
         cells, kept = _cells(folder / "cells.csv"), folder / "provenance.json"
         if not (folder / "experiment.json").exists():
             raise UserError(f"{folder} lacks experiment.json; run the experiment again")
-        record = read_json(folder / "experiment.json")
+        record = read_json(folder / "experiment.json", Recorded, _AGAIN)
         facts = {name: record[name] for name in _FACTS}
-        facts |= {"figures": tuple(facts["figures"]), "provenance": read_json(kept) if kept.exists() else {}}
+        facts |= {"figures": tuple(facts["figures"])}
+        facts |= {"provenance": read_json(kept, Provenance, _AGAIN) if kept.exists() else {}}
+        if lost := sorted(set(cells["row"]) - {row["row"] for row in facts["rows"]}):
+            raise UserError(f"{folder}: cells.csv has rows that experiment.json has not: {', '.join(lost)}; {_AGAIN}")
         root = root or folder.resolve().parents[2]
         return cls(folder=folder, scale=folder.resolve().name, cells=cells, root=root, **facts)
 
@@ -102,7 +271,7 @@ class Study:
     def located(self, folder: str) -> Path:
         """A folder of experiment.json: relative to where the command ran, be it here or beside the results."""
         here = Path(folder)
-        return here if here.exists() else self.root / folder
+        return here if os.path.exists(here) else self.root / folder  # false also for what can be no path
 
     def method_label(self, method: str) -> str:
         """A method's name for people."""
@@ -122,15 +291,9 @@ class Study:
 
         Raises `UserError` where one is damaged.
         """
-        loaded = []
-        for path in self.kept(row, file):
-            try:
-                arrays = np.load(path, allow_pickle=False)
-                loaded.append(dict(arrays) if isinstance(arrays, np.lib.npyio.NpzFile) else arrays)
-            except Exception as error:  # whatever NumPy, zip or zlib make of it
-                remedy = f"delete {path.parent}, and the command that ran the experiment makes it again"
-                raise UserError(f"{path} is damaged; {remedy}") from error
-        return loaded
+        layout = _LAYOUTS.get(file, _LAYOUTS.get(file.partition("-")[0], {}))
+        loaded = [read_arrays(path, layout, _EVALUATE) for path in self.kept(row, file)]
+        return [arrays.get("", arrays) for arrays in loaded]
 
     def by_seed(self, cell: pd.Series) -> dict[int, float]:
         """Seed → value, of what a cell is the mean of; without the seeds that diverged."""
@@ -181,9 +344,15 @@ def _cells(path: Path) -> pd.DataFrame:
     """cells.csv with the column ``name``: "CDRL, half"."""
     if not path.exists():
         raise UserError(f"there is no {path}; run the experiment first")
-    cells = pd.read_csv(path, dtype=dict.fromkeys(_TEXTS, str), keep_default_na=False, na_values=["", "nan"])
-    if lost := [column for column in COLUMNS if column not in cells and column not in _RECENT]:
-        raise UserError(f"{path} lacks the columns {', '.join(lost)}; run the experiment again")
+    lines = read_csv(path, _PATTERNS, _OPTIONAL, _AGAIN)
+    if not lines:
+        raise UserError(f"{path} has no cell; {_AGAIN}")
+    for number, line in enumerate(lines, 2):
+        value, low, high = (float(line[name] or "nan") for name in ("value", "low", "high"))
+        if value < low or value > high or not within(line["metric"], value):
+            raise UserError(f"{path} is damaged (line {number}: {line['metric']} cannot be {value:g}); {_AGAIN}")
+    table = io.StringIO(read_text(path, _AGAIN))
+    cells = pd.read_csv(table, dtype=dict.fromkeys(_TEXTS, str), keep_default_na=False, na_values=["", "nan"])
     cells = cells.reindex(columns=list(COLUMNS)).fillna(dict.fromkeys(_TEXTS, ""))
     cells = cells.assign(**{column: cells[column].map(csv_read) for column in _TEXTS})
     names = cells["label"]

@@ -29,6 +29,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import secrets
 import socket
 import time
@@ -37,7 +38,10 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
+
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from cdrl import checkpoint
 from cdrl.errors import UserError
@@ -46,11 +50,30 @@ from cdrl.recipe import Recipe
 from experiments import methods
 from experiments.configuration import digest
 from experiments.data import DataSettings, ImageSet
-from experiments.files import read_json, write_json, write_text
-from experiments.measurement import Measurement, by_key
+from experiments.files import (
+    AGAIN,
+    Amount,
+    AtLeastOne,
+    Commit,
+    Count,
+    Line,
+    Name,
+    Sha256,
+    Share,
+    checked,
+    read_json,
+    read_record,
+    write_json,
+    write_text,
+)  # fmt: skip
+from experiments.measurement import Possible, by_key
 from experiments.progress import exclusive
 
 T = TypeVar("T")
+Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
+_HASHED = re.compile(r"(^|-)[0-9a-f]{12}$")
+"""A folder's name that says, by `digest`, what it is for."""
+Seconds = Mapping[Annotated[str, Field(pattern="^seconds$")], Annotated[Amount, Field(gt=0)]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,16 +92,16 @@ class RunSettings:
 
     data: DataSettings
     method: Mapping[str, Any]
-    budget: int | Mapping[str, float]
-    reports: int
-    milestones: tuple[float, ...]
-    seed: int
-    rollbacks: int = STANDARD.rollbacks
+    budget: AtLeastOne | Annotated[Seconds, Field(min_length=1)]
+    reports: AtLeastOne
+    milestones: tuple[Share, ...]
+    seed: Seed
+    rollbacks: Count = STANDARD.rollbacks
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> RunSettings:
         """The inverse of `dataclasses.asdict`, also after a way through JSON."""
-        return cls(**{**record, "data": DataSettings(**record["data"]), "milestones": tuple(record["milestones"])})
+        return checked(dict(record), cls, "a run's settings", "make them again")
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -112,15 +135,15 @@ class Status:
         lost: iterations that these took back.
     """
 
-    status: str
-    iterations: int
-    seconds: float
-    grad_evals: int
-    commit: str
-    device: str
-    reason: str = ""
-    rollbacks: int = 0
-    lost: int = 0
+    status: Annotated[str, Field(pattern="^(finished|diverged)$")]
+    iterations: Count
+    seconds: Amount
+    grad_evals: Count
+    commit: Commit
+    device: Name
+    reason: Line = ""
+    rollbacks: Count = 0
+    lost: Count = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,13 +158,13 @@ class Progress:
         host, pid: who says so.
     """
 
-    phase: str
-    done: float
-    total: float
+    phase: Name
+    done: Amount
+    total: Amount
     text: str
-    updated: float
+    updated: Amount
     host: str
-    pid: int
+    pid: Count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,19 +190,48 @@ class Result:
         outside: the share of samples with a pixel beyond `cdrl.bounds.OUTSIDE`, before they were clamped.
     """
 
-    measurements: tuple[Measurement, ...]
-    seconds: float
-    commit: str
-    device: str
-    outcome: str = "done"
-    reason: str = ""
+    measurements: tuple[Possible, ...]
+    seconds: Amount
+    commit: Commit
+    device: Name
+    outcome: Annotated[str, Field(pattern="^(done|diverged|failed)$")] = "done"
+    reason: Line = ""
     mistake: bool = False
-    outside: float = 0.0
+    outside: Share = 0.0
 
     def stands(self, commit: str) -> bool:
         """False where it failed and code of this commit may do better, or the user may have mended what was wrong."""
         same_code = self.commit == commit and not commit.endswith("-modified")
         return self.outcome != "failed" or (same_code and not self.mistake)
+
+
+class BeganOn(TypedDict):
+    """data.json: a data set, and the hashes of its arrays."""
+
+    name: Name
+    pixels: Sha256
+    labels: Sha256
+
+
+class Length(TypedDict):
+    """length.json: what a budget in seconds became."""
+
+    iterations: AtLeastOne
+    iteration_seconds: Amount
+    device: Name
+
+
+class Submission(TypedDict):
+    """submission.json: a job of a queue, and where its logs lie."""
+
+    job: Name
+    logs: Name
+
+
+class Tracker(TypedDict):
+    """wandb.json."""
+
+    id: Annotated[str, Field(pattern=r"^[\w.-]{1,128}$")]
 
 
 @dataclass(frozen=True)
@@ -188,19 +240,19 @@ class WorkFolder:
 
     path: Path
 
-    def record(self, name: str, kind: Callable[..., T]) -> T | None:
+    def record(self, name: str, kind: type[T]) -> T | None:
         """A JSON file as the dataclass (or dict) it was written from; None where there is none.
 
         Raises:
             UserError: it is damaged.
         """
         path = self.path / name
-        if not path.exists():
-            return None
-        try:
-            return kind(**read_json(path))
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{path} is damaged ({error}); delete it; the same command makes it again") from None
+        return read_record(path, kind) if path.exists() else None
+
+    def content(self, name: str, kind: Any) -> Any:
+        """The same as the file has it, in plain dicts and lists."""
+        path = self.path / name
+        return read_json(path, kind) if path.exists() else None
 
     def lock(self, wait: float = 0.0, on_lost: Callable[[], None] = lambda: None) -> AbstractContextManager[None]:
         """Keeps others from working here; see `exclusive`, also for the errors.
@@ -265,9 +317,9 @@ class WorkFolder:
         """Notes the job of a queue that will work here."""
         write_json(self.path / "submission.json", {"job": job, "logs": logs})
 
-    def submission(self) -> dict[str, str] | None:
+    def submission(self) -> Submission | None:
         """The job of a queue that was last submitted for this folder."""
-        return self.record("submission.json", dict)
+        return self.record("submission.json", Submission)
 
 
 @dataclass(frozen=True)
@@ -289,14 +341,16 @@ class RunFolder(WorkFolder):
     @property
     def name(self) -> str:
         """The run for people: "cdrl seed 0"."""
-        return f"{self.path.parts[-3]} {self.path.name.replace('seed', 'seed ')}"
+        return f"{self.path.absolute().parts[-3]} {self.path.name.replace('seed', 'seed ')}"
 
     # What is wanted.
 
     def want(self, settings: RunSettings) -> None:
         """Writes what the run is. Raises `UserError` where the folder cannot be written."""
-        path = self.path / "config.json"
-        if not path.exists() or self.settings != settings:  # where the data lie may have changed
+        path, there = self.path / "config.json", None
+        with suppress(UserError):  # a damaged wish is written anew
+            there = self.settings if path.exists() else None
+        if there != settings:  # where the data lie may have changed
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
@@ -308,10 +362,12 @@ class RunFolder(WorkFolder):
     def settings(self) -> RunSettings:
         """What the run is. Raises `UserError` where that is missing or damaged."""
         path = self.path / "config.json"
-        try:
-            return RunSettings.from_json(read_json(path))
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{path} describes no run ({error}); delete it; its command makes it again") from None
+        settings = read_record(path, RunSettings)
+        if _HASHED.search(self.path.parent.name):
+            named, parts = settings.folder(Path(), "run").path.parts[-2:], self.path.parts[-2:]
+            if named != parts:
+                raise UserError(f"{path} is damaged (it is not what {'/'.join(parts)} stands for); {AGAIN}")
+        return settings
 
     def evaluation(self, settings: Mapping[str, Any]) -> EvaluationFolder:
         """The folder of an evaluation of this run."""
@@ -358,7 +414,7 @@ class RunFolder(WorkFolder):
         """Notes which images the run begins on. Raises `UserError` where it began on others."""
         path = self.path / "data.json"
         facts = {"name": training.name, "pixels": training.checksum, "labels": training.labels_checksum}
-        if path.exists() and read_json(path) != facts:
+        if path.exists() and read_json(path, BeganOn) != facts:
             raise UserError(
                 f"the images of {training.source} are not those that {self.path} was trained on; bring them back, or "
                 "train another run with runs=…"
@@ -383,9 +439,9 @@ class RunFolder(WorkFolder):
     def metrics(self) -> MetricsLog:
         return MetricsLog(self.path / "metrics.jsonl")
 
-    def length(self) -> dict[str, Any] | None:
+    def length(self) -> Length | None:
         """The iterations that a budget in seconds became, once that was measured."""
-        return self.record("length.json", dict)
+        return self.record("length.json", Length)
 
     def keep_length(self, **facts: Any) -> None:
         """Keeps what `length` tells."""
@@ -398,7 +454,7 @@ class RunFolder(WorkFolder):
 
     def wandb_id(self) -> str:
         """What names the run at Weights & Biases: kept with it, so that one that is trained anew is another there."""
-        kept: dict[str, str] | None = self.record("wandb.json", dict)
+        kept = self.record("wandb.json", Tracker)
         if kept is None:
             kept = {"id": f"{self.path.parts[-2]}-{self.path.name}-{secrets.token_hex(4)}"}
             write_json(self.path / "wandb.json", kept)
@@ -427,12 +483,20 @@ class EvaluationFolder(WorkFolder):
 
     def want(self, settings: Mapping[str, Any]) -> None:
         """Writes what the evaluation is."""
-        if not (self.path / "settings.json").exists():
-            write_json(self.path / "settings.json", dict(settings))
+        path, there = self.path / "settings.json", None
+        with suppress(UserError):  # a damaged wish is written anew
+            there = self.settings if path.exists() else None
+        if there is None:
+            write_json(path, dict(settings))
 
     @property
     def settings(self) -> dict[str, Any]:
-        return read_json(self.path / "settings.json")
+        """What is wanted. Raises `UserError` where that is damaged, or is not what the folder is named by."""
+        path = self.path / "settings.json"
+        settings: dict[str, Any] = read_json(path, dict[str, Any])
+        if _HASHED.search(self.name) and self.name != f"{settings.get('kind')}-{digest(settings)}":
+            raise UserError(f"{path} is damaged (it is not what {self.name} stands for); {AGAIN}")
+        return settings
 
     def stands(self, commit: str) -> bool:
         """Whether there is a result that code of this commit has nothing to add to; see `Result.stands`."""
@@ -450,11 +514,7 @@ class EvaluationFolder(WorkFolder):
 
     def result(self) -> Result | None:
         """What came out; None where nothing has yet. Raises `UserError` where it is damaged."""
-
-        def made(measurements: list[dict[str, Any]], **facts: Any) -> Result:
-            return Result(measurements=tuple(map(Measurement.from_json, measurements)), **facts)
-
-        return self.record("result.json", made)
+        return self.record("result.json", Result)
 
 
 @dataclass(frozen=True)

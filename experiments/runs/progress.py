@@ -53,7 +53,7 @@ class Item:
         progress = self.folder.progress()
         if progress is None or progress.updated < since:
             return
-        share = progress.done / max(progress.total, 1e-9)
+        share = min(1.0, progress.done / max(progress.total, 1e-9))
         training = progress.phase == "training"
         self.text = progress.text
         self.done = share * self.training if training else self.training + share * EVALUATION_SHARE * self.evaluations
@@ -189,10 +189,15 @@ def _table(paths: Sequence[Path]) -> Table:
         raise UserError(f"there are no runs in {', '.join(map(str, paths))}; name a folder such as runs")
     lines = []
     for run in runs:
-        dataset, method, identity, seed = run.path.parts[-4:]
-        evaluations, progress, failure = run.evaluations(), run.progress(), run.failure()
+        dataset, method, identity, seed = run.path.absolute().parts[-4:]
+        evaluations, progress = run.evaluations(), run.progress()
         done = sum(evaluation.done for evaluation in evaluations)
-        state, rank, now = run.state, 2, ""
+        title = f"{dataset}/{method}/{identity[:6]} {seed}"
+        try:
+            state, rank, now, failure = run.state, 2, "", run.failure()
+        except UserError as error:  # the others are shown all the same
+            lines.append((1, title, "damaged", f"{done}/{len(evaluations)}", str(error)))
+            continue
         if state == "wanted" and evaluations and done == len(evaluations):
             state = "complete"  # there was nothing to train
         if state in ("diverged", "complete") or (state == "finished" and done == len(evaluations)):
@@ -202,7 +207,7 @@ def _table(paths: Sequence[Path]) -> Table:
         elif progress is not None:
             ago = clock(time.time() - progress.updated)
             rank, now = 0, f"{progress.text} ({ago} ago, {progress.host} {progress.pid})"
-        lines.append((rank, f"{dataset}/{method}/{identity[:6]} {seed}", state, f"{done}/{len(evaluations)}", now))
+        lines.append((rank, title, state, f"{done}/{len(evaluations)}", now))
     table = Table(box=None, pad_edge=False)
     for title in ("run", "state", "evaluated", "now"):
         table.add_column(title, no_wrap=title != "now")

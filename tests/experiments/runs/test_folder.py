@@ -57,7 +57,7 @@ def test_what_is_no_run_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no run folder; name one such as"):
         RunFolder.open(tmp_path)
     write_json(tmp_path / "config.json", {"seed": 0})
-    with pytest.raises(UserError, match=r"describes no run.*delete it"):
+    with pytest.raises(UserError, match=r"is damaged \(data: Field required\); delete it"):
         _ = RunFolder.open(tmp_path).settings
 
 
