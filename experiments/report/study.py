@@ -52,13 +52,12 @@ _WORDS = {
 """Columns in a row's name; tables place the level and what is compared with."""
 
 _TEXTS = (
-    "row", "dataset", "metric", "protocol", "against", "mask", "variant", "diverged", "published", "published_status",
+    "row", "dataset", "metric", "protocol", "against", "mask", "variant", "diverged", "rollbacks", "published", "published_status",
     "verdict", "device", "commit", "runs", "values", "label", "method", "note",
 )  # fmt: skip
 """Columns of words; the others hold numbers."""
-_RECENT = ("values", "diverged", "updates", "train_cost", "chain_steps", "sampling_steps", "step_variance")
+_RECENT = ("values", "diverged", "rollbacks", "updates", "train_cost", "chain_steps", "sampling_steps", "step_variance")
 """Columns that cells of before this one lack: such results are shown, and `experiments.verify` refuses them."""
-_OPTIONAL = (*_RECENT, "rollbacks")
 _VERDICTS = ("reproduced", "off", "different-scale", "other-model", "diverged", "not-run")
 _MAYBE = rf"({NUMBER}|nan)?"
 _PATTERNS = {
@@ -72,6 +71,7 @@ _PATTERNS = {
     **dict.fromkeys(("experiment", "scale", "row", "metric", "protocol"), r"[^\x00-\x1f\x7f]+"),
     "values": rf"(({NUMBER}|nan)( ({NUMBER}|nan))*)?",
     "diverged": r"(\d{1,6} of \d{1,6})?",
+    "rollbacks": r"(\d{1,6}( \d{1,6})*)?",
     "verdict": "|".join(_VERDICTS),
     "published_status": "|".join(("", *get_args(Worth))),
 }
@@ -344,7 +344,7 @@ def _cells(path: Path) -> pd.DataFrame:
     """cells.csv with the column ``name``: "CDRL, half"."""
     if not path.exists():
         raise UserError(f"there is no {path}; run the experiment first")
-    lines = read_csv(path, _PATTERNS, _OPTIONAL, _AGAIN)
+    lines = read_csv(path, _PATTERNS, _RECENT, _AGAIN)
     if not lines:
         raise UserError(f"{path} has no cell; {_AGAIN}")
     for number, line in enumerate(lines, 2):
