@@ -125,7 +125,7 @@ def test_paths_may_be_quoted_left_out_or_interpolated() -> None:
         ("table1", "is not an override; write key=value"),
         ("=x", "is not an override; write key=value"),
         ("", "is not an override; write key=value"),
-        ("scale=nanno", "unknown scale 'nanno' (did you mean 'nano'?); there are mini, nano, paper"),
+        ("scale=nanno", "unknown scale 'nanno' (did you mean 'nano'?); there are micro, mini, nano, paper"),
         ("experiment=table2", "unknown experiment 'table2' (did you mean 'table1'?)"),
         ("launcher=null", "unknown launcher 'null'; there are local, ray, slurm"),
         ("+runs=x", "'runs' is there already; write runs=… without the +"),

@@ -34,14 +34,16 @@ def score(study: Study) -> Figure | None:
     figure, axes = style.figure(width=4.8, height=0.9 + 0.42 * len(methods))
     style.logarithmic(axes, "x")
     measured = dict(zip(cells["method"][::-1], cells["value"][::-1], strict=True))  # of several the first
-    references = {label: measured[method] for method, label in _REFERENCES.items() if method in measured}
+    # An unbiased distance of real images may be below zero, where a logarithmic axis has no place for it.
+    references = {label: measured[row] for row, label in _REFERENCES.items() if measured.get(row, 0) > 0}
     bars_with_intervals(
         axes, list(methods["label"]), methods["value"], methods["low"], methods["high"],
         methods=list(methods["method"]), dots=[study.seed_values(cell) for _, cell in methods.iterrows()],
         xlabel=metric(name).axis(protocol), references=references,
     )  # fmt: skip
-    shown = [*references.values(), *methods["value"]]
-    axes.set_xlim(left=max(0.6 * min(shown), 1e-6), right=1.6 * max(shown))
+    shown = [*references.values(), *methods["value"][methods["value"] > 0]]
+    if shown:
+        axes.set_xlim(left=max(0.6 * min(shown), 1e-6), right=1.6 * max(shown))
     return figure
 
 
@@ -72,7 +74,7 @@ def _along(study: Study, xlabel: str, where: Callable[[str, NDArray[Any]], NDArr
         return None
     style.logarithmic(axes, "x", "y")
     axes.set(xlabel=xlabel, ylabel=metric(name).axis(protocol))
-    for floor in study.measured(name, protocol).query("method == 'real'")["value"]:
+    for floor in study.measured(name, protocol).query("method == 'real' and value > 0")["value"]:
         axes.axhline(floor, color=style.SOFT, linestyle=(0, (4, 3)), linewidth=1.0, label=_REFERENCES["real"])
     axes.legend()
     return figure

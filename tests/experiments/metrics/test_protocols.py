@@ -23,7 +23,7 @@ def test_every_file_is_a_protocol_of_that_name_and_no_two_are_alike() -> None:
 @pytest.mark.parametrize(
     ("name", "channels", "size", "fitting"),
     [
-        ("fd-digits", 3, 32, "fd-efficientnet-lite0, fid-clean"),
+        ("fd-digits", 3, 32, "fd-efficientnet-lite0, fd-efficientnet-lite0-96, fid-clean"),
         ("fd-digits", 3, 8, "fd-efficientnet-lite0"),
         ("fd-digits", 1, 28, "fd-efficientnet-lite0"),
         ("fid-clean", 2, 1, "none"),

@@ -12,7 +12,7 @@ import pytest
 from experiments.configuration import resolve
 from experiments.measurement import COLUMNS
 from experiments.plan import make_plan
-from experiments.report.figures import initializer, ladder, protocols
+from experiments.report.figures import initializer, ladder, protocols, table1
 from experiments.report.study import MissingArray, Study
 
 MANIFESTS = {"ladder": ladder, "initializer": initializer, "protocols": protocols}
@@ -124,3 +124,12 @@ def test_the_figures_name_rows_of_their_manifests() -> None:
     assert planned("initializer") == {row for line in lines for row in line}
     methods = ("cdrl", "drl", "drl_chain", "short_run", "ddpm", "real", "noise")
     assert planned("ladder") == {f"{method}-{size}" for method in methods for size in (8, 16)}
+
+
+def test_real_images_below_zero_leave_the_axis_to_the_others(tmp_path: Path) -> None:
+    """An unbiased kernel distance of real images is as often below zero as above."""
+    cells = [cell("cdrl", 0.5, "cdrl", "kid"), cell("real", -0.001, "real", "kid"), cell("noise", 3.0, "noise", "kid")]
+    figure = table1.score(study(tmp_path, cells))
+    assert figure is not None
+    assert figure.axes[0].get_xlim() == pytest.approx((0.3, 4.8))
+    assert [text.get_text() for text in figure.axes[0].texts] == ["noise"]
