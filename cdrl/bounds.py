@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 RUNAWAY = 100.0
-"""A pixel beyond this is no pixel, as a displacement beyond it is none (`cdrl.trainer.LIMITS`). At nano, finished runs
+"""A pixel beyond this is no pixel, as in training (`cdrl.guard.LIMITS`). At nano, finished runs
 end below 4, DRL after an eighth of its training at 11, networks that were hardly trained at 27."""
 OUTSIDE = 1.5
 """A pixel beyond this is outside. Of healthy samples at nano 3 % (CDRL) to 17 % (DRL) have one, of early milestones

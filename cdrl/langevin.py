@@ -23,8 +23,6 @@ from cdrl.networks.energy import FrozenEnergy, input_gradient
 from cdrl.noise import NoiseSchedule, per_image
 
 _LARGEST = torch.finfo(torch.float32).max
-
-
 MOST_STEPS = 1_000_000
 """Of a chain at one level: the noise keys of all its steps are made at once."""
 

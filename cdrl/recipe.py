@@ -89,12 +89,7 @@ class Recipe(ABC):
         try:
             with randomness.global_generator(randomness.key(seed, "initial weights"), torch.device("cpu")):
                 return self._build(shape, seed, iterations, torch.device(device), engine)
-        except (
-            AttributeError,
-            TypeError,
-            ValueError,
-            ArithmeticError,
-        ) as error:  # a setting of the wrong kind that was not noticed
+        except (AttributeError, TypeError, ValueError, ArithmeticError) as error:  # a setting of the wrong kind
             name = self.label or type(self).__name__
             raise UserError(f"method '{name}': {error}; --cfg job shows its settings") from error
 
