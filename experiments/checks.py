@@ -9,7 +9,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from typing_extensions import NotRequired, TypedDict
+
 from cdrl.errors import UserError
+from experiments.files import misfit
 
 MOST, MOST_PROCESSES = 10**9, 10**5
 """Images, or reports, of one run, and processes or GPUs: more is a slip."""
@@ -27,6 +30,59 @@ _WORDS = {
 }
 
 
+class Sweep(TypedDict):
+    """A row for each value of a setting."""
+
+    key: str
+    values: list[Any]
+    label: NotRequired[str]
+
+
+class Row(TypedDict):
+    """A row of a manifest, as far as its shape goes; what the values may be is said where they are used."""
+
+    method: str
+    evaluate: dict[str, Any]
+    label: NotRequired[str | None]
+    train: NotRequired[dict[str, Any] | None]
+    data: NotRequired[dict[str, Any] | None]
+    published: NotRequired[dict[str, str | None] | None]
+    sweep: NotRequired[Sweep | None]
+
+
+class Manifest(TypedDict):
+    """An experiment."""
+
+    title: str
+    question: str
+    figures: list[str]
+    order: int
+    rows: dict[str, Row | None]
+
+
+class Settings(TypedDict):
+    """The shape of everything that a command line can set."""
+
+    experiment: Manifest
+    methods: dict[str, dict[str, Any]]
+    runs: str
+    results: str | None
+    cache: str
+    device: str
+    logger: str
+    engine: str
+    plan: bool
+
+
+def shape(settings: Mapping[str, Any]) -> None:
+    """Groups are groups, lists are lists, and what cannot be left out is there."""
+    if wrong := misfit(settings, Settings):
+        raise UserError(f"{wrong} (--cfg job shows all settings)")
+    for name, row in settings["experiment"]["rows"].items():
+        if row and "kind" not in row["evaluate"]:
+            raise UserError(f"experiment.rows.{name}.evaluate says no kind; write evaluate.kind=samples, or another")
+
+
 def scale(settings: Mapping[str, Any]) -> None:
     """Everything in the scale."""
     for name in ("reports", "milestone_samples", "samples", "sample_batch"):
@@ -35,7 +91,9 @@ def scale(settings: Mapping[str, Any]) -> None:
     seeds("scale.seeds", settings["seeds"])
     shares = settings["milestones"]
     if not isinstance(shares, list) or not all(_is_number(share) and 0 < share <= 1 for share in shares):
-        raise UserError(f"scale.milestones must be shares of the budget between 0 and 1 such as [0.5], not {shown(shares)}")
+        raise UserError(
+            f"scale.milestones must be shares of the budget between 0 and 1 such as [0.5], not {shown(shares)}"
+        )
 
 
 def launcher(settings: Mapping[str, Any]) -> None:
