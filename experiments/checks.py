@@ -9,7 +9,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from typing_extensions import NotRequired, TypedDict
+
 from cdrl.errors import UserError
+from experiments.files import misfit
 
 MOST, MOST_PROCESSES = 10**9, 10**5
 """Images, or reports, of one run, and processes or GPUs: more is a slip."""
@@ -25,6 +28,59 @@ _WORDS = {
     list: "a list",
     dict: "a group of settings",
 }
+
+
+class Sweep(TypedDict):
+    """A row for each value of a setting."""
+
+    key: str
+    values: list[Any]
+    label: NotRequired[str]
+
+
+class Row(TypedDict):
+    """A row of a manifest, as far as its shape goes; what the values may be is said where they are used."""
+
+    method: str
+    evaluate: dict[str, Any]
+    label: NotRequired[str | None]
+    train: NotRequired[dict[str, Any] | None]
+    data: NotRequired[dict[str, Any] | None]
+    published: NotRequired[dict[str, str | None] | None]
+    sweep: NotRequired[Sweep | None]
+
+
+class Manifest(TypedDict):
+    """An experiment."""
+
+    title: str
+    question: str
+    figures: list[str]
+    order: int
+    rows: dict[str, Row | None]
+
+
+class Settings(TypedDict):
+    """The shape of everything that a command line can set."""
+
+    experiment: Manifest
+    methods: dict[str, dict[str, Any]]
+    runs: str
+    results: str | None
+    cache: str
+    device: str
+    logger: str
+    engine: str
+    plan: bool
+
+
+def shape(settings: Mapping[str, Any]) -> None:
+    """Groups are groups, lists are lists, and what cannot be left out is there."""
+    if wrong := misfit(settings, Settings):
+        raise UserError(f"{wrong} (--cfg job shows all settings)")
+    for name, row in settings["experiment"]["rows"].items():
+        if row and "kind" not in row["evaluate"]:
+            raise UserError(f"experiment.rows.{name}.evaluate says no kind; write evaluate.kind=samples, or another")
 
 
 def scale(settings: Mapping[str, Any]) -> None:

@@ -32,8 +32,8 @@ from cdrl.errors import UserError
 from cdrl.files import sha256
 
 __all__ = [
-    "checked", "csv_read", "csv_text", "json_text", "one_line", "read_arrays", "read_csv", "read_json", "read_record",
-    "read_text", "sha256", "write_bytes", "write_json", "write_text", "write_together", "write_whole",
+    "checked", "csv_read", "csv_text", "json_text", "misfit", "one_line", "read_arrays", "read_csv", "read_json",
+    "read_record", "read_text", "sha256", "write_bytes", "write_json", "write_text", "write_together", "write_whole",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -328,6 +328,21 @@ def _fits(array: NDArray[Any], layout: str, sizes: dict[str, int]) -> bool:
     )
 
 
+def misfit(value: Any, kind: Any) -> str | None:
+    """What keeps plain data, such as a configuration's, from being a ``kind``, in words; other fields do not count."""
+    try:
+        _schema(kind).validate_python(value, strict=True)
+        return None
+    except ValidationError as error:
+        return _first(error)
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors(include_input=False, include_url=False, include_context=False)[0]
+    place = ".".join(_short(str(part)) for part in first["loc"])
+    return f"{place}: {first['msg']}" if place else first["msg"]
+
+
 def _validated(where: str, text: str, kind: type[T], remedy: str) -> T:
     """JSON text as a ``kind``, or the `UserError` that says what is wrong with the first thing that is."""
 
@@ -340,9 +355,7 @@ def _validated(where: str, text: str, kind: type[T], remedy: str) -> T:
         json.loads(text, object_pairs_hook=unique)
         return value
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False, include_context=False)[0]
-        place = ".".join(_short(str(part)) for part in first["loc"])
-        raise _damaged(where, f"{place}: {first['msg']}" if place else first["msg"], remedy) from None
+        raise _damaged(where, _first(error), remedy) from None
     except (UserError, ValueError, RecursionError) as error:  # a dataclass's own checks among them
         raise _damaged(where, str(error), remedy) from None
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from cdrl import precision
 from cdrl.errors import UserError
@@ -24,6 +25,7 @@ from experiments import checks, evaluate
 from experiments.configuration import digest, merged, plain, resolve
 from experiments.data import DataSettings, at_hand
 from experiments.evaluate import scores_samples
+from experiments.files import misfit
 from experiments.metrics import Protocol, Statistics
 from experiments.runs import loggers
 from experiments.runs.folder import EvaluationFolder, RunFolder, RunSettings
@@ -159,6 +161,7 @@ def make_plan(config: DictConfig) -> Plan:
     checks.scale(plain(config.scale))
     checks.launcher(plain(config.launcher))
     everything = plain(config)
+    checks.shape(everything)
     loggers.check(everything["logger"])
     if not isinstance(everything["retry"], bool):
         raise UserError(f"retry must be true or false, not {everything['retry']}")
@@ -242,13 +245,19 @@ def _swept(name: str, row: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     rows = []
     for value in sweep["values"]:
         node = OmegaConf.create(copy.deepcopy({key: item for key, item in row.items() if key != "sweep"}))
-        OmegaConf.update(node, sweep["key"], value, force_add=True)
-        single = plain(node)
-        single["label"] = sweep.get("label", "{}").format(value)
-        if single.get("published"):
-            single["published"] = {
-                key: text.format(value) if isinstance(text, str) else text for key, text in single["published"].items()
-            }
+        try:
+            OmegaConf.update(node, sweep["key"], value, force_add=True)
+            single = plain(node)
+            single["label"] = sweep.get("label", "{}").format(value)
+            if single.get("published"):
+                single["published"] = {
+                    key: text.format(value) if isinstance(text, str) else text
+                    for key, text in single["published"].items()
+                }
+        except (OmegaConfBaseException, LookupError, ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"row '{name}': the sweep over {checks.shown(sweep['key'])} fails: {error}") from None
+        if wrong := misfit(single, checks.Row):
+            raise UserError(f"row '{name}': the sweep makes a row in which {wrong}")
         rows.append((f"{name}-{value}", single))
     return rows
 
@@ -332,7 +341,7 @@ def _budget(
         checks.count(f"{where}: budget.iterations", iterations)
     elif set(wanted) == {"iterations_of"}:
         name = wanted["iterations_of"]
-        other = everything["experiment"]["rows"].get(name)
+        other = everything["experiment"]["rows"].get(name) if isinstance(name, str) else None
         if other is None or isinstance(other.get("budget"), Mapping):
             raise UserError(f"{where}: budget.iterations_of must name a row with a share of the budget, not '{name}'")
         settings = _row(config, everything, name, other).evaluations[0].run_settings

@@ -287,7 +287,7 @@ def _quoted_table(page: Path, lines: list[str], source: Path) -> Iterator[str]:
             header = texts
         else:
             known |= {(texts[0], title): text for title, text in zip(header, texts, strict=False)}
-    titles, _, *body = map(_columns, lines)
+    titles, *body = map(_columns, lines[:1] + lines[2:])
     for row in body:
         if len(row) != len(titles):
             yield f"{page}: {row[0]} has {len(row)} columns of {len(titles)}"

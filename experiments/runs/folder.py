@@ -364,7 +364,11 @@ class RunFolder(WorkFolder):
         path = self.path / "config.json"
         settings = read_record(path, RunSettings)
         if _HASHED.search(self.path.parent.name):
-            named, parts = settings.folder(Path(), "run").path.parts[-2:], self.path.parts[-2:]
+            parts = self.path.parts[-2:]
+            try:
+                named = settings.folder(Path(), "run").path.parts[-2:]
+            except UserError:  # no recipe at all
+                named = ()
             if named != parts:
                 raise UserError(f"{path} is damaged (it is not what {'/'.join(parts)} stands for); {AGAIN}")
         return settings

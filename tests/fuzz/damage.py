@@ -12,6 +12,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from cdrl.errors import UserError
+from experiments.checks import _UNPRINTABLE
 
 HANG = 60
 """Seconds after which a case counts as one that would never end."""
@@ -134,7 +135,7 @@ def answer(ask: Callable[[], Any], seconds: int = HANG) -> Any:
     except UserError as error:
         text = str(error)
         assert text.strip(), "an error without words"
-        assert text.isprintable(), repr(text)  # so it is one line too
+        assert not _UNPRINTABLE.search(text), repr(text)
         assert len(text) < 3000, text[:3000]
         text.encode()  # a terminal can show it
         return error

@@ -1,4 +1,4 @@
-"""Hostile command lines: a plan, or one line that says what is wrong; within seconds, and without a machine's memory."""
+"""Hostile command lines: a plan, or one line that says what is wrong; within seconds, in little memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, note
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
@@ -22,9 +22,12 @@ GIVEN_UP = 30
 
 HOSTILE = st.one_of(
     st.sampled_from([
-        "0", "-1", "1", "2", "1.5", "1e9", "1000000000", "20000", "1000000000000000000000", "9" * 400, "nan", "inf", "-inf", "true",
-        "null", "", "[]", "[1]", "[[1]]", "{}", "{a: 1}", "text", "../../x", "/", "x" * 5000, "a\tb", "'a\nb'", "'\x00'",
-        "'\x7f'", "'\ud800'", "${", "${scale}", "${nothing}", "1e-30", "-1e30", "1e308", "[null]", "[nan]", "{seconds: nan}",
+        "0", "-1", "1", "2", "1.5", "1e9", "1000000000", "20000", "1000000000000000000000",
+        "9" * 400, "nan", "inf", "-inf",
+        "true", "null", "", "[]", "[1]", "[[1]]", "{}", "{a: 1}", "text",
+        "../../x", "/", "x" * 5000, "a\tb", "'a\nb'", "'\x00'",
+        "'\x7f'", "'\ud800'", "${", "${scale}", "${nothing}", "1e-30", "-1e30", "1e308", "[null]", "[nan]",
+        "{seconds: nan}",
         "{seconds: 0}", "{iterations: 1e9}", "{iterations_of: cdrl}", "'a b'", "[1,1]", "[0,-1]", "[999999999]", "???",
     ]),
     st.integers().map(str),
@@ -62,6 +65,7 @@ def test_a_hostile_command_line_is_a_plan_or_one_line(data: st.DataObject) -> No
     words = [f"{sign}{key}={data.draw(HOSTILE)}"]
     if data.draw(st.integers(0, 4)) == 0:
         words.append(data.draw(st.text(max_size=16)))
+    note(repr(words))
     made = answer(lambda: planned([*SHORT, *words]), GIVEN_UP)
     assert isinstance(made, Plan | UserError)
 
@@ -69,9 +73,11 @@ def test_a_hostile_command_line_is_a_plan_or_one_line(data: st.DataObject) -> No
 @pytest.mark.parametrize(
     "word",
     [
-        "data.image_size=1000000000", "data.channels=1000000000", "data.classes=1000000000", "scale.reports=100000000000",
+        "data.image_size=1000000000", "data.channels=1000000000", "data.classes=1000000000",
+        "scale.reports=100000000000",
         "scale.samples=1000000000000000", "scale.budget=1e40", "scale.budget=nan", "scale.seeds=[99999999999999999999]",
-        "metrics.name=../../x", "metrics.name=''", "experiment.name=../../x", "scale.name='a/b'", "launcher.workers=1000000000",
+        "metrics.name=../../x", "metrics.name=''", "experiment.name=../../x", "scale.name='a/b'",
+        "launcher.workers=1000000000",
         "scale.milestones=[nan]", "launcher.seconds=nan", "launcher.gpus_per_run=1000000000", "experiment.title='a\nb'",
     ],
 )  # fmt: skip
