@@ -52,8 +52,8 @@ _WORDS = {
 """Columns in a row's name; tables place the level and what is compared with."""
 
 _TEXTS = (
-    "row", "dataset", "metric", "protocol", "against", "mask", "variant", "diverged", "rollbacks", "published", "published_status",
-    "verdict", "device", "commit", "runs", "values", "label", "method", "note",
+    "row", "dataset", "metric", "protocol", "against", "mask", "variant", "diverged", "rollbacks", "published",
+    "published_status", "verdict", "device", "commit", "runs", "values", "label", "method", "note",
 )  # fmt: skip
 """Columns of words; the others hold numbers."""
 _RECENT = ("values", "diverged", "rollbacks", "updates", "train_cost", "chain_steps", "sampling_steps", "step_variance")
