@@ -72,7 +72,7 @@ class Board:
         self._waiting = list(items)
         self._finished = 0
         self._work_done = 0.0
-        self._started = time.time()
+        self._started, self._begun = time.time(), time.monotonic()
         self._first_heard: float | None = None
         """When work began: starting the first processes says nothing of the time that is left."""
         self._printed = time.monotonic()
@@ -116,8 +116,8 @@ class Board:
         if not self.console.is_terminal and time.monotonic() - self._printed > _SECONDS_BETWEEN_LINES:
             self._printed = time.monotonic()
             running = "; ".join(f"{item.name}: {item.text}" for item in self._waiting if item.text)
-            elapsed = clock(time.time() - self._started)
-            self.say(f"[{elapsed}] {self._finished} of {len(self.items)} done, {self.time_left()} ({running})")
+            elapsed = clock(time.monotonic() - self._begun)
+            self.say(f"[{elapsed}] {self._finished} of {len(self.items)} done, {self.time_left()} ({running or 'starting'})")
 
     def end(self, item: Item) -> None:
         """An item's work has ended, well or not."""
