@@ -58,7 +58,7 @@ Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$")]
 Name = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
-Commit = Annotated[str, Field(pattern=r"^[\w.+-]+$")]
+Commit = Annotated[str, Field(pattern=r"^[^\s\x00-\x1f\x7f]+$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Place = Annotated[Name, AfterValidator(_place)]
 

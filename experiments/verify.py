@@ -100,9 +100,9 @@ def verify(results: Path, pages: tuple[Path, ...] = ()) -> Findings:
         try:
             findings.failures += _experiment(folder, findings)
         except UserError as error:
-            findings.failures.append(str(error))
+            findings.failures.append(f"{folder} cannot be read: {error}")
         except (KeyError, TypeError, ValueError, AttributeError) as error:  # of an older format
-            findings.failures.append(f"{folder} cannot be derived again: {type(error).__name__}: {error}; {_AGAIN}")
+            findings.failures.append(f"{folder} cannot be read: {type(error).__name__}: {error}; {_AGAIN}")
     for found in (_demonstration(Path(results) / "demo"), *(_page(page, Path(results)) for page in pages)):
         try:
             findings.failures += found

@@ -62,13 +62,13 @@ _VERDICTS = ("reproduced", "off", "different-scale", "other-model", "diverged", 
 _MAYBE = rf"({NUMBER}|nan)?"
 _PATTERNS = {
     **dict.fromkeys(COLUMNS, _MAYBE),
-    **dict.fromkeys(_TEXTS, WORDS),
+    **dict.fromkeys(("experiment", "scale", *_TEXTS), WORDS),
     **dict.fromkeys(
-        ("level", "steps", "image_size", "chain_steps", "sampling_steps", "seeds", "samples"), rf"({COUNT})?"
+        ("level", "steps", "image_size", "chain_steps", "sampling_steps", "seeds", "samples"), rf"({COUNT}(\.0)?)?"
     ),
     **dict.fromkeys(("low", "high"), rf"({NUMBER}|nan|-?inf)?"),
-    **dict.fromkeys(("updates", "train_cost"), rf"({COUNT})?"),
-    **dict.fromkeys(("experiment", "scale", "row", "metric", "protocol"), r"[^\x00-\x1f\x7f]+"),
+    **dict.fromkeys(("updates", "train_cost"), rf"({COUNT}(\.0)?)?"),
+    **dict.fromkeys(("row", "metric"), r"[^\x00-\x1f\x7f]+"),
     "values": rf"(({NUMBER}|nan)( ({NUMBER}|nan))*)?",
     "diverged": r"(\d{1,6} of \d{1,6})?",
     "rollbacks": r"(\d{1,6}( \d{1,6})*)?",
@@ -85,7 +85,7 @@ _LAYOUTS = {
     "ood.npz": {"*": "f t n*"},
     "examples.npz": {"*": "u1 n* h w 1,3"},
     "compose.npz": {
-        "combinations": "i c k", "names": "U c k", "share": "f c", "images": "u1 c m h w 1,3", "success": "f c k",
+        "combinations": "i c k", "names": "U c k", "share": "f c", "images": "u1 c m h w 1,3",
         "joint": "f c",
     },
     "inpaint": {"truth": "u1 n h w 1,3", "mask": "b n h w 1", "completions": "u1 n m h w 1,3"},
@@ -348,8 +348,7 @@ def _cells(path: Path) -> pd.DataFrame:
     if not lines:
         raise UserError(f"{path} has no cell; {_AGAIN}")
     for number, line in enumerate(lines, 2):
-        value, low, high = (float(line[name] or "nan") for name in ("value", "low", "high"))
-        if value < low or value > high or not within(line["metric"], value):
+        if not within(line["metric"], value := float(line["value"] or "nan")):
             raise UserError(f"{path} is damaged (line {number}: {line['metric']} cannot be {value:g}); {_AGAIN}")
     table = io.StringIO(read_text(path, _AGAIN))
     cells = pd.read_csv(table, dtype=dict.fromkeys(_TEXTS, str), keep_default_na=False, na_values=["", "nan"])

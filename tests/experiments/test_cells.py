@@ -175,7 +175,7 @@ def test_numbers_about_different_things_are_different_cells(tmp_path: Path, writ
 
 def test_published_numbers_stand_beside_what_they_are_about(tmp_path: Path, written: Any) -> None:
     row = make_row(tmp_path, "cdrl", published={"model": "CDRL"})
-    finish(row, replace(FD, steps=8), FD, replace(FD, metric="precision"), replace(FD, steps=4))
+    finish(row, replace(FD, steps=8), FD, replace(FD, metric="precision", value=0.5), replace(FD, steps=4))
     assert [line["published"] for line in written(make_plan(tmp_path, [row]))] == ["4.58", "4.31", "", ""]
     row = make_row(tmp_path, "steps", published={"model": "CDRL"}, settings={"steps": 8})
     finish(row, status=replace(STATUS, status="diverged"))

@@ -175,11 +175,11 @@ def test_what_is_done_is_not_missing(tmp_path: Path) -> None:
     cdrl, drl, *_ = one.missing()
     for job, status in ((cdrl, "finished"), (drl, "diverged")):
         job.want()
-        job.run.finish(Status(status=status, iterations=1, seconds=1.0, grad_evals=1, commit="", device=""))
+        job.run.finish(Status(status=status, iterations=1, seconds=1.0, grad_evals=1, commit="a", device="a CPU"))
     assert cdrl.run in {job.run for job in one.missing()}
     assert drl.run not in {job.run for job in one.missing()}
     for evaluation in cdrl.evaluations:
-        evaluation.folder.keep(Result(measurements=(), seconds=0.0, commit="", device=""))
+        evaluation.folder.keep(Result(measurements=(), seconds=0.0, commit="a", device="a CPU"))
     assert cdrl.run not in {job.run for job in one.missing()}
     assert cdrl.run.settings == cdrl.settings  # what was wanted is read again
 

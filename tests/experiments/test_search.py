@@ -150,7 +150,7 @@ def test_without_a_score_there_is_no_winner(searched: Callable[..., Any]) -> Non
 
 
 def test_higher_is_better_for_some_metrics(searched: Callable[..., Any]) -> None:
-    trainings = Trainings(lambda job: -abs(job.settings.method["energy"]["width"] - 12.0), metric="precision")
+    trainings = Trainings(lambda job: 1 / (1 + abs(job.settings.method["energy"]["width"] - 12.0)), metric="precision")
     best = searched(trainings, "metrics.metrics=[precision,fd]")
     assert best[0] == "methods.cdrl.energy.width=12"
 

@@ -202,7 +202,7 @@ def test_several_metrics_at_several_levels_have_a_row_for_each_level(results: Pa
     path = results / "table1" / "nano" / "cells.csv"
     cells = pd.read_csv(path)
     cells = cells[cells["row"].isin(["cdrl", "drl"]) & cells["metric"].isin(metrics)]
-    levels = [cells.assign(protocol="chains", level=level, value=cells["value"] + level) for level in (0, 1)]
+    levels = [cells.assign(protocol="chains", level=level, value=cells["value"] + 0.1 * level) for level in (0, 1)]
     pd.concat(levels).to_csv(path, index=False)
 
     table = tables.build(Study.load(path.parent))[0]
@@ -223,7 +223,7 @@ def test_what_is_compared_with_has_columns_and_levels_have_rows(results: Path) -
     cells = pd.read_csv(path)
     cells = cells[(cells["row"] == "cdrl") & (cells["metric"] == "fd")]
     parts = [
-        cells.assign(metric="auroc", against=against, level=level, image_size=8)
+        cells.assign(metric="auroc", value=0.9, against=against, level=level, image_size=8)
         for against in ("a", "b")
         for level in (0, 1)
     ]
