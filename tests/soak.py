@@ -129,6 +129,16 @@ class Trial:
                     found.append(int(path.parent.name))
         return found
 
+    @staticmethod
+    def said(pids: list[int]) -> str:
+        """Processes by number and name."""
+        names = {}
+        for pid in pids:
+            with suppress(OSError):
+                line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")
+                names[pid] = line.decode(errors="replace")[:80]
+        return f"processes {names}"
+
     @property
     def run(self) -> RunFolder | None:
         return next(iter(RunFolder.below(self.folder / "runs")), None)
@@ -211,7 +221,7 @@ def trial(folder: Path, case: str, engine: str, processes: int, kills: int, expe
             command.wait(PATIENCE)
             stay = engine == "slurm" and hit[-1].endswith("command")
             if not stay and not within(60.0, lambda: not one.family()):
-                wrong.append(f"processes {one.family()} live on after {hit[-1]}")
+                wrong.append(f"{one.said(one.family())} live on after {hit[-1]}")
         if command is None or command.poll() is not None:
             command = one.start()
         code = command.wait(PATIENCE)
@@ -220,7 +230,7 @@ def trial(folder: Path, case: str, engine: str, processes: int, kills: int, expe
         if code != one.code:
             wrong.append(f"exit code {code}, not {one.code}; see {folder / 'said.txt'}")
         if not within(60.0, lambda: not one.family()):
-            wrong.append(f"processes {one.family()} live on")
+            wrong.append(f"{one.said(one.family())} live on")
     except subprocess.TimeoutExpired:
         wrong.append("it hangs")
     finally:
@@ -298,6 +308,8 @@ def kill_all(base: Path, seed: int, kills: int, say: Callable[[str], None]) -> t
             hit, differs = trial(folder, case, engine, processes, most, expected, dice)
             made += len(hit)
             wrong += [f"{name} in {folder}: {line}" for line in differs]
+            for line in differs:
+                say(f"WRONG: {line} (kills: {'; '.join(hit)})")
             if not differs:
                 kept.write_text(json.dumps(hit))
                 shutil.rmtree(folder)

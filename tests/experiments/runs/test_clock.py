@@ -85,4 +85,4 @@ def test_ages_and_times_left_are_no_less_than_nothing(
     assert progress.watch([tmp_path / "runs"], once=True) == 0
     shown = capsys.readouterr()
     assert "(0 s ago" in shown.out
-    assert "[0 s] 0 of 1 done, time left: measuring" in shown.err
+    assert "[0 s] 0 of 1 done" in shown.err
