@@ -78,6 +78,9 @@ PHASES = {"start": 8.0, "training": 2.0, "checkpoint": 0.0, "evaluation": 1.0, "
 KILLS_A_TRIAL = 4
 PATIENCE = 300.0
 """Seconds after which something hangs."""
+LEAVING = {"local": 60.0, "slurm": 60.0, "ray": 240.0}
+"""Seconds for everyone to leave. Ray's own agents were seen a minute after their command was killed; our processes leave
+in seconds."""
 PASSING = {"progress.json", "failure.json", "error.log", "submission.json", "notes.txt"}
 """Files that tell of attempts."""
 DERIVED = {".png", ".svg", ".md", ".tex"}
@@ -220,7 +223,7 @@ def trial(folder: Path, case: str, engine: str, processes: int, kills: int, expe
             # Everyone else notices, and leaves; but a queue's jobs, which the next command finds.
             command.wait(PATIENCE)
             stay = engine == "slurm" and hit[-1].endswith("command")
-            if not stay and not within(60.0, lambda: not one.family()):
+            if not stay and not within(LEAVING[engine], lambda: not one.family()):
                 wrong.append(f"{one.said(one.family())} live on after {hit[-1]}")
         if command is None or command.poll() is not None:
             command = one.start()
@@ -229,7 +232,7 @@ def trial(folder: Path, case: str, engine: str, processes: int, kills: int, expe
             code = one.start().wait(PATIENCE)
         if code != one.code:
             wrong.append(f"exit code {code}, not {one.code}; see {folder / 'said.txt'}")
-        if not within(60.0, lambda: not one.family()):
+        if not within(LEAVING[engine], lambda: not one.family()):
             wrong.append(f"{one.said(one.family())} live on")
     except subprocess.TimeoutExpired:
         wrong.append("it hangs")
