@@ -79,7 +79,7 @@ KILLS_A_TRIAL = 4
 PATIENCE = 300.0
 """Seconds after which something hangs."""
 LEAVING = {"local": 60.0, "slurm": 60.0, "ray": 240.0}
-"""Seconds for everyone to leave. Ray's own agents were seen a minute after their command was killed; our processes leave
+"""Seconds for everyone to leave: Ray's own agents were still there a minute after their command was killed, ours leave
 in seconds."""
 PASSING = {"progress.json", "failure.json", "error.log", "submission.json", "notes.txt"}
 """Files that tell of attempts."""
