@@ -4,6 +4,8 @@ PYTHON ?= python3
 EXTRAS ?= dev
 OVERRIDES ?=
 CASES ?= 10000
+SEED ?= 0
+KILLS ?= 100
 VENV := .venv
 BIN := $(VENV)/bin
 CDRL := $(BIN)/cdrl
@@ -75,6 +77,9 @@ test-all: $(READY)  ## The tests with those that take long; EXTRAS=dev,ray,slurm
 fuzz: $(READY)  ## 10,000 damaged files for each reader, and as many hostile command lines; CASES=n for others
 	CDRL_FUZZ=fuzz CDRL_FUZZ_CASES=$(CASES) $(TEST) tests/fuzz
 
+soak: $(READY)  ## 100 SIGKILLs, 10,000 iterations, a clock that jumps: most of an hour; SEED=n, KILLS=n for others
+	$(BIN)/python -m tests.soak --seed $(SEED) --kills $(KILLS)
+
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -86,4 +91,4 @@ doctor: $(READY)  ## Which data, weights and statistics are here, and what is mi
 clean:  ## Remove runs and caches (results stay)
 	rm -rf runs .cache
 
-.PHONY: help setup $(EXPERIMENTS) reproduce-all report verify-results demo bench test test-all fuzz lint doctor clean
+.PHONY: help setup $(EXPERIMENTS) reproduce-all report verify-results demo bench test test-all fuzz soak lint doctor clean

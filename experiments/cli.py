@@ -89,7 +89,8 @@ def work(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     if options.threads is not None and options.threads < 1:
         raise UserError(f"--threads must be at least 1, not {options.threads}")
-    deadline = math.inf if options.seconds is None else time.time() + options.seconds
+    seconds = math.inf if options.seconds is None else options.seconds
+    deadline, over_at = time.time() + seconds, time.monotonic() + seconds
     from cdrl.parallel import place
 
     rank, size = place()
@@ -115,7 +116,7 @@ def work(arguments: Sequence[str]) -> int:
         if rank > 0:
             continue  # what there is to say, the first process says
         if outcome == "interrupted":
-            if wish() or time.time() < deadline:
+            if wish() or time.monotonic() < over_at:
                 raise KeyboardInterrupt(wish.number or signal.SIGINT)
             print(f"{folder}: stopped after {options.seconds:g} s with something left; the same command goes on")
             return cli.UNFINISHED

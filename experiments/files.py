@@ -104,7 +104,7 @@ def write_together(folder: Path, texts: Mapping[str, str]) -> None:
     path = folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _clear(folder)
+        clear_drafts(folder)
         for (draft, path), text in zip(drafts.items(), texts.values(), strict=True):
             if path.is_dir():  # which a rename would find too late
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
@@ -123,7 +123,7 @@ def write_together(folder: Path, texts: Mapping[str, str]) -> None:
                 draft.unlink(missing_ok=True)
 
 
-def _clear(folder: Path) -> None:
+def clear_drafts(folder: Path) -> None:
     """Remove the drafts of processes that were killed while they wrote into a folder."""
     for draft in folder.glob(".*.part"):
         try:
@@ -180,9 +180,10 @@ def read_text(path: Path, remedy: str = AGAIN) -> str:
 
 def check_folder(path: Path, setting: str) -> None:
     """Makes a folder where it is missing. Raises `UserError` unless it takes a file: asked before hours are spent."""
-    probe = path / f".writable.{os.getpid()}"
+    probe = path / f".writable.{os.getpid()}.part"
     try:
         path.mkdir(parents=True, exist_ok=True)
+        clear_drafts(path)
         try:
             probe.write_bytes(bytes(4096))  # a name alone fits a full disk
         finally:

@@ -149,7 +149,8 @@ def carry_out(plans: Sequence[Plan], complete: Callable[[Plan], None]) -> bool:
         made.want()
     for job in jobs:
         job.want()
-    deadline = time.time() + launcher["seconds"] if launcher["seconds"] else math.inf
+    seconds = launcher["seconds"] or math.inf
+    deadline, over_at = time.time() + seconds, time.monotonic() + seconds  # elsewhere, and here, where no clock jumps
     common = Order(
         folder=Path(),
         device=config["device"],
@@ -207,12 +208,12 @@ def carry_out(plans: Sequence[Plan], complete: Callable[[Plan], None]) -> bool:
                             f"{item.name} stopped unexpectedly ({ended.message}); {details}the same command tries again"
                         )
                         board.say(crashes[-1], style="red")
-                    elif time.time() <= deadline and not mistakes:
+                    elif time.monotonic() <= over_at and not mistakes:
                         kept = "its checkpoint is kept; the same command goes on"
                         stopped.append(f"{item.name} was {ended.message or 'asked to stop'}; {kept}")
-                if mistakes or time.time() > deadline:
+                if mistakes or time.monotonic() > over_at:
                     pending = [(handle, item) for handle, item in pending if not handle.cancel()]
-                    if place.stays and time.time() > deadline:
+                    if place.stays and time.monotonic() > over_at:
                         break
                 if time.monotonic() - looked_at >= _SECONDS_BETWEEN_LOOKS:
                     looked_at = time.monotonic()

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cdrl import files
 from cdrl.errors import UserError
-from experiments.files import sha256
+from experiments.files import clear_drafts, sha256
 from experiments.progress import announce, exclusive
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -118,6 +118,7 @@ def load_or_make(
     tensors: Mapping[str, Tensor] | None = load(path)
     if tensors is None:
         with exclusive(path.with_suffix(".lock"), title):
+            clear_drafts(path.parent)
             tensors = load(path, warn=False)  # another process may have made it meanwhile
             if tensors is None:
                 tensors = make()

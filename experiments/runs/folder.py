@@ -61,6 +61,7 @@ from experiments.files import (
     Sha256,
     Share,
     checked,
+    clear_drafts,
     read_json,
     read_record,
     write_json,
@@ -265,6 +266,8 @@ class WorkFolder:
 
     def begin(self) -> None:
         """Forgets what an earlier attempt left behind."""
+        for folder in (self.path, *self.path.glob("eval/*")):
+            clear_drafts(folder)
         for name in ("failure.json", "stop", "progress.json"):
             (self.path / name).unlink(missing_ok=True)
 
@@ -336,7 +339,8 @@ class RunFolder(WorkFolder):
     @classmethod
     def below(cls, path: Path) -> list[RunFolder]:
         """Every run in a folder, by path."""
-        return [cls(found.parent) for found in sorted(path.glob("**/config.json"))]
+        walk = os.walk(path)  # which minds no folder that is gone meanwhile, as a checkpoint's drafts are
+        return [cls(one) for one in sorted(Path(folder) for folder, _, names in walk if "config.json" in names)]
 
     @property
     def name(self) -> str:

@@ -205,7 +205,7 @@ def _table(paths: Sequence[Path]) -> Table:
         elif failure is not None:
             state, rank, now = f"{state}, stopped", 1, failure.message
         elif progress is not None:
-            ago = clock(time.time() - progress.updated)
+            ago = clock(max(0.0, time.time() - progress.updated))  # by a clock that may have been put back
             rank, now = 0, f"{progress.text} ({ago} ago, {progress.host} {progress.pid})"
         lines.append((rank, title, state, f"{done}/{len(evaluations)}", now))
     table = Table(box=None, pad_edge=False)

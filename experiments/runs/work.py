@@ -138,6 +138,7 @@ def work(order: Order, stop: Stop = lambda: False) -> str:
         UserError: what the user has to mend; it is also kept in the folder, unless another process works there.
     """
     folder, lost, asked_at = WorkFolder(order.folder), threading.Event(), 0.0
+    over_at = time.monotonic() + order.deadline - time.time()  # the time of day may jump
     first = place()[0] == 0
     if not folder.path.is_dir():
         raise UserError(f"there is no folder {folder.path}; name one such as runs/digits/cdrl/<hash>/seed0")
@@ -146,7 +147,7 @@ def work(order: Order, stop: Stop = lambda: False) -> str:
 
     def should_stop() -> bool:
         nonlocal asked_at
-        if stop() or lost.is_set() or time.time() > order.deadline:
+        if stop() or lost.is_set() or time.monotonic() > over_at:
             return True
         if time.monotonic() - asked_at < 0.5:  # shared storage is not asked before every iteration
             return False

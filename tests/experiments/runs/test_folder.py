@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -165,3 +166,29 @@ def test_a_budget_is_a_cost_or_seconds(job: MakeJob) -> None:
     settings = job("cdrl", "{seconds: 2}").settings  # type: ignore[arg-type]
     assert settings.budget == {"seconds": 2.0}
     assert RunSettings.from_json(json.loads(json.dumps(asdict(settings)))) == settings
+
+
+def test_drafts_of_killed_processes_go_when_work_begins(job: MakeJob) -> None:
+    run = job().run
+    evaluation = run.evaluation({"kind": "samples"})
+    evaluation.want({"kind": "samples"})
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    for folder in (run.path, evaluation.path):
+        (folder / f".result.json.{dead.pid}.part").touch()
+    run.begin()
+    assert [path for path in run.path.rglob("*") if path.name.startswith(".")] == []
+
+
+def test_a_folder_that_is_gone_while_runs_are_looked_for(job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the drafts of a checkpoint that is being kept."""
+    run, scan = job().run, os.scandir
+    (run.path / ".anchor.unfinished").mkdir()
+
+    def scandir(path: str) -> object:
+        if os.fspath(path).endswith(".unfinished"):
+            raise FileNotFoundError(path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert RunFolder.below(run.path.parents[3]) == [run]
