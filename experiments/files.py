@@ -281,7 +281,7 @@ def _validated(where: str, text: str, kind: type[T], remedy: str) -> T:
 
 @lru_cache
 def _schema(kind: Hashable) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
+    return TypeAdapter(cast(Any, kind))
 
 
 def _damaged(where: Path | str, what: str, remedy: str) -> UserError:
