@@ -117,7 +117,8 @@ class Board:
             self._printed = time.monotonic()
             running = "; ".join(f"{item.name}: {item.text}" for item in self._waiting if item.text)
             elapsed = clock(time.monotonic() - self._begun)
-            self.say(f"[{elapsed}] {self._finished} of {len(self.items)} done, {self.time_left()} ({running or 'starting'})")
+            done = f"{self._finished} of {len(self.items)} done"
+            self.say(f"[{elapsed}] {done}, {self.time_left()} ({running or 'starting'})")
 
     def end(self, item: Item) -> None:
         """An item's work has ended, well or not."""

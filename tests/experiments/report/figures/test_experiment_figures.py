@@ -183,14 +183,14 @@ def test_langevin_steps_are_in_order_and_methods_named(study: Callable[..., Stud
 
 def test_chains_have_every_measure_at_every_level(study: Callable[..., Study]) -> None:
     cells = [
-        cell(row, metric, 0.7 + 0.1 * level, row, level=level, protocol="chains")
+        cell(row, metric, 0.75 + 0.125 * level, row, level=level, protocol="chains")
         for row in ("cdrl", "drl")
         for metric in ("acceptance", "rhat", "ess", "energy_drift")
         for level in range(3)
     ]
     cells.append(cell("cdrl", "fd", 1.0, steps=50))
     axes = chains.draw(study("chains", cells))["diagnostics"].axes
-    assert [[line.get_ydata().tolist() for line in place.lines[:2]] for place in axes] == [[[0.1, 1.1, 2.1]] * 2] * 4
+    assert [[line.get_ydata().tolist() for line in place.lines[:2]] for place in axes] == [[[0.75, 0.875, 1.0]] * 2] * 4
     assert [line.get_ydata() for place in axes for line in place.lines[2:]] == [[chains.MIXED, chains.MIXED]]
 
 
