@@ -59,8 +59,8 @@ def summary(plan: Plan) -> list[str]:
         f"{evaluations} evaluations to do"
     ]
     if missing:
-        # Two checkpoints while one replaces the other, and milestones: weights, averages and Adam's two moments.
-        floats = sum(_size(job.settings)[0] * (2 * 4 + len(job.settings.milestones)) for job in training)
+        # Checkpoint, anchor and the one that is being written: weights, averages and Adam's two moments. And milestones.
+        floats = sum(_size(job.settings)[0] * (3 * 4 + len(job.settings.milestones)) for job in training)
         disk = f"about {4 * floats / 1e9:.2g} GB for checkpoints and milestones" if floats else "nothing to train"
         lines += [_time(plan, missing, training), f"disk: {disk}"]
     lines += _too_large(plan)
