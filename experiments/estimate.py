@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,8 +17,8 @@ from cdrl.networks import EnergyNet
 from cdrl.recipe import ImageShape, network
 from experiments import doctor, methods
 from experiments.configuration import digest
+from experiments.evaluate import protocols
 from experiments.memory import Footprint, footprint_of
-from experiments.metrics import Protocol
 from experiments.plan import Job, Plan
 from experiments.runs.folder import RunFolder, RunSettings
 from experiments.runs.machine import cpu_cores, device_name, memory_bytes, resolve_device
@@ -65,8 +66,8 @@ def summary(plan: Plan) -> list[str]:
         lines += [_time(plan, missing, training), f"disk: {disk}"]
     lines += _too_large(plan)
     # Rows and seeds share data and protocols: each pair is looked for once.
-    looks = [(job.settings.data, one.settings["metrics"]) for job in missing for one in job.evaluations]
-    pairs = {digest([data.identity(), metrics]): (data, Protocol.from_config(metrics)) for data, metrics in looks}
+    looks = [(job.settings.data, by) for job in missing for one in job.evaluations for by in protocols(one.settings)]
+    pairs = {digest([data.identity(), asdict(by)]): (data, by) for data, by in looks}
     needs = [need for pair in pairs.values() for need in doctor.missing_for(*pair, Path(plan.config["cache"]))]
     return lines + [f"missing: {need}" for need in dict.fromkeys(needs)]
 

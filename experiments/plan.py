@@ -11,7 +11,7 @@ import copy
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from experiments.configuration import digest, merged, plain, resolve
 from experiments.data import DataSettings, at_hand
 from experiments.evaluate import scores_samples
 from experiments.files import misfit
-from experiments.metrics import Protocol, Statistics
+from experiments.metrics import Protocol, Statistics, protocols
 from experiments.runs import loggers
 from experiments.runs.folder import EvaluationFolder, RunFolder, RunSettings
 from experiments.runs.machine import commit
@@ -365,6 +365,10 @@ def _evaluation(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[
         others = at_hand(settings["optional"], config["data"]["data_cache"])
         settings = {key: value for key, value in settings.items() if key != "optional"}
         settings["outside"] = [*settings["outside"], *others]
+    if settings.get("classes_by"):  # another protocol by name, of which what it says of classes is measured beside
+        checks.word("evaluate.classes_by", settings["classes_by"])
+        judge = asdict(protocols.load(settings["classes_by"]).judge)
+        settings = {**settings, "classes_by": json.loads(json.dumps(judge))}
     if settings.get("curve"):
         shared["milestone_samples"] = scale["milestone_samples"]
     return {**shared, **settings, "metrics": metrics}

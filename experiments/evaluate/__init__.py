@@ -200,6 +200,13 @@ def scores_samples(kind: str) -> bool:
     return getattr(_module(kind), "SCORES", False)
 
 
+def protocols(settings: dict[str, Any]) -> list[Protocol]:
+    """What an evaluation measures by: its protocol, and the one that says which classes are seen, where it asks."""
+    from experiments.metrics import Protocol
+
+    return [Protocol.from_config(settings[name]) for name in ("metrics", "classes_by") if settings.get(name)]
+
+
 def shared(kind: str) -> bool:
     """Whether all processes of a run take part in this kind of evaluation."""
     return getattr(_module(kind), "SHARED", False)

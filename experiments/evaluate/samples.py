@@ -2,7 +2,8 @@
 
 Settings: ``samples`` (the real row: as many, or all that are held out), ``batch``; ``guidance`` (a weight: labels are
 drawn uniformly), ``steps``, ``step_multiplier``, ``last_denoise``, ``spectral_ema`` override the sampler's; ``curve``
-also scores the milestones, with ``milestone_samples`` each.
+also scores the milestones, with ``milestone_samples`` each; ``classes_by`` is a second protocol, whose classifier says
+how many samples show the class that they were asked for, and of how many real images it names the class.
 
 Several processes draw together: batch number b, and what the extractor says of it, is made by process b mod size, and
 all of it is added up in the order of the batches. So the number of processes changes no image and no score.
@@ -32,7 +33,7 @@ from cdrl.sampler import Sampler, index_batches
 from experiments import methods
 from experiments.evaluate import DrawingFailed, Health, OnProgress, TrainedRun, at_milestone, of_the_machine
 from experiments.measurement import Measurement
-from experiments.metrics import Extracted, Scorer, to_pixels
+from experiments.metrics import Extracted, Protocol, Scorer, build, to_pixels
 
 SCORES = SHARED = True
 GRID = 100
@@ -52,6 +53,11 @@ def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: OnP
             )
         condition = methods.class_condition(n, run.train.classes, run.seed, weight)
         labels = condition.labels[0] - 1
+    judge, shown = _judge(run, settings), labels
+    if judge is not None and shown is None:
+        if not _real(run) or run.test.labels is None:
+            raise UserError("evaluate.classes_by judges samples of classes; set evaluate.guidance, or leave it out")
+        shown = torch.as_tensor(run.test.labels[:n])
     in_curve = settings["milestone_samples"] if settings.get("curve") and run.method is not None else 0
     total = n + in_curve * len(run.milestones)
 
@@ -60,9 +66,11 @@ def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: OnP
     first: list[Extracted] = []
     grid: list[np.ndarray] = []
     seconds = 0.0
-    for batches in drawn(run, n, settings, scorer, condition):
+    for batches in drawn(run, n, settings, scorer, condition, judge):
         for batch in batches:
             scorer.add(batch.extracted, None if labels is None else labels[batch.start : batch.stop])
+            if judge is not None and shown is not None:
+                judge.add(batch.judged, shown[batch.start : batch.stop])
             first += _beginning(batch.extracted, in_curve - batch.start)
             grid.extend(batch.pictures)
             seconds += batch.seconds
@@ -74,10 +82,11 @@ def evaluate(run: TrainedRun, settings: dict[str, Any], out: Path, progress: OnP
     progress(n / total, f"comparing {n} samples with {scorer.reference_samples} images")
     measurements = [
         Measurement(
-            metric=name, protocol=run.protocol.name, value=value, samples=n, steps=settings.get("steps"),
+            metric=name, protocol=by.protocol.name, value=value, samples=n, steps=settings.get("steps"),
             weight=weight, grad_evals=sampling_cost(run, settings), seconds=seconds,
         )
-        for name, value in scorer.result().items()
+        for by in ([scorer] if judge is None else [scorer, judge])
+        for name, value in by.result().items()
     ]  # fmt: skip
     if not in_curve or run.method is None:
         return measurements
@@ -112,6 +121,7 @@ class Drawn:
     Attributes:
         start, stop: of its image indices.
         extracted: what the protocol's extractor says of them.
+        judged: what the classifier of ``classes_by`` says of them, if any.
         pictures: uint8 ``(≤ B, H, W, C)``, those of them that are among the first `GRID`.
         health: of the images; nothing is extracted where any was lost.
         seconds: that drawing took.
@@ -120,13 +130,19 @@ class Drawn:
     start: int
     stop: int
     extracted: list[Extracted]
+    judged: list[Extracted]
     pictures: NDArray[np.uint8]
     health: Health
     seconds: float
 
 
 def drawn(
-    run: TrainedRun, n: int, settings: dict[str, Any], scorer: Scorer, condition: Condition | None = None
+    run: TrainedRun,
+    n: int,
+    settings: dict[str, Any],
+    scorer: Scorer,
+    condition: Condition | None = None,
+    judge: Scorer | None = None,
 ) -> Iterator[list[Drawn]]:
     """Samples of a run, or of a reference row, as the scorer sees them: a round is one batch of every process.
 
@@ -148,7 +164,7 @@ def drawn(
             return None
         health = Health.of(images, seen)
         if health.lost:
-            return Drawn(start, start + len(images), [], np.empty(0, np.uint8), health, time.monotonic() - begin)
+            return Drawn(start, start + len(images), [], [], np.empty(0, np.uint8), health, time.monotonic() - begin)
         if _real(run):
             pixels = images if run.protocol.rounding else images.float()
         else:
@@ -158,6 +174,7 @@ def drawn(
             start=start,
             stop=start + len(pixels),
             extracted=scorer.extract(pixels),
+            judged=[] if judge is None else judge.extract(pixels),
             pictures=pixels[: max(0, GRID - start)].numpy().round().astype(np.uint8),
             health=health,
             seconds=seconds,
@@ -179,6 +196,18 @@ def drawn(
         for batch in batches:
             run.health.add(batch.health)
         yield batches
+
+
+def _judge(run: TrainedRun, settings: dict[str, Any]) -> Scorer | None:
+    """Scores what a classifier says of the classes, where that is asked for. Raises `UserError` where it has others."""
+    if not settings.get("classes_by"):
+        return None
+    protocol = Protocol.from_config(settings["classes_by"])
+    extractor = build(protocol.extractor, run.cache, run.device, protocol.weights, protocol.weights_sha256)
+    if extractor.classes != run.train.classes:
+        its = f"tells {extractor.classes} classes apart and {run.train.name} has {run.train.classes}"
+        raise UserError(f"the classifier of {protocol.name} {its}; leave evaluate.classes_by out")
+    return Scorer(protocol, run.train, run.cache, run.device, extractor)
 
 
 def _own_batches(run: TrainedRun, n: int, settings: dict[str, Any], condition: Condition | None) -> Iterator[Tensor]:

@@ -16,7 +16,7 @@ import yaml
 from cdrl.errors import UserError
 from experiments.metrics.distances import KID_SUBSET_SIZE
 from experiments.metrics.extractors import NAMES, accepts
-from experiments.metrics.registry import scored
+from experiments.metrics.registry import METRICS, scored
 
 _FOLDER = Path(__file__).parents[1] / "conf" / "metrics"
 
@@ -75,6 +75,15 @@ class Protocol:
     def headline(self) -> Protocol:
         """The same with nothing but the first metric, for curves and searches."""
         return dataclasses.replace(self, metrics=self.metrics[:1])
+
+    @property
+    def judge(self) -> Protocol:
+        """The same with nothing but what it says of classes. Raises `UserError` where that is nothing."""
+        metrics = tuple(name for name in self.metrics if METRICS[name].needs == "labels")
+        if not metrics:
+            judges = [name for name in names() if any(METRICS[one].needs == "labels" for one in load(name).metrics)]
+            raise UserError(f"{self.name} judges no classes; protocols that do: {', '.join(judges)}")
+        return dataclasses.replace(self, metrics=metrics)
 
     def check_fits(self, channels: int, size: int) -> None:
         """Raises `UserError`, naming protocols that fit, unless it can look at images of that kind."""

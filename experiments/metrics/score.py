@@ -34,7 +34,7 @@ class Scorer:
 
     Attributes:
         samples: how many images have been given.
-        reference_samples: how many they are compared with.
+        reference_samples: how many they are compared with; 0 where nothing is, as for classes alone.
 
     Raises:
         UserError: if weights are missing or wrong, or ``images`` is not what the protocol looks at or compares with.
@@ -52,9 +52,11 @@ class Scorer:
         names = [name for name in protocol.metrics if METRICS[name].needs in ("probabilities", "labels")]
         if names and not self._extractor.classes:
             raise UserError(f"{protocol.extractor} knows no classes; leave {' and '.join(names)} out of its metrics")
-        self._reference = reference(protocol, self._extractor, images, Path(cache), self._device)
-        self.reference_samples = self._reference.images
         self._needs = {METRICS[name].needs for name in protocol.metrics}
+        self._reference = None
+        if {"moments", "features"} & self._needs:
+            self._reference = reference(protocol, self._extractor, images, Path(cache), self._device)
+        self.reference_samples = 0 if self._reference is None else self._reference.images
         self._moments = Moments(self._extractor.dim, self._device)
         self._gathered: dict[str, list[Tensor]] = defaultdict(list)
 
@@ -116,10 +118,11 @@ class Scorer:
         if self.samples < 2:
             raise UserError(f"{self.protocol.name} needs at least 2 samples, not {self.samples}; ask for more samples")
         gathered = {name: torch.cat(parts).to(self._device) for name, parts in self._gathered.items()}
-        if "features" in self._needs and self._reference.features is not None:
-            gathered["reference_features"] = self._reference.features.to(self._device)
-        size = self.protocol.kid_subset_size
-        comparison = Comparison(self._moments, self._reference.moments, kid_subset_size=size, **gathered)
+        known = self._reference
+        if "features" in self._needs and known is not None and known.features is not None:
+            gathered["reference_features"] = known.features.to(self._device)
+        moments = Moments(self._extractor.dim, self._device) if known is None else known.moments
+        comparison = Comparison(self._moments, moments, kid_subset_size=self.protocol.kid_subset_size, **gathered)
         values = {}
         with precision.products("fp32"):  # whatever the samples were drawn in
             for name in self.protocol.metrics:

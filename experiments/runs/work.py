@@ -46,9 +46,10 @@ from experiments.evaluate import (
     scores_samples,
     shared,
 )
+from experiments.evaluate import protocols as measured_by
 from experiments.measurement import by_key
 from experiments.methods import Reference
-from experiments.metrics import Protocol, Statistics
+from experiments.metrics import Statistics
 from experiments.progress import OnProgress, announce, listening
 from experiments.runs.folder import EvaluationFolder, Result, RunFolder, RunSettings, Status, WorkFolder
 from experiments.runs.loggers import Reports, opened
@@ -259,7 +260,7 @@ def _work_on_run(run: RunFolder, pending: Sequence[EvaluationFolder], order: Ord
 
         # The images: a run does not go on with others than it began with. Weights of feature extractors are looked for
         # now too, not after hours of training.
-        protocols = {one.name: Protocol.from_config(one.settings["metrics"]) for one in pending}
+        protocols = {one.name: measured_by(one.settings) for one in pending}
         with _agreed_stop(group), listening(_reporter(run, "data", 0, 1, stop) if group.first else _silence):
             announce("loading data")
             training = settings.data.load("train")
@@ -267,9 +268,9 @@ def _work_on_run(run: RunFolder, pending: Sequence[EvaluationFolder], order: Ord
                 run.check_images(training)
             for evaluation in pending:
                 if scores_samples(evaluation.settings["kind"]):
-                    protocol = protocols[evaluation.name]
-                    protocol.check_fits(training.channels, training.image_size)
-                    metrics.build(protocol.extractor, cache, device, protocol.weights, protocol.weights_sha256)
+                    for protocol in protocols[evaluation.name]:
+                        protocol.check_fits(training.channels, training.image_size)
+                        metrics.build(protocol.extractor, cache, device, protocol.weights, protocol.weights_sha256)
         group.agree(
             {
                 "version": f"{cdrl.__version__} ({order.commit})",
@@ -295,7 +296,7 @@ def _work_on_run(run: RunFolder, pending: Sequence[EvaluationFolder], order: Ord
         held_out = settings.data.load("test")
         in_order = sorted(pending, key=lambda one: not shared(one.settings["kind"])) if group.size > 1 else pending
         for number, evaluation in enumerate(in_order):
-            kind, protocol = evaluation.settings["kind"], protocols[evaluation.name]
+            kind, protocol = evaluation.settings["kind"], protocols[evaluation.name][0]
             if group.size > 1 and not shared(kind):
                 together.close()
                 if not group.first:

@@ -57,6 +57,7 @@ def test_every_weight_file_is_listed(tmp_path: Path) -> None:
     items = {item.name: item for item in doctor.weight_items(tmp_path)}
     assert items["EfficientNet-Lite0"].state == "ready"
     assert items["digits classifier"].state == "missing"
+    assert (items["CIFAR-10 classifier"].state, items["CIFAR-10 classifier"].needed_for) == ("ready", "fd-cifar10-16")
     inception = items["inception-2015-12-05.pt"]
     assert (inception.state, inception.needed_for) == ("download", "fid-clean, fid-legacy-tensorflow")
     assert "https://" in inception.remedy

@@ -60,6 +60,26 @@ def test_the_ladder_shares_runs_and_evaluations_with_the_other_tables() -> None:
     assert night.rows[0].evaluations[0].run_settings.budget == 8 * 1_315_000
 
 
+def test_guidance_at_micro_is_judged_by_a_classifier_of_these_images(tmp_path: Path) -> None:
+    """Beside the protocol of the scale, in the same evaluation; real images too, for the classifier's own accuracy."""
+    made = planned("experiment=guidance", "scale=micro", f"runs={tmp_path}", f"cache={tmp_path}")
+    settings = [row.evaluations[0].settings for row in made.rows]
+    assert [row.id for row in made.rows][-2:] == ["cdrl-3.0", "real"]
+    assert {one["metrics"]["name"] for one in settings} == {"fd-efficientnet-lite0-96"}
+    assert {(one["classes_by"]["name"], *one["classes_by"]["metrics"]) for one in settings} == {
+        ("fd-cifar10-16", "class_accuracy")
+    }
+    assert {made.protocol.name for made in made.statistics()} == {"fd-efficientnet-lite0-96"}
+    assert json.loads(json.dumps(settings)) == settings  # as it is read back from its folder
+    left_out = planned("experiment=guidance", "scale=micro", "experiment.rows.cdrl.evaluate.classes_by=null")
+    assert not left_out.rows[0].evaluations[0].settings["classes_by"]
+
+
+def test_a_protocol_that_knows_no_classes_cannot_judge_them() -> None:
+    with pytest.raises(UserError, match="fid-clean judges no classes; protocols that do: fd-cifar10-16, fd-digits"):
+        planned("experiment=guidance", "scale=micro", "experiment.rows.cdrl.evaluate.classes_by=fid-clean")
+
+
 def test_changes_are_named() -> None:
     overrides = ["scale.samples=7", "experiment.rows.drl=null", "data.flip=true", "+experiment.rows.cdrl.budget=2"]
     assert set(planned(*overrides).changed) == {override.removeprefix("+") for override in overrides}

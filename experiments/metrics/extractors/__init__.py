@@ -22,7 +22,9 @@ INCEPTION_MODES = {
     "inception-legacy-tensorflow": "legacy_tensorflow",
 }
 EFFICIENTNETS = ("efficientnet-lite0", "efficientnet-lite0-96")
-NAMES = ("digits", *EFFICIENTNETS, *INCEPTION_MODES)
+SMALL = {"digits": (1, 8), "cifar10-16": (3, 16)}
+"""Classifiers that look at images as they are, of so many channels and pixels."""
+NAMES = (*SMALL, *EFFICIENTNETS, *INCEPTION_MODES)
 
 
 class Extracted(NamedTuple):
@@ -59,8 +61,7 @@ class Extractor(Protocol):
 
 def accepts(name: str, channels: int, size: int) -> bool:
     """True for an extractor that takes square images of ``size`` pixels with so many channels."""
-    # The digits' own network is small; the others resize, and repeat grey.
-    return (channels, size) == (1, 8) if name == "digits" else channels in (1, 3)
+    return (channels, size) == SMALL[name] if name in SMALL else channels in (1, 3)  # those resize, and repeat grey
 
 
 def build(
@@ -82,6 +83,10 @@ def build(
         from experiments.metrics.extractors.digits import DigitsExtractor
 
         return DigitsExtractor(cache, target)
+    if name == "cifar10-16":
+        from experiments.metrics.extractors.cifar10 import Cifar10Extractor
+
+        return Cifar10Extractor(target, weights, expected)
     if name in EFFICIENTNETS:
         from experiments.metrics.extractors.efficientnet import EfficientNetLite0
 

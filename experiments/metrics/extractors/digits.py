@@ -1,7 +1,6 @@
 """A small classifier of scikit-learn's digits; its 64 penultimate activations are the features of ``fd-digits``.
 
 It is trained where it is first needed, in seconds, on one CPU thread with a fixed seed, on the training split only.
-Shifts and noise of varied strength during training keep its features meaningful for images that are not quite digits.
 """
 
 from __future__ import annotations
@@ -13,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.data import ImageSet, load
 from experiments.metrics import weights
-from experiments.metrics.extractors import Extracted, Pixels, extract, to_nchw
+from experiments.metrics.extractors import classifiers
 from experiments.progress import announce
 
 DIM, CLASSES = 64, 10
@@ -26,9 +24,9 @@ _CPU_BATCH = 16
 """CPU microseconds per image for 1, 4, 16, 64, 256 at once, on one thread: 181, 92, 33, 19, 14."""
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that decides the weights, besides the data. Change ``version`` with the code that uses it."""
+@dataclass(frozen=True, kw_only=True)
+class Recipe(classifiers.Recipe):
+    """The digits classifier's."""
 
     version: int = 1
     seed: int = 0
@@ -37,11 +35,11 @@ class Recipe:
     batch_size: int = 64
     learning_rate: float = 4e-3
     weight_decay: float = 1e-2
-    noise: float = 0.3  # largest standard deviation, in units of half the pixel range
-    shift: int = 1  # pixels
+    noise: float = 0.3
+    shift: int = 1
 
 
-class Classifier(nn.Module):
+class Network(nn.Module):
     """Images (n, 1, 8, 8) in [−1, 1] → features (n, 64) and logits (n, 10)."""
 
     def __init__(self, width: int) -> None:
@@ -59,28 +57,19 @@ class Classifier(nn.Module):
         return features, self.head(features)
 
 
-class DigitsExtractor:
+class DigitsExtractor(classifiers.Classifier):
     """See the module's docstring. The weights are kept under ``cache``, named by a hash of recipe and data."""
-
-    name, dim, classes = "digits", DIM, CLASSES
 
     def __init__(self, cache: Path, device: torch.device, recipe: Recipe = Recipe()) -> None:
         images = load("digits", "train")
         path = weight_path(cache, recipe, images.checksum)
         state = weights.load_or_make(path, "the digits classifier", lambda: train(images, recipe).state_dict())
-        self.sha256 = weights.digest(state)
-        network = Classifier(recipe.width)
+        network = Network(recipe.width)
         network.load_state_dict(state)
-        self._device, self._network = device, network.to(device).eval()
-
-    def __call__(self, pixels: Pixels) -> Extracted:
-        """Features (n, 64) and probabilities (n, 10) of ``pixels`` (n, 8, 8, 1)."""
-
-        def classified(images: Tensor) -> Extracted:
-            features, logits = self._network(images)
-            return Extracted(features, logits.softmax(dim=1))
-
-        return extract(classified, to_nchw(pixels, 1, self._device) / 127.5 - 1, _CPU_BATCH)
+        super().__init__(
+            network, device, name="digits", channels=1, dim=DIM, classes=CLASSES, sha256=weights.digest(state),
+            cpu_batch=_CPU_BATCH,
+        )  # fmt: skip
 
 
 def weight_path(cache: Path, recipe: Recipe, checksum: str) -> Path:
@@ -89,37 +78,7 @@ def weight_path(cache: Path, recipe: Recipe, checksum: str) -> Path:
     return cache / "weights" / f"digits-{hashlib.sha256(content.encode()).hexdigest()[:16]}.safetensors"
 
 
-def train(images: ImageSet, recipe: Recipe) -> Classifier:
+def train(images: ImageSet, recipe: Recipe) -> Network:
     """The classifier of labelled 8×8 digits; the same weights every time on one machine."""
     announce("training the digits classifier")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # sums split over threads round differently
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(recipe.seed)
-            network = Classifier(recipe.width)
-            x = to_nchw(images.images, 1, "cpu") / 127.5 - 1
-            labels = torch.as_tensor(images.labels)
-            optimizer = torch.optim.AdamW(network.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
-            steps = recipe.epochs * -(-len(x) // recipe.batch_size)
-            schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=steps)
-            for _ in range(recipe.epochs):
-                for rows in torch.randperm(len(x)).split(recipe.batch_size):
-                    _, logits = network(_augment(x[rows], recipe))
-                    optimizer.zero_grad()
-                    F.cross_entropy(logits, labels[rows], label_smoothing=0.05).backward()
-                    optimizer.step()
-                    schedule.step()
-    finally:
-        torch.set_num_threads(threads)
-    return network.eval()
-
-
-def _augment(x: Tensor, recipe: Recipe) -> Tensor:
-    """Shift each image (its border repeats outward) and add noise of a strength drawn for each image."""
-    n, _, height, width = x.shape
-    padded = F.pad(x, (recipe.shift,) * 4, mode="replicate")
-    rows = torch.randint(2 * recipe.shift + 1, (n, 1)) + torch.arange(height)
-    columns = torch.randint(2 * recipe.shift + 1, (n, 1)) + torch.arange(width)
-    shifted = padded[torch.arange(n)[:, None, None], 0, rows[:, :, None], columns[:, None, :]][:, None]
-    return shifted + recipe.noise * torch.rand(n, 1, 1, 1) * torch.randn_like(shifted)
+    return classifiers.train(images, recipe, lambda: Network(recipe.width))

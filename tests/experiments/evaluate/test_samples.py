@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,10 @@ import torch
 from cdrl import checkpoint
 from cdrl.cooperative import Cooperative
 from cdrl.errors import UserError
+from experiments import methods
 from experiments.evaluate import samples
 from experiments.methods import Reference
+from experiments.metrics import build, protocols
 from tests.experiments.evaluate.conftest import Runs, quiet
 from tests.reference import EXACT
 
@@ -78,6 +80,39 @@ def test_real_images_suit_a_protocol_that_does_not_round(make_run: Runs, tmp_pat
     unrounded = replace(run, protocol=replace(run.protocol, rounding=False))
     scores = [samples.evaluate(each, {"samples": 60, "batch": 25}, tmp_path, quiet) for each in (run, unrounded)]
     assert scores[0][0].value == pytest.approx(scores[1][0].value, rel=EXACT)
+
+
+JUDGED = {"samples": 60, "batch": 25, "classes_by": asdict(protocols.load("fd-digits").judge)}
+
+
+def test_a_second_protocol_says_which_classes_are_seen(make_run: Runs, tmp_path: Path, weights: Path) -> None:
+    """Of samples those that were asked for, of real images their own; the first protocol's numbers stay."""
+    run = replace(make_run(10), protocol=replace(make_run().protocol, name="first"))
+    alone = samples.evaluate(run, {**JUDGED, "guidance": 0.7, "classes_by": None}, tmp_path, quiet)
+    both = samples.evaluate(run, {**JUDGED, "guidance": 0.7}, tmp_path, quiet)
+    assert [(one.metric, one.protocol) for one in both] == [("fd", "first"), ("class_accuracy", "fd-digits")]
+    assert both[0].value == alone[0].value
+    assert (both[1].weight, both[1].samples) == (0.7, 60)
+
+    # As the digits classifier decides of the grid, which holds all of them.
+    probabilities = build("digits", weights)(np.load(tmp_path / "grid.npy")).probabilities
+    assert probabilities is not None
+    asked = methods.class_condition(60, 10, run.seed, 0.7).labels[0] - 1
+    assert both[1].value == pytest.approx(float((probabilities.argmax(dim=1) == asked).double().mean()))
+
+    real = replace(run, method=None, recipe=Reference(images="real"))
+    measured = samples.evaluate(real, JUDGED, tmp_path, quiet)
+    assert [(one.metric, one.protocol) for one in measured] == [("fd", "first"), ("class_accuracy", "fd-digits")]
+    assert measured[1].value > 0.9
+
+
+def test_what_has_no_class_or_others_cannot_be_judged(make_run: Runs, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"judges samples of classes; set evaluate\.guidance"):
+        samples.evaluate(make_run(), JUDGED, tmp_path, quiet)
+    run = make_run(5)
+    five = replace(run.train, labels=None, class_names=tuple("abcde"))
+    with pytest.raises(UserError, match="tells 10 classes apart and digits has 5"):
+        samples.evaluate(replace(run, train=five), {**JUDGED, "guidance": 0.7}, tmp_path, quiet)
 
 
 @pytest.mark.parametrize(("classes", "weight", "words"), [(0, 0.7, "trained without"), (10, -1.0, "0 or more")])

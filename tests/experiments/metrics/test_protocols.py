@@ -27,6 +27,9 @@ def test_every_file_is_a_protocol_of_that_name_and_no_two_are_alike() -> None:
         ("fd-digits", 3, 8, "fd-efficientnet-lite0"),
         ("fd-digits", 1, 28, "fd-efficientnet-lite0"),
         ("fid-clean", 2, 1, "none"),
+        ("fd-cifar10-16", 3, 32, "fd-efficientnet-lite0"),
+        ("fd-cifar10-16", 1, 16, "fd-efficientnet-lite0"),
+        ("fd-digits", 3, 16, "fd-cifar10-16, fd-efficientnet-lite0"),
     ],
 )
 def test_a_protocol_that_does_not_fit_names_those_that_do(name: str, channels: int, size: int, fitting: str) -> None:
@@ -36,6 +39,7 @@ def test_a_protocol_that_does_not_fit_names_those_that_do(name: str, channels: i
 
 def test_protocols_fit_what_their_extractors_take() -> None:
     protocols.load("fd-digits").check_fits(1, 8)
+    protocols.load("fd-cifar10-16").check_fits(3, 16)
     for channels in (1, 3):
         protocols.load("fd-efficientnet-lite0").check_fits(channels, 32)
 

@@ -68,6 +68,20 @@ def test_guidance(study: Callable[..., Study]) -> None:
     left, right = drawn["curve"].axes
     assert left.lines[0].get_xdata().tolist() == [0, 0.5, 3.0]
     assert right.lines[0].get_ydata().tolist() == [1, 1.5, 4.0]
+    assert len(right.lines) == 1
+
+
+def test_guidance_beside_real_images_judged_by_a_second_protocol(study: Callable[..., Study]) -> None:
+    """The classifier's accuracy on real images is a line of its own, not a point of the curve."""
+    cells = [cell(f"row {w}", "fd", 1 + w, weight=w) for w in (0, 1.0)] + [cell("real", "fd", 0.1, method="real")]
+    judged = {"protocol": "fd-cifar10-16"}
+    cells += [cell(f"row {w}", "class_accuracy", 0.5 + 0.1 * w, weight=w, **judged) for w in (0, 1.0)]
+    cells.append(cell("real", "class_accuracy", 0.75, method="real", **judged))
+    left, right = guidance.draw(study("guidance", cells))["curve"].axes
+    assert left.lines[0].get_xdata().tolist() == [0, 1.0]
+    curve, real = right.lines
+    assert (curve.get_xdata().tolist(), curve.get_ydata().tolist()) == ([0.5, 0.6], [1, 2])
+    assert real.get_xdata() == [0.75, 0.75]
 
 
 def test_compose(study: Callable[..., Study]) -> None:
