@@ -60,7 +60,7 @@ def summary(plan: Plan) -> list[str]:
         f"{evaluations} evaluations to do"
     ]
     if missing:
-        # Checkpoint, anchor and the one that is being written: weights, averages and Adam's two moments. And milestones.
+        # Checkpoint, anchor and what is being written: weights, averages and Adam's two moments. And milestones.
         floats = sum(_size(job.settings)[0] * (3 * 4 + len(job.settings.milestones)) for job in training)
         disk = f"about {4 * floats / 1e9:.2g} GB for checkpoints and milestones" if floats else "nothing to train"
         lines += [_time(plan, missing, training), f"disk: {disk}"]

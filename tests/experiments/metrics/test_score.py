@@ -194,7 +194,8 @@ def test_a_new_metric_needs_its_one_entry(
         for row, value, values in (("a", 1.0, "0.9 1.1"), ("b", 2.0, "1.9 2.1"))
     ]
     pd.DataFrame(cells, columns=list(COLUMNS)).to_csv(tmp_path / "cells.csv", index=False)
-    rows = [{"row": row, "evaluations": [{"seed": 0}, {"seed": 1}]} for row in ("a", "b")]
+    seeds = [{"seed": seed, "folder": f"runs/{seed}/eval", "run": f"runs/{seed}"} for seed in (0, 1)]
+    rows = [{"row": row, "label": row, "method": row, "method_label": row, "evaluations": seeds} for row in ("a", "b")]
     facts = {"name": "e", "title": "t", "question": "", "figures": [], "order": 1, "rows": rows}
     (tmp_path / "experiment.json").write_text(json.dumps(facts))
     table, _ = tables.build(Study.load(tmp_path))
