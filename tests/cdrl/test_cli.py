@@ -38,6 +38,7 @@ def command(*arguments: str, root: Path = ROOT) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background ignores it
     )
 
 
@@ -156,8 +157,16 @@ def test_a_pipe_that_is_not_the_readers_is_an_error(monkeypatch: pytest.MonkeyPa
             cli.main(["sample"])
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_and_terminated_are_one_line(how: signal.Signals, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        (signal.SIGINT, "interrupted"),
+        (signal.SIGTERM, "stopped by SIGTERM"),
+        (signal.SIGHUP, "stopped by SIGHUP"),
+        (signal.SIGUSR1, "stopped by SIGUSR1"),
+    ],
+)
+def test_interrupted_and_terminated_are_one_line(how: signal.Signals, words: str, tmp_path: Path) -> None:
     process = command("sample", str(DEMO / "nano"), "--images", "100000", "--outdir", str(tmp_path))
     deadline = time.monotonic() + 100
     while not any(tmp_path.iterdir()):
@@ -166,8 +175,8 @@ def test_interrupted_and_terminated_are_one_line(how: signal.Signals, tmp_path: 
         time.sleep(0.05)
     process.send_signal(how)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert err.splitlines()[-1] == "interrupted; the same command continues where this one stopped"
+    assert process.returncode == 128 + how
+    assert err.splitlines()[-1] == f"{words}; the same command continues where this one stopped"
     assert "Traceback" not in err
 
 
