@@ -94,7 +94,7 @@ def test_what_another_process_drew_or_could_not_draw_counts_in_all(
     monkeypatch.setattr(Pair, "others", "RuntimeError: no such step")
     with pytest.raises(DrawingFailed, match="no such step"):
         samples.evaluate(run, SAMPLES, tmp_path, quiet)
-    lost = samples.Drawn(20, 40, [], np.empty(0, np.uint8), samples.Health(20, 1, 0), 0.0)
+    lost = samples.Drawn(20, 40, [], [], np.empty(0, np.uint8), samples.Health(20, 1, 0), 0.0)
     monkeypatch.setattr(Pair, "others", lost)
     with pytest.raises(Diverged, match="1 of the first 40"):
         samples.evaluate(run, SAMPLES, tmp_path, quiet)
