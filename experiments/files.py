@@ -44,6 +44,18 @@ _MOST_BYTES, _MOST_ARRAY_BYTES = 256 * 2**20, 4 * 2**30
 """A larger file is none of ours: of text, and of arrays when unpacked."""
 
 
+def _value(number: float) -> float:
+    if abs(number) > 1e300:  # infinite, or a whole number that no float holds
+        raise ValueError("larger than any number of ours")
+    return number
+
+
+def _defined(number: float) -> float:
+    if number != number:
+        raise ValueError("not a number")
+    return number
+
+
 def _place(path: str) -> str:
     if len(os.fsencode(path)) > 4000 or any(len(os.fsencode(part)) > 255 for part in path.split("/")):
         raise ValueError("too long for a path")
@@ -53,9 +65,10 @@ def _place(path: str) -> str:
 # Types of fields, in records' dataclasses and in columns of tables: what a file can be refused for.
 Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
 AtLeastOne = Annotated[int, Field(ge=1, le=2**63 - 1)]
-Number = Annotated[float, Field(allow_inf_nan=False)]
-Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1)]
+Value = Annotated[int | float, AfterValidator(_value)]  # whole numbers stay whole: cells are told by their digits
+Number = Annotated[Value, AfterValidator(_defined)]
+Amount = Annotated[Number, Field(ge=0)]
+Share = Annotated[Number, Field(ge=0, le=1)]
 Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$")]
 Name = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
 Commit = Annotated[str, Field(pattern=r"^[^\s\x00-\x1f\x7f]+$")]

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import AfterValidator
 
 from cdrl.errors import UserError
-from experiments.files import Amount, AtLeastOne, Count, Line, Name, Number, Share, checked
+from experiments.files import Amount, AtLeastOne, Count, Line, Name, Number, Share, Value, checked
 
 ABOUT = ("level", "steps", "weight", "against", "mask", "image_size", "variant", "trained")
 """Columns that tell apart the numbers of one row and metric."""
@@ -60,7 +60,7 @@ class Measurement:
 
     metric: Name
     protocol: Name
-    value: float
+    value: Value
     samples: Count
     dataset: Line = ""
     level: Count | None = None
