@@ -183,12 +183,12 @@ def test_a_damaged_array_leaves_out_the_figure_that_needs_it(results: Path) -> N
 
     assert draw(study, said.append) == ["score"]
 
-    assert [line.split(" is damaged; ")[0] for line in said] == [
+    assert [line.split(" is damaged (")[0] for line in said] == [
         f"{study.folder / figure} could not be drawn: {path}"
         for figure, path in (("budget", curve), ("seconds", curve), ("samples", grid))
     ]
     assert all(
-        line.endswith(f"delete {evaluation}, and the command that ran the experiment makes it again") for line in said
+        line.endswith("delete its folder, and the experiment's command evaluates that run again") for line in said
     )
 
 
