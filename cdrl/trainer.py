@@ -136,15 +136,15 @@ def train(
         state = replace(state, status="interrupted", reason="", allowed=state.rollbacks + guard.rollbacks)
     if state.iteration >= iterations:
         return replace(state, status="finished")
-    anchor = _Anchor(method, folder, group)
-    if not anchor.there:
-        anchor.keep(state)
     _slow_down(method, guard, state.rollbacks)
 
     begun = checked = state.iteration
     clock = _Clock(state.seconds)
     saved_at = clock.seconds
     with _deferred_interrupt() as interrupted:
+        anchor = _Anchor(method, folder, group)
+        if not anchor.there:
+            anchor.keep(state)
 
         def to_go_on() -> bool:
             stop = group.first and (interrupted() or (should_stop is not None and should_stop()))

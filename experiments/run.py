@@ -60,8 +60,6 @@ def run(overrides: Sequence[str], *, show_config: bool = False, detach: bool = F
 
     for one in plans:
         check_writable(one)
-    for setting in ("runs", "cache"):
-        check_folder(Path(plans[0].config[setting]), setting)
     written: list[str] = []
     undrawn: list[str] = []
     lost: list[str] = []
@@ -142,6 +140,8 @@ def carry_out(plans: Sequence[Plan], complete: Callable[[Plan], None]) -> bool:
         return True
 
     # What is wanted goes into the folders; reference statistics come first, for all runs need them.
+    for setting in ("runs", "cache"):
+        check_folder(Path(config[setting]), setting)
     launcher = config["launcher"]
     jobs = one_per_run(job for one in incomplete for job in one.missing())
     statistics = {made.folder.path: made for one in incomplete for made in one.statistics()}

@@ -114,8 +114,11 @@ class Processes:
                 rank = waiting.pop(receiver)
                 try:
                     answers[rank] = answer = receiver.recv()
-                    if answer.outcome == "interrupted" and answer.message and not self._asked:
-                        told = answer  # by a signal that was not ours; what the others say follows from it
+                    if answer.outcome == "interrupted" and answer.message:
+                        if self._asked:
+                            answers[rank] = Ended("interrupted")
+                        else:
+                            told = answer  # by a signal that was not ours; what the others say follows from it
                 except EOFError:
                     process = self._members[rank][0]
                     process.join()

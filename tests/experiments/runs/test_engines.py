@@ -142,7 +142,7 @@ def test_a_mistake_comes_back_in_its_own_words(make_engine: MakeEngine, job: Mak
     (made.run.path / "config.json").write_text("{}")
     (answer,) = ended(make_engine().submit([order(made)]))
     assert answer.outcome == "mistake"
-    assert "describes no run" in answer.message
+    assert "config.json is damaged (data: Field required)" in answer.message
 
 
 def test_a_local_death_is_told_by_its_signal(job: MakeJob, tmp_path: Path) -> None:
