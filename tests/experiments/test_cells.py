@@ -310,7 +310,7 @@ def test_a_full_disk_leaves_the_old_table_whole_and_the_same_command_goes_on(tmp
 @pytest.mark.parametrize("label", ["CDRL, K = 3", "=1+1", "-x", "a|b <script>`c`", "'=1", 'a "b"'])
 def test_a_label_is_no_formula_and_reads_back(label: str, tmp_path: Path, written: Any) -> None:
     rows = [make_row(tmp_path, "cdrl", label=label)]
-    finish(rows[0], replace(FD, value=-3.0, variant=label))
+    finish(rows[0], replace(FD, metric="kid", value=-3.0, variant=label))
     plan = make_plan(tmp_path, rows)
     (line,) = written(plan)
     assert line["label"][:1] not in "=+-@"
