@@ -104,4 +104,4 @@ def load(name: str) -> Protocol:
     path = _FOLDER / f"{name}.yaml"
     if not path.is_file():
         raise UserError(f"unknown protocol '{name}'; there are {', '.join(names())}")
-    return Protocol.from_config(yaml.safe_load(path.read_text()))
+    return Protocol.from_config(yaml.safe_load(path.read_text(encoding="utf-8")))

@@ -42,7 +42,7 @@ def device_name(device: str) -> str:
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(torch.device(device))
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
                 return f"{line.split(':', 1)[1].strip()} (CPU)"
     except OSError:
@@ -73,7 +73,7 @@ def _cpu_quotas(root: Path) -> Iterator[float]:
     In a container the own group may be named as it is outside and lie at the top inside, so the top is always asked.
     """
     try:
-        groups = [line.split(":", 2) for line in (root / "proc/self/cgroup").read_text().splitlines()]
+        groups = [line.split(":", 2) for line in (root / "proc/self/cgroup").read_text(encoding="utf-8", errors="replace").splitlines()]
     except OSError:
         groups = []
     mounted = root / "sys" / "fs" / "cgroup"
