@@ -137,9 +137,9 @@ def test_a_figure_that_cannot_be_drawn_is_said_after_the_tables_and_the_command_
 
 def test_all_is_what_needs_no_arguments() -> None:
     every = configuration.expand(["experiment=all", "scale=paper"])
-    assert {command[0].removeprefix("experiment=") for command in every} == set(configuration.choices("experiment")) - {
-        "released"
-    }
+    not_there = {"released", "ladder", "initializer", "protocols"}  # a file of one's own; sizes and scores of micro
+    names = {command[0].removeprefix("experiment=") for command in every}
+    assert names == set(configuration.choices("experiment")) - not_there
     assert ["experiment=imagenet32"] not in configuration.expand(["experiment=all"])
     assert configuration.expand(["experiment=ood", "scale=mini"]) == [["experiment=ood", "scale=mini"]]
 
