@@ -307,7 +307,7 @@ def test_the_table_is_the_same_through_every_engine(
         (["device=tpu"], ["tpu", "cpu"]),
         (["scale.budget=0"], ["budget", "positive"]),
         (["methods.cdrl.batch_size=-4"], ["batch_size", "positive"]),
-        (["methods.cdrl.energy.width=0"], ["width", "positive"]),
+        (["methods.cdrl.energy.width=0"], ["width", "whole number"]),
         (["methods.cdrl.chain.steps=-1"], ["steps"]),
         (["scale.samples=-5"], ["samples", "positive"]),
         (["scale.samples=1e2"], ["scale.samples", "whole number", "not 100.0"]),

@@ -277,7 +277,7 @@ def test_other_images_are_refused(job: MakeJob, tmp_path: Path) -> None:
     run = job().run
     work(on(run))
     facts = json.loads((run.path / "data.json").read_text())
-    (run.path / "data.json").write_text(json.dumps({**facts, "pixels": "other"}))
+    (run.path / "data.json").write_text(json.dumps({**facts, "pixels": "0" * 64}))
     with pytest.raises(UserError, match=r"not those that .* was trained on"):
         work(on(run))
 
