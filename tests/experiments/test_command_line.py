@@ -362,23 +362,35 @@ def test_a_truncated_checkpoint_is_named_and_nothing_is_lost(
         *(f"experiment.rows.{row}=null" for row in ("drl", "drl_as_released", "short_run", "real", "noise")),
     ]
     assert main(line) == 0
-    weights = next((tmp_path / "runs" / "digits" / "cdrl").rglob("seed0/checkpoint-*.safetensors"))
+    (folder,) = (tmp_path / "runs" / "digits" / "cdrl").glob("*/seed0")
+    capsys.readouterr()
+
+    # The anchor stands in for it.
+    weights = next(folder.glob("checkpoint-*.safetensors"))
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
-    capsys.readouterr()
-    assert main([*line, "scale.samples=33"]) == 1
+    assert main([*line, "scale.samples=33"]) == 0
+    printed = capsys.readouterr().err
+    assert f"{weights} is damaged: it has" in " ".join(printed.split())
+    assert "the run goes on from iteration" in printed
+    assert weights.read_bytes() == whole
+
+    # With the anchor gone too there is nothing to go on from.
+    for path in folder.glob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:1000])
+    assert main([*line, "scale.samples=34"]) == 1
     printed = capsys.readouterr().err
     assert str(weights) in printed
-    assert "truncated" in printed
+    assert "restore it from a copy, or delete" in printed
     assert "Traceback" not in printed
     weights.write_bytes(whole)
-    assert main([*line, "scale.samples=33"]) == 0
+    assert main([*line, "scale.samples=34"]) == 0
 
 
 def test_a_crash_stops_one_run_and_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [*TINY, *folders(tmp_path), "launcher.workers=1"]
     first, *others = (row.evaluations[0] for row in make_plan(configuration.resolve(arguments)).rows)
-    obstacle = first.run.path / "metrics.jsonl"
+    obstacle = first.folder.path / "grid.npy"
     obstacle.mkdir(parents=True)
     assert main(arguments) == 1
     error = capsys.readouterr().err.splitlines()[-1]
@@ -410,16 +422,13 @@ def test_samples_that_run_away_are_no_score_and_the_command_says_so(
 
 
 def test_an_evaluation_that_fails_blocks_no_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [*TINY, *folders(tmp_path), *ALONE, "methods.cdrl.sampling.step_multiplier=1e20"]
+    arguments = [*TINY, *folders(tmp_path), *ALONE, "+experiment.rows.cdrl.evaluate.guidance=1.0"]
     assert main(arguments) == 1
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("error: cdrl seed 0, samples: RuntimeError")
-    (log,) = (tmp_path / "runs" / "digits" / "cdrl").glob("*/seed0/eval/samples-*/error.log")
-    assert str(log) in error
-    assert "Traceback" in log.read_text()
+    assert error.startswith("error: cdrl seed 0, samples: evaluate.guidance leads towards classes")
     by_row = {cell["row"]: cell for cell in cells(tmp_path) if cell["metric"] == "fd"}
     assert by_row["cdrl"]["verdict"] == "not-run"
-    assert "seed 0: evaluation failed: RuntimeError" in by_row["cdrl"]["note"]
+    assert "seed 0: evaluation failed: evaluate.guidance leads" in by_row["cdrl"]["note"]
     assert float(by_row["real"]["value"]) >= 0
 
 

@@ -208,9 +208,9 @@ def test_an_evaluation_that_failed_is_missing_where_it_is_worth_another_try(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = planned(f"runs={tmp_path}", "scale.seeds=[0]", "experiment.rows.drl=null", "experiment.rows.short_run=null")
-    facts: dict[str, Any] = {"measurements": (), "seconds": 0.0, "commit": "a", "device": ""}
+    facts: dict[str, Any] = {"measurements": (), "seconds": 0.0, "commit": "a", "device": "a CPU"}
     for job in one.jobs():
-        job.run.finish(Status(status="finished", iterations=1, seconds=1.0, grad_evals=1, commit="", device=""))
+        job.run.finish(Status(status="finished", iterations=1, seconds=1.0, grad_evals=1, commit="a", device="a CPU"))
         for evaluation in job.evaluations:
             evaluation.folder.keep(Result(**facts))
     failing = one.jobs()[0]
