@@ -9,6 +9,7 @@ import pytest
 from tests import soak
 
 
+@pytest.mark.slow
 def test_nothing_grows(tmp_path: Path) -> None:
     assert soak.endure_alone(300, tmp_path, quiet=True) == []
 

@@ -127,6 +127,7 @@ def test_divergence_is_an_outcome() -> None:
     assert diverged_verdict(NUMBER, PAPER) == diverged_verdict(None, PAPER) == "diverged"
 
 
+@pytest.mark.slow
 def test_rows_reproduce_models_that_were_published() -> None:
     identities = {number.identity for number in published.load()} - {""}
     for name in configuration.choices("experiment"):
