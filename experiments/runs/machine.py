@@ -73,7 +73,8 @@ def _cpu_quotas(root: Path) -> Iterator[float]:
     In a container the own group may be named as it is outside and lie at the top inside, so the top is always asked.
     """
     try:
-        groups = [line.split(":", 2) for line in (root / "proc/self/cgroup").read_text(encoding="utf-8", errors="replace").splitlines()]
+        text = (root / "proc/self/cgroup").read_text(encoding="utf-8", errors="replace")
+        groups = [line.split(":", 2) for line in text.splitlines()]
     except OSError:
         groups = []
     mounted = root / "sys" / "fs" / "cgroup"
