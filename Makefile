@@ -3,6 +3,7 @@ SCALE ?= nano
 PYTHON ?= python3
 EXTRAS ?= dev
 OVERRIDES ?=
+ONLY ?=
 CASES ?= 10000
 SEED ?= 0
 KILLS ?= 100
@@ -72,7 +73,7 @@ test: $(READY)  ## The tests, in minutes, and verify-results
 	$(CDRL) report --verify
 
 test-all: $(READY)  ## The tests with those that take long; EXTRAS=dev,ray,slurm for those of the other engines
-	$(TEST)
+	$(TEST) $(ONLY)
 
 fuzz: $(READY)  ## 10,000 damaged files for each reader, and as many hostile command lines; CASES=n for others
 	CDRL_FUZZ=fuzz CDRL_FUZZ_CASES=$(CASES) $(TEST) tests/fuzz
