@@ -77,7 +77,7 @@ PHASES = {
     "training": (None, "worker", LONG),
     "checkpoint": ("cdrl.checkpoint:put", "worker", [*LONG, "checkpoint_seconds=0.0"]),
     "milestone": ("experiments.runs.folder:RunFolder.milestone", "worker", [*SHORT, "checkpoint_seconds=0.0"]),
-    "evaluation": ("experiments.metrics.score:Scorer.update", "worker", SHORT),
+    "evaluation": ("experiments.metrics.score:Scorer.add", "worker", SHORT),
     "figures": ("experiments.report:build_experiment", "command", SHORT),
 }
 """By name: what a process is held before, where, and further settings."""
@@ -232,7 +232,7 @@ def test_any_process_of_several_can_be_asked(rank: int, start: Start) -> None:
     code, _, err = started.ended()
     assert code == 75
     assert "was asked to stop by SIGTERM; its checkpoint is kept" in err.splitlines()[-1]
-    assert checkpoint.facts(started.run.path)["iteration"] > 0
+    assert checkpoint.load(started.run.path)[1]["iteration"] > 0
 
 
 def parent(pid: int) -> int:
@@ -246,4 +246,4 @@ def test_a_signal_to_the_whole_group_is_obeyed_by_all(start: Start) -> None:
     os.killpg(started.process.pid, signal.SIGHUP)
     code, _, _ = started.ended()
     assert code == 129
-    assert checkpoint.facts(started.run.path)["iteration"] > 0
+    assert checkpoint.load(started.run.path)[1]["iteration"] > 0
