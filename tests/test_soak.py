@@ -44,9 +44,3 @@ def test_killed_commands_end_as_undisturbed_ones(tmp_path: Path) -> None:
     counts, wrong = soak.kill_all(tmp_path, seed=0, kills=4, say=print)
     assert wrong == []
     assert counts["kills"] == 4
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_a_clock_that_jumps(tmp_path: Path) -> None:
-    assert soak.jumping_clock(tmp_path) == []
