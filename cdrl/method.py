@@ -103,8 +103,8 @@ class Meters:
 
     def recorded(self, first: int, stop: int) -> list[dict[str, list[float | None]]]:
         """`means` of each of the iterations ``first … stop − 1``, the last `WINDOW` of them; one synchronisation."""
-        rows = [iteration % self.WINDOW for iteration in range(max(first, stop - self.WINDOW, 0), stop)]
-        return [self._means(sums) for sums in self.history[rows].tolist()]
+        history = self.history.tolist()
+        return [self._means(history[i % self.WINDOW]) for i in range(max(first, stop - self.WINDOW, 0), stop)]
 
     def _means(self, sums: list[list[float]]) -> dict[str, list[float | None]]:
         counts, *values = sums
