@@ -6,7 +6,7 @@ import errno
 import os
 import re
 
-_REMEDIES = {
+STORAGE = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some of your quota",
     errno.EFBIG: "raise the limit of a file's size",
@@ -14,6 +14,7 @@ _REMEDIES = {
     errno.EACCES: "change its permissions, or choose another folder",
     errno.EPERM: "change its permissions, or choose another folder",
 }
+"""What says that storage is full, read-only or forbidden, and what to do about it."""
 
 
 class UserError(Exception):
@@ -44,9 +45,9 @@ def storage_trouble(error: BaseException | None) -> str | None:
         number, file = (error.errno, error.filename) if isinstance(error, OSError) else (None, None)
         if type(error).__name__ == "SafetensorError" and (code := re.search(r"(?:os error|code:) (\d+)", str(error))):
             number = int(code[1])
-        if number in _REMEDIES:
+        if number in STORAGE:
             what = os.fsdecode(file) if isinstance(file, str | bytes) else "a file"
             verb = "no access to" if number in (errno.EACCES, errno.EPERM) else "cannot write"
-            return f"{verb} {what} ({os.strerror(number)}); {_REMEDIES[number]}; the same command goes on"
+            return f"{verb} {what} ({os.strerror(number)}); {STORAGE[number]}; the same command goes on"
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -17,11 +16,10 @@ import torch.hub
 from torch import Tensor
 
 from cdrl import files
-from cdrl.errors import UserError
+from cdrl.errors import STORAGE, UserError
 from experiments.files import clear_drafts, sha256
 from experiments.progress import announce, exclusive
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 VARIABLE = "CDRL_WEIGHTS"
 """Environment variable that may name a folder of weight files, for machines without a network."""
 
@@ -67,7 +65,7 @@ class WeightFile:
                     try:
                         torch.hub.download_url_to_file(self.url, str(path), hash_prefix=self.sha256)
                     except (OSError, RuntimeError) as error:
-                        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+                        if isinstance(error, OSError) and error.errno in STORAGE:
                             with cache_errors(path):
                                 raise
                         raise UserError(
