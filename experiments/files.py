@@ -33,7 +33,7 @@ from cdrl.files import sha256
 
 __all__ = [
     "checked", "csv_read", "csv_text", "json_text", "misfit", "one_line", "read_arrays", "read_csv", "read_json",
-    "read_record", "read_text", "sha256", "write_bytes", "write_json", "write_text", "write_together", "write_whole",
+    "read_record", "read_text", "sha256", "write_bytes", "write_json", "write_text", "write_together", "write_whole", "wished",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -189,6 +189,13 @@ def read_text(path: Path, remedy: str = AGAIN) -> str:
         raise UserError(f"cannot read {path} ({error.strerror}); mend that, and the same command goes on") from error
     except UnicodeDecodeError as error:
         raise _damaged(path, "not UTF-8", remedy) from error
+
+
+def wished(path: Path, read: Callable[[], T]) -> T | None:
+    """What ``read`` makes of a file of wishes; None where it is missing or damaged: either way it is written anew."""
+    with suppress(UserError):
+        return read() if path.exists() else None
+    return None
 
 
 def check_folder(path: Path, setting: str) -> None:

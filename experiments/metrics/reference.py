@@ -20,7 +20,6 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -32,7 +31,7 @@ from typing_extensions import TypedDict
 from cdrl.errors import UserError
 from experiments.configuration import digest
 from experiments.data import DataSettings, ImageSet
-from experiments.files import AGAIN, Place, read_json, read_record, write_json
+from experiments.files import AGAIN, Place, read_json, read_record, wished, write_json
 from experiments.metrics import weights
 from experiments.metrics.distances import Moments
 from experiments.metrics.extractors import Extracted, Extractor, Pixels, build
@@ -201,10 +200,7 @@ class Statistics:
         """Writes what is wanted. Raises `UserError` where the cache cannot be written."""
         path = self.folder.path / "statistics.json"
         record = json.loads(json.dumps({"protocol": asdict(self.protocol), "data": asdict(self.data)}))
-        there = None
-        with suppress(UserError):  # a damaged wish is written anew
-            there = read_json(path) if path.exists() else None
-        if there != record:
+        if wished(path, lambda: read_json(path)) != record:
             with weights.cache_errors(path):
                 write_json(path, record)
 

@@ -64,6 +64,7 @@ from experiments.files import (
     clear_drafts,
     read_json,
     read_record,
+    wished,
     write_json,
     write_text,
 )  # fmt: skip
@@ -351,10 +352,8 @@ class RunFolder(WorkFolder):
 
     def want(self, settings: RunSettings) -> None:
         """Writes what the run is. Raises `UserError` where the folder cannot be written."""
-        path, there = self.path / "config.json", None
-        with suppress(UserError):  # a damaged wish is written anew
-            there = self.settings if path.exists() else None
-        if there != settings:  # where the data lie may have changed
+        path = self.path / "config.json"
+        if wished(path, lambda: self.settings) != settings:  # where the data lie may have changed
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
@@ -491,10 +490,8 @@ class EvaluationFolder(WorkFolder):
 
     def want(self, settings: Mapping[str, Any]) -> None:
         """Writes what the evaluation is."""
-        path, there = self.path / "settings.json", None
-        with suppress(UserError):  # a damaged wish is written anew
-            there = self.settings if path.exists() else None
-        if there is None:
+        path = self.path / "settings.json"
+        if wished(path, lambda: self.settings) is None:
             write_json(path, dict(settings))
 
     @property
