@@ -153,17 +153,6 @@ def _chain(method: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, 
     return {"steps": steps, "sampling_steps": sampled, "step_variance": chain.get("step_variance")}
 
 
-def check_writable(plan: Plan) -> None:
-    """Raises `UserError` unless results can be written: asked before hours are spent on them."""
-    try:
-        plan.results.mkdir(parents=True, exist_ok=True)
-        (plan.results / ".writable").touch()
-        (plan.results / ".writable").unlink()
-    except OSError as error:
-        reason = f"cannot write to {plan.results} ({error.strerror})"
-        raise UserError(f"{reason}; choose another folder: results=…") from error
-
-
 def derived(record: Mapping[str, Any], origin: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The cells of a record, a dict of `COLUMNS` each.
 

@@ -14,7 +14,7 @@ from cdrl import parallel
 from cdrl.cli import DIVERGED, UNFINISHED, note
 from cdrl.errors import UserError
 from experiments import configuration
-from experiments.cells import check_writable, rows_without_survivors, write_results
+from experiments.cells import rows_without_survivors, write_results
 from experiments.estimate import print_plan
 from experiments.files import check_folder
 from experiments.plan import Job, Plan, make_plan, one_per_run
@@ -59,7 +59,7 @@ def run(overrides: Sequence[str], *, show_config: bool = False, detach: bool = F
         return 0
 
     for one in plans:
-        check_writable(one)
+        check_folder(one.results, "results")
     written: list[str] = []
     undrawn: list[str] = []
     lost: list[str] = []
