@@ -179,7 +179,7 @@ def carry_out(plans: Sequence[Plan], complete: Callable[[Plan], None]) -> bool:
     board = Board(f"{name} ({plans[0].scale})", items)
     place = engine(launcher, config["device"], len(orders))
     board.say(f"{board.title}: {len(jobs)} runs to do {place.description}; Ctrl-C keeps everything")
-    noted = {item.name: len(item.folder.notes()) for item in items}
+    noted = {item.folder.path: len(item.folder.notes()) for item in items}
     pending = list(zip(place.submit(orders), items, strict=True))
     if launcher.get("detach"):
         board.say(f"{len(orders)} jobs are submitted and go on by themselves; the same command later collects")
@@ -195,7 +195,7 @@ def carry_out(plans: Sequence[Plan], complete: Callable[[Plan], None]) -> bool:
                     pending.remove((handle, item))
                     ended = handle.result()
                     board.end(item)
-                    for text in item.folder.notes()[noted[item.name] :]:
+                    for text in item.folder.notes()[noted[item.folder.path] :]:
                         board.say(f"{item.name}: {text}", style="yellow")
                     if ended.outcome == "done":
                         write_complete_ones({item.folder.path for _, item in pending})
