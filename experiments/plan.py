@@ -117,7 +117,7 @@ class Plan:
             again: what went wrong is not done either, where it is worth another try: an evaluation that failed
                 (`Result.stands`), and with ``retry=true`` a run that diverged.
         """
-        pending, code = [], commit()
+        pending, code = [], commit() if again else ""
         for job in self.jobs():
             state = job.run.state if job.settings.recipe.trains else "finished"
             evaluations = tuple(

@@ -254,7 +254,8 @@ def _in_step(report: OnProgress, group: Group) -> OnProgress:
 
 def _work_on_run(run: RunFolder, pending: Sequence[EvaluationFolder], order: Order, stop: Stop) -> str:
     """The story of a run."""
-    settings, recipe, device, cache = run.settings, run.settings.recipe, torch.device(order.device), Path(order.cache)
+    settings, device, cache = run.settings, torch.device(order.device), Path(order.cache)
+    recipe = settings.recipe
     with ExitStack() as together:
         group = together.enter_context(joined(recipe.shards, device, order.exact))
 
