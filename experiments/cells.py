@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cdrl.errors import UserError
 from experiments import checksums, published
 from experiments.data import DataSettings
 from experiments.files import csv_text, json_text, sha256

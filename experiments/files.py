@@ -32,8 +32,24 @@ from cdrl.errors import UserError
 from cdrl.files import sha256
 
 __all__ = [
-    "checked", "csv_read", "csv_text", "json_text", "misfit", "one_line", "read_arrays", "read_csv", "read_json",
-    "read_record", "read_text", "sha256", "write_bytes", "write_json", "write_text", "write_together", "write_whole", "wished",
+    "checked",
+    "csv_read",
+    "csv_text",
+    "json_text",
+    "misfit",
+    "one_line",
+    "read_arrays",
+    "read_csv",
+    "read_json",
+    "read_record",
+    "read_text",
+    "sha256",
+    "wished",
+    "write_bytes",
+    "write_json",
+    "write_text",
+    "write_together",
+    "write_whole",
 ]  # fmt: skip
 
 T = TypeVar("T")
