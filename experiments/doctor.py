@@ -74,7 +74,7 @@ def _weights(extractor: str, cache: Path, given: str | None = None, pinned: str 
     everything = map(protocols.load, protocols.names())
     users = ", ".join(protocol.name for protocol in everything if protocol.extractor == extractor)
     if extractor == "digits":
-        path = digits.weight_path(cache, digits.Recipe(), data.load("digits", "train").checksum)
+        path = digits.weight_path(cache, digits.RECIPE, data.load("digits", "train").checksum)
         return _kept("digits classifier", path, users, "trained in seconds when first needed")
 
     # Files whose hash is pinned.

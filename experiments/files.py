@@ -50,7 +50,7 @@ __all__ = [
     "write_text",
     "write_together",
     "write_whole",
-]  # fmt: skip
+]
 
 T = TypeVar("T")
 

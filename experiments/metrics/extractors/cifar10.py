@@ -15,7 +15,6 @@ import dataclasses
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors.torch
@@ -27,27 +26,25 @@ from experiments.data import ImageSet, load
 from experiments.files import sha256
 from experiments.metrics import weights
 from experiments.metrics.extractors import classifiers
+from experiments.metrics.extractors.classifiers import Recipe
 from experiments.progress import progress
 
 NAME, SIZE, DIM, CLASSES = "cifar10-16", 16, 96, 10
 FILE = Path(__file__).parent / "weights" / "cifar10-16.safetensors"
 SHA256 = "82ac59f9a4c5f46063bdcd15b6bb42356b6a845f56ae4ab5a1e549a60308d518"
 _CPU_BATCH = 16
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe(classifiers.Recipe):
-    """The recipe of the committed weights."""
-
-    version: int = 1
-    seed: int = 0
-    width: int = 32
-    epochs: int = 12
-    batch_size: int = 128
-    learning_rate: float = 5e-3
-    weight_decay: float = 2e-2
-    noise: float = 0.1
-    shift: int = 1
+RECIPE = Recipe(
+    version=1,
+    seed=0,
+    width=32,
+    epochs=12,
+    batch_size=128,
+    learning_rate=5e-3,
+    weight_decay=2e-2,
+    noise=0.1,
+    shift=1,
+)
+"""Of the committed weights."""
 
 
 class Network(nn.Module):
@@ -80,7 +77,7 @@ class Cifar10Extractor(classifiers.Classifier):
             raise UserError(f"no weight file {path}; get it from the repository again")
         if (actual := sha256(path)) != wanted:
             raise UserError(f"{path} has SHA-256 {actual}, not {wanted}; get it from the repository again")
-        network = Network(Recipe().width)
+        network = Network(RECIPE.width)
         network.load_state_dict(safetensors.torch.load_file(path))
         super().__init__(
             network, device, name=NAME, channels=3, dim=DIM, classes=CLASSES, sha256=actual, cpu_batch=_CPU_BATCH
@@ -103,7 +100,7 @@ def accuracy(extractor: classifiers.Classifier, images: ImageSet) -> float:
 def main(arguments: Sequence[str]) -> None:
     """Train, write the file, and print what is known of it."""
     path = Path(arguments[0]) if arguments else FILE
-    images, held_out, recipe = load("cifar10", "train", size=SIZE), load("cifar10", "test", size=SIZE), Recipe()
+    images, held_out, recipe = load("cifar10", "train", size=SIZE), load("cifar10", "test", size=SIZE), RECIPE
     start = time.process_time()
     network = train(images, recipe)
     seconds = time.process_time() - start

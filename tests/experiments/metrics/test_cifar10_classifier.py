@@ -18,7 +18,7 @@ from experiments.data import ImageSet, load
 from experiments.files import sha256
 from experiments.metrics import Extractor, Scorer, build, protocols, weights
 from experiments.metrics.extractors import cifar10
-from experiments.metrics.extractors.cifar10 import FILE, SHA256, Recipe, train
+from experiments.metrics.extractors.cifar10 import FILE, RECIPE, SHA256, train
 
 PROTOCOL = protocols.load("fd-cifar10-16")
 
@@ -46,7 +46,7 @@ def test_the_weights_come_with_the_repository(extractor: Extractor) -> None:
     tensors = weights.load(FILE)
     assert tensors is not None
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
-    assert sum(parameter.numel() for parameter in cifar10.Network(Recipe().width).parameters()) < 150_000
+    assert sum(parameter.numel() for parameter in cifar10.Network(RECIPE.width).parameters()) < 150_000
 
 
 def test_the_file_says_how_good_it_is_and_how_it_was_made() -> None:
@@ -55,7 +55,7 @@ def test_the_file_says_how_good_it_is_and_how_it_was_made() -> None:
     assert float(accuracy) > 0.7
     assert images == "10000 test images"
     assert "13ce6883715e7e5d" in facts["data"]
-    assert facts["recipe"] == str(vars(Recipe()))
+    assert facts["recipe"] == str(vars(RECIPE))
 
 
 def test_its_verdicts_are_those_of_the_day_it_was_made(extractor: Extractor) -> None:
@@ -113,7 +113,7 @@ def test_classes_alone_need_no_reference_statistics(extractor: Extractor, tmp_pa
 def test_training_again_gives_the_same_weights() -> None:
     labels = np.arange(64) % 10
     images = ImageSet(blurred_noise(64), labels, "squares", "train", "made up", tuple("0123456789"))
-    recipe = Recipe(epochs=1, width=8, batch_size=16)
+    recipe = replace(RECIPE, epochs=1, width=8, batch_size=16)
     torch.manual_seed(1)
     first = train(images, recipe).state_dict()
     torch.manual_seed(2)

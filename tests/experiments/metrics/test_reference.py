@@ -19,7 +19,7 @@ from experiments.data import DataSettings, load
 from experiments.metrics import Extracted, Extractor, protocols
 from experiments.metrics import reference as module
 from experiments.metrics.extractors import Pixels
-from experiments.metrics.extractors.digits import DigitsExtractor, Recipe
+from experiments.metrics.extractors.digits import RECIPE, DigitsExtractor
 from experiments.metrics.reference import Reference, Statistics, reference
 from experiments.progress import OnProgress
 
@@ -235,8 +235,9 @@ def test_the_classifier_is_trained_by_one_of_many_and_verified(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = (
-        "import sys, pathlib, torch; from experiments.metrics.extractors.digits import DigitsExtractor, Recipe;"
-        "DigitsExtractor(pathlib.Path(sys.argv[1]), torch.device('cpu'), Recipe(epochs=2))"
+        "import dataclasses, sys, pathlib, torch;"
+        "from experiments.metrics.extractors.digits import DigitsExtractor, RECIPE;"
+        "DigitsExtractor(pathlib.Path(sys.argv[1]), torch.device('cpu'), dataclasses.replace(RECIPE, epochs=2))"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(2)]
@@ -247,7 +248,7 @@ def test_the_classifier_is_trained_by_one_of_many_and_verified(
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    extractor = DigitsExtractor(tmp_path, torch.device("cpu"), Recipe(epochs=2))
+    extractor = DigitsExtractor(tmp_path, torch.device("cpu"), replace(RECIPE, epochs=2))
     assert extractor(np.zeros((1, 8, 8, 1), np.uint8)).features.isfinite().all()
     assert f"{path} is damaged; it is made again" in capsys.readouterr().err
     assert path.read_bytes() != bytes(content)
